@@ -1,0 +1,247 @@
+"""BART's decoder for one document: teacher-forced, and step by step with caches for generation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_simcas.bart.config import BartConfig
+from jax_simcas.bart.encoder import Remat, checkpointed
+from jax_simcas.bart.layers import (
+    Attention,
+    FeedForward,
+    LayerNorm,
+    Params,
+    attend,
+    dropout_embedding,
+    embed,
+    final_norm,
+    init_stack,
+    stack_layers,
+    sublayer,
+)
+
+
+class CrossCache(NamedTuple):
+    """Keys and values of the selected states, computed once a document and shared by all beams."""
+
+    key: Float[Array, "L H C Dh"]
+    value: Float[Array, "L H C Dh"]
+    mask: Bool[Array, " C"]
+
+
+class SelfCache(NamedTuple):
+    """Keys and values of the tokens decoded so far; row t is written at step t."""
+
+    key: Float[Array, "L beams H T Dh"]
+    value: Float[Array, "L beams H T Dh"]
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention to the selected states, feed-forward."""
+
+    config: BartConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        c = self.config
+        self.self_attn = Attention(c.decoder_attention_heads, c, self.dtype)
+        self.self_attn_layer_norm = LayerNorm(self.dtype)
+        self.encoder_attn = Attention(c.decoder_attention_heads, c, self.dtype)
+        self.encoder_attn_layer_norm = LayerNorm(self.dtype)
+        self.mlp = FeedForward(c.decoder_ffn_dim, c, self.dtype)
+        nn.share_scope(self, self.mlp)
+        self.final_layer_norm = LayerNorm(self.dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        selected: Float[Array, "C D"],
+        selected_mask: Bool[Array, " C"],
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "T D"], Float[Array, "H T C"]]:
+        """Returns the states and the cross-attention weights (before dropout)."""
+        causal = jnp.tril(jnp.ones((x.shape[0], x.shape[0]), bool))
+        weights = None
+
+        def cross(y: Array) -> Array:
+            nonlocal weights
+            out, weights = self.encoder_attn(y, selected, selected_mask[None, :], deterministic)
+            return out
+
+        attention = lambda y: self.self_attn(y, y, causal, deterministic)[0]
+        feed_forward = lambda y: self.mlp(y, deterministic)
+        x = sublayer(self, x, attention, self.self_attn_layer_norm, self.config, deterministic)
+        x = sublayer(self, x, cross, self.encoder_attn_layer_norm, self.config, deterministic)
+        x = sublayer(self, x, feed_forward, self.final_layer_norm, self.config, deterministic)
+        return x, weights
+
+    def cross_key_value(self, selected: Float[Array, "C D"]) -> tuple[Array, Array]:
+        return self.encoder_attn.key_value(selected)
+
+    def step(
+        self,
+        x: Float[Array, "beams D"],
+        position: Int[Array, ""],
+        index: Int[Array, ""],
+        self_cache: SelfCache,
+        cross_key: Float[Array, "H C Dh"],
+        cross_value: Float[Array, "H C Dh"],
+        cross_mask: Bool[Array, " C"],
+        history: Bool[Array, "beams slots_T"],
+    ) -> tuple[Float[Array, "beams D"], SelfCache]:
+        """One token per beam; writes row `position` of layer `index` of the cache."""
+        cache = self_cache
+
+        def attention(y: Array) -> Array:
+            nonlocal cache
+            key, value = self.self_attn.key_value(y)  # [H, beams, Dh]
+            rows = lambda kv: kv.transpose(1, 0, 2)[None, :, :, None, :]
+            start = (index, 0, 0, position, 0)
+            cache = SelfCache(
+                lax.dynamic_update_slice(cache.key, rows(key), start),
+                lax.dynamic_update_slice(cache.value, rows(value), start),
+            )
+            # Every beam looks at every slot's rows, and the mask leaves it its own ancestors: a product and a
+            # mask instead of a gather that would copy the cache.
+            flat = lambda kv: lax.dynamic_index_in_dim(kv, index, 0, False).transpose(1, 0, 2, 3)
+            keys, values = (kv.reshape(kv.shape[0], -1, kv.shape[-1]) for kv in map(flat, cache))
+            context, _ = attend(self.self_attn.query(y), keys, values, history)
+            return self.self_attn.merge(context)
+
+        def cross(y: Array) -> Array:
+            context, _ = attend(self.encoder_attn.query(y), cross_key, cross_value, cross_mask[None, :])
+            return self.encoder_attn.merge(context)
+
+        feed_forward = lambda y: self.mlp(y, True)
+        x = sublayer(self, x, attention, self.self_attn_layer_norm, self.config, True)
+        x = sublayer(self, x, cross, self.encoder_attn_layer_norm, self.config, True)
+        return sublayer(self, x, feed_forward, self.final_layer_norm, self.config, True), cache
+
+
+def init_decoder(key: Array, config: BartConfig) -> Params:
+    """Fresh decoder parameters."""
+    inputs = (jnp.zeros((2, config.d_model)), jnp.zeros((2, config.d_model)), jnp.ones(2, bool))
+    return init_stack(key, DecoderLayer(config), inputs, config.decoder_layers, config)
+
+
+def logits_of(params: Params, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T V"]:
+    """x E^T + final_logits_bias with the shared embedding E, in float32. `params` is the whole tree."""
+    embedding = params["model"]["shared"]["embedding"].astype(dtype)
+    products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
+    return products + params["final_logits_bias"][0]
+
+
+def decode(
+    params: Params,
+    config: BartConfig,
+    selected: Float[Array, "C D"],
+    selected_mask: Bool[Array, " C"],
+    target_ids: Int[Array, " T"],
+    target_mask: Bool[Array, " T"],
+    *,
+    key: Array | None = None,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+) -> tuple[Float[Array, "T V"], Float[Array, " C"]]:
+    """Teacher forcing: logits at t predict target t + 1.
+
+    Returns:
+      logits in float32, and the cross-attention weights averaged over layers, heads and real target
+      positions: one weight a selected state; they sum to 1. (Dead code when unused.)
+    """
+    decoder = params["model"]["decoder"]
+    deterministic = key is None
+    keys = jax.random.split(jax.random.key(0) if key is None else key, config.decoder_layers + 1)
+    positions = jnp.arange(target_ids.shape[0])
+    x = embed(params["model"]["shared"], decoder, config, target_ids, positions, dtype)
+    x = dropout_embedding(x, config, None if deterministic else keys[-1])
+    layer = DecoderLayer(config, dtype)
+    share = target_mask / jnp.maximum(target_mask.sum(), 1)
+
+    def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
+        layer_params, layer_key = inputs
+        rngs = None if deterministic else {"dropout": layer_key}
+        x, weights = layer.apply(
+            {"params": layer_params}, x, selected.astype(dtype), selected_mask, deterministic, rngs=rngs
+        )
+        return x, jnp.einsum("htc,t->c", weights, share) / config.decoder_attention_heads
+
+    x, attention = lax.scan(checkpointed(step, remat), x, (stack_layers(decoder["layers"]), keys[:-1]))
+    return logits_of(params, final_norm(decoder, config, x, dtype), dtype), attention.mean(axis=0)
+
+
+def cross_cache(
+    params: Params,
+    config: BartConfig,
+    selected: Float[Array, "C D"],
+    selected_mask: Bool[Array, " C"],
+    dtype: Any = jnp.float32,
+) -> CrossCache:
+    """Cross-attention keys and values of all layers, for `decode_step`."""
+    layer = DecoderLayer(config, dtype)
+    project = lambda p: layer.apply({"params": p}, selected.astype(dtype), method="cross_key_value")
+    key, value = lax.map(project, stack_layers(params["model"]["decoder"]["layers"]))
+    return CrossCache(key, value, selected_mask)
+
+
+def init_self_cache(config: BartConfig, beams: int, max_length: int, dtype: Any = jnp.float32) -> SelfCache:
+    """An empty cache for `max_length` tokens of each beam."""
+    heads = config.decoder_attention_heads
+    shape = (config.decoder_layers, beams, heads, max_length, config.d_model // heads)
+    return SelfCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def decode_step(
+    params: Params,
+    config: BartConfig,
+    token: Int[Array, " beams"],
+    position: Int[Array, ""],
+    self_cache: SelfCache,
+    cross: CrossCache,
+    ancestors: Int[Array, "beams T"] | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[Float[Array, "beams V"], SelfCache]:
+    """Logits after one more token of every beam.
+
+    Args:
+      params: the whole tree; stack the layers once, outside a loop, with `stack_decoder`.
+      token: the token at `position` (0 is the decoder start token).
+      ancestors: row t of beam b's history lies in cache slot ancestors[b, t]; None: in slot b.
+    """
+    decoder = params["model"]["decoder"]
+    beams, length = token.shape[0], self_cache.key.shape[3]
+    if ancestors is None:
+        ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
+    # The row being written belongs to the beam that writes it.
+    ancestors = ancestors.at[:, position].set(jnp.arange(beams))
+    own = ancestors[:, None, :] == jnp.arange(beams)[None, :, None]
+    history = (own & (jnp.arange(length) <= position)).reshape(beams, beams * length)
+    positions = jnp.full((beams,), position)
+    x = embed(params["model"]["shared"], decoder, config, token, positions, dtype)
+    layer = DecoderLayer(config, dtype)
+
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        x, cache = carry
+        layer_params, index, key, value = inputs
+        return layer.apply(
+            {"params": layer_params}, x, position, index, cache, key, value, cross.mask, history, method="step"
+        ), None
+
+    layers = decoder["stacked"] if "stacked" in decoder else stack_layers(decoder["layers"])
+    inputs = (layers, jnp.arange(config.decoder_layers), cross.key, cross.value)
+    (x, self_cache), _ = lax.scan(step, (x, self_cache), inputs)
+    return logits_of(params, final_norm(decoder, config, x, dtype), dtype), self_cache
+
+
+def stack_decoder(params: Params) -> Params:
+    """`params` with the decoder's layers stacked once, so that a decoding loop doesn't do it every step."""
+    model = params["model"]
+    decoder = {k: v for k, v in model["decoder"].items() if k != "layers"}
+    decoder["stacked"] = stack_layers(model["decoder"]["layers"])
+    return {**params, "model": {**model, "decoder": decoder}}

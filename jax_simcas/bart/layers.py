@@ -1,0 +1,221 @@
+"""BART's building blocks for one sequence: Linen modules whose tree is the published Flax BART tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_simcas.bart.config import BartConfig
+
+POSITION_OFFSET = 2  # rows that BART's position tables carry before position 0
+LAYER_NORM_EPSILON = 1e-5
+Params = Any  # nested dict of arrays
+
+
+class Dense(nn.Module):
+    """y = x W + b: operands in `dtype`, products summed in float32, result in `dtype`."""
+
+    features: int
+    dtype: Any
+    init_std: float
+    learn_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = bias if self.learn_bias else lax.stop_gradient(bias)
+        y = lax.dot_general(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return (y + bias).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32, result in `dtype`."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias).astype(self.dtype)
+
+
+def attend(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+) -> tuple[Float[Array, "H T Dh"], Float[Array, "H T C"]]:
+    """softmax(q k^T / sqrt(Dh)) v, with the softmax in float32.
+
+    A row whose mask is all False attends evenly to everything: finite, and for the caller to ignore.
+    """
+    scores = jnp.einsum("htd,hcd->htc", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    context = jnp.einsum(
+        "htc,hcd->htd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return context.astype(value.dtype), weights
+
+
+class Attention(nn.Module):
+    """Multi-head attention with BART's four projections; the cache paths call them one by one."""
+
+    heads: int
+    config: BartConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        size = (self.config.d_model, self.dtype, self.config.init_std)
+        self.q_proj, self.v_proj, self.out_proj = (Dense(*size) for _ in range(3))
+        # A key bias shifts all scores of a query alike, so its gradient is exactly 0; what rounding leaves of it
+        # Adam would blow up to full steps.
+        self.k_proj = Dense(*size, learn_bias=False)
+
+    def split(self, x: Float[Array, "T D"]) -> Float[Array, "H T Dh"]:
+        return x.reshape(x.shape[0], self.heads, -1).transpose(1, 0, 2)
+
+    def merge(self, x: Float[Array, "H T Dh"]) -> Float[Array, "T D"]:
+        return self.out_proj(x.transpose(1, 0, 2).reshape(x.shape[1], -1))
+
+    def query(self, x: Float[Array, "T D"]) -> Float[Array, "H T Dh"]:
+        return self.split(self.q_proj(x))
+
+    def key_value(self, x: Float[Array, "C D"]) -> tuple[Float[Array, "H C Dh"], Float[Array, "H C Dh"]]:
+        return self.split(self.k_proj(x)), self.split(self.v_proj(x))
+
+    def __call__(
+        self,
+        x: Float[Array, "T D"],
+        states: Float[Array, "C D"],
+        mask: Bool[Array, "#T C"],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "T D"], Float[Array, "H T C"]]:
+        """Attention of `x` to `states`; returns the output and the weights before dropout."""
+        key, value = self.key_value(states)
+        query = self.query(x)
+        if deterministic or not self.config.attention_dropout:
+            context, weights = attend(query, key, value, mask)
+            return self.merge(context), weights
+        _, weights = attend(query, key, value, mask)
+        kept = _dropout(weights, self.config.attention_dropout, self.make_rng("dropout"))
+        return self.merge(jnp.einsum("htc,hcd->htd", kept.astype(self.dtype), value)), weights
+
+
+class FeedForward(nn.Module):
+    """fc2(activation(fc1(x))); layers share their scope with it, so that fc1 and fc2 sit where BART has them."""
+
+    width: int
+    config: BartConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        self.fc1 = Dense(self.width, self.dtype, self.config.init_std)
+        self.fc2 = Dense(self.config.d_model, self.dtype, self.config.init_std)
+
+    def __call__(self, x: Float[Array, "T D"], deterministic: bool) -> Float[Array, "T D"]:
+        inner = activation(self.fc1(x), self.config.activation_function)
+        if not deterministic and self.config.activation_dropout:
+            inner = _dropout(inner, self.config.activation_dropout, self.make_rng("dropout"))
+        return self.fc2(inner)
+
+
+def activation(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+    """The named activation, computed in float32."""
+    functions = {
+        "gelu": lambda y: 0.5 * y * (1.0 + lax.erf(y * 2.0**-0.5)),
+        "gelu_new": lambda y: jax.nn.gelu(y, approximate=True),
+        "relu": jax.nn.relu,
+    }
+    return functions[name](x.astype(jnp.float32)).astype(x.dtype)
+
+
+def dropout(module: nn.Module, x: Float[Array, "..."], rate: float, deterministic: bool) -> Float[Array, "..."]:
+    """Inverted dropout with the module's own `dropout` key."""
+    return x if deterministic or rate == 0.0 else _dropout(x, rate, module.make_rng("dropout"))
+
+
+def dropout_embedding(x: Float[Array, "T D"], config: BartConfig, key: Array | None) -> Float[Array, "T D"]:
+    """Dropout after the embedding norm; None switches it off."""
+    return x if key is None or config.dropout == 0.0 else _dropout(x, config.dropout, key)
+
+
+def sublayer(
+    layer: nn.Module,
+    x: Float[Array, "T D"],
+    function: Callable[[Array], Array],
+    norm: LayerNorm,
+    config: BartConfig,
+    deterministic: bool,
+) -> Float[Array, "T D"]:
+    """norm(x + dropout(f(x))) as in BART, or x + dropout(f(norm(x))) when `normalize_before` (mBART)."""
+    inner = function(norm(x) if config.normalize_before else x)
+    x = x + dropout(layer, inner, config.dropout, deterministic)
+    return x if config.normalize_before else norm(x)
+
+
+def _dropout(x: Float[Array, "..."], rate: float, key: Array) -> Float[Array, "..."]:
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def embed(
+    shared: Params,
+    stack: Params,
+    config: BartConfig,
+    ids: Int[Array, " T"],
+    positions: Int[Array, " T"],
+    dtype: Any,
+    added: Float[Array, " D"] | None = None,
+) -> Float[Array, "T D"]:
+    """layer_norm(scale * token + position [+ added]); `stack` is the encoder's or the decoder's tree."""
+    scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    tokens = shared["embedding"][ids] * scale
+    # PAD's embedding learns from the output head only, as PyTorch's `padding_idx` has it.
+    tokens = jnp.where((ids == config.pad_token_id)[:, None], lax.stop_gradient(tokens), tokens)
+    x = tokens + stack["embed_positions"]["embedding"][positions + POSITION_OFFSET]
+    if added is not None:
+        x = x + added
+    return LayerNorm(dtype).apply({"params": stack["layernorm_embedding"]}, x)
+
+
+def stack_layers(layers: Params) -> Params:
+    """{"0": tree, "1": tree, ...} -> one tree whose leaves have a leading layer axis, for `lax.scan`."""
+    ordered = [layers[str(i)] for i in range(len(layers))]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
+
+
+def init_stack(key: Array, layer: nn.Module, layer_inputs: tuple, count: int, config: BartConfig) -> Params:
+    """Fresh parameters of an encoder or decoder: positions, embedding norm, `count` layers."""
+    position_key, *layer_keys = jax.random.split(key, count + 1)
+    rows = config.max_position_embeddings + POSITION_OFFSET
+    norm = {"scale": jnp.ones(config.d_model), "bias": jnp.zeros(config.d_model)}
+    params = {
+        "embed_positions": {"embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))},
+        "layernorm_embedding": dict(norm),
+        "layers": {str(i): layer.init(layer_keys[i], *layer_inputs)["params"] for i in range(count)},
+    }
+    if config.final_layer_norm:
+        params["layer_norm"] = dict(norm)
+    return params
+
+
+def final_norm(stack: Params, config: BartConfig, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T D"]:
+    """mBART's closing layer norm; BART has none."""
+    return LayerNorm(dtype).apply({"params": stack["layer_norm"]}, x) if config.final_layer_norm else x
