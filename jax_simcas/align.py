@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-Align = Literal["mean", "shift", "none"]
+ALIGNMENTS = ("mean", "shift", "none")
 AxisName = str | tuple[str, ...]
 
 
-def chunk_mean(x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: AxisName) -> Float[Array, "*shape"]:
+def chunk_mean(
+    x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: AxisName
+) -> Float[Array, "*shape"]:
     """sum over real chunks of x / number of real chunks, in float32; the same on every chunk.
 
     One collective over `axis_name`, whether that axis is a `vmap`, a mesh axis or a tuple of both.
     """
-    total, count = lax.psum((jnp.where(real, x.astype(jnp.float32), 0.0), real.astype(jnp.float32)), axis_name)
+    total, count = lax.psum(
+        (jnp.where(real, x.astype(jnp.float32), 0.0), real.astype(jnp.float32)), axis_name
+    )
     return (total / jnp.maximum(count, 1.0)).astype(x.dtype)
 
 
@@ -38,7 +40,7 @@ def chunk_shift(
 def align(
     hidden: Float[Array, "S D"],
     real: Bool[Array, ""],
-    mode: Align,
+    mode: str,
     axis_name: AxisName,
     enabled: Bool[Array, ""] | bool = True,
 ) -> Float[Array, "S D"]:

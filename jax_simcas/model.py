@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas import select as select_lib
-from jax_simcas.align import Align, align
+from jax_simcas.align import ALIGNMENTS, align
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.decoder import decode, init_decoder
-from jax_simcas.bart.encoder import Remat, encode_chunk, init_encoder
+from jax_simcas.bart.encoder import REMAT, encode_chunk, init_encoder
 from jax_simcas.reward import HYPER_LENGTH, REWARD_SCALE
-from jax_simcas.select import Compacted, EmptyChunk, Policy, Selection
+from jax_simcas.select import Compacted, Selection
 
 Params = Any
 CHUNK_AXIS = "chunk"
@@ -34,37 +34,42 @@ class SimcasConfig:
     """
 
     chunk_length: int = 512
-    chunking: Literal["fixed", "sentences"] = "fixed"
+    chunking: str = "fixed"
     max_input_len: int = 16_384  # tokens
     max_target_len: int = 1_024  # tokens
     mask_padding: bool = True
-    align: Align = "mean"
-    chunk_position: Literal["none", "sinusoidal", "learned"] = "none"
+    align: str = "mean"
+    chunk_position: str = "none"
     max_chunks: int = 1_024  # rows of the learned chunk positions
-    policy: Policy = "greedy"
+    policy: str = "greedy"
     threshold: float = 0.5
     budget: int | None = None
     capacity: int | None = None
-    empty_chunk: EmptyChunk = "all"
+    empty_chunk: str = "all"
     reward_scale: float = REWARD_SCALE
     hyper_length: int = HYPER_LENGTH
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"
+    dtype: str = "float32"
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         allowed = {
             "chunking": ("fixed", "sentences"),
-            "align": ("mean", "shift", "none"),
+            "align": ALIGNMENTS,
             "chunk_position": ("none", "sinusoidal", "learned"),
             "policy": select_lib.POLICIES,
             "empty_chunk": ("all", "none"),
             "dtype": ("float32", "bfloat16"),
-            "remat": ("none", "dots", "layer"),
+            "remat": REMAT,
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}")
-        for name, least in (("chunk_length", 3), ("max_input_len", 3), ("max_target_len", 3), ("capacity", 2)):
+        for name, least in (
+            ("chunk_length", 3),
+            ("max_input_len", 3),
+            ("max_target_len", 3),
+            ("capacity", 2),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: expected at least {least}")
@@ -106,7 +111,9 @@ def init_params(key: Array, bart: BartConfig, simcas: SimcasConfig) -> Params:
     }
 
 
-def chunk_positions(params: Params, simcas: SimcasConfig, chunks: int, width: int) -> Float[Array, "K D"] | None:
+def chunk_positions(
+    params: Params, simcas: SimcasConfig, chunks: int, width: int
+) -> Float[Array, "K D"] | None:
     """What is added to every token of chunk k before layer 0, or None.
 
     sinusoidal: sin(k w_i), cos(k w_i) with w_i = 10000^(-2i/D).
@@ -189,7 +196,7 @@ def encode_and_select(
     token_mask: Bool[Array, "K S"],
     chunk_mask: Bool[Array, " K"],
     *,
-    policy: Policy | None = None,
+    policy: str | None = None,
     select_key: Array | None = None,
     dropout_key: Array | None = None,
     budget: Int[Array, ""] | int | None = None,

@@ -49,9 +49,9 @@ class Rollout(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """The order of visits: E epochs, R minibatch rounds an epoch, M candidates a minibatch."""
+    """The order of visits: E epochs, R minibatch rounds an epoch, M candidates a minibatch, P = R M."""
 
-    token: Int[Array, "E B K RM"]  # candidates of every chunk, shuffled; N or more: nothing
+    token: Int[Array, "E B K P"]  # candidates of every chunk, shuffled; N or more: nothing
     chunk: Int[Array, "E R B K"]
 
 
@@ -206,7 +206,12 @@ def ppo_update(
             return *new, losses, any_real
 
         def skip(_: None) -> tuple:
-            return selector, optimizer_state, Losses(*(jnp.zeros(()) for _ in Losses._fields)), jnp.array(False)
+            return (
+                selector,
+                optimizer_state,
+                Losses(*(jnp.zeros(()) for _ in Losses._fields)),
+                jnp.array(False),
+            )
 
         selector, optimizer_state, losses, taken = lax.cond(active, visit, skip, None)
         kl = jnp.where(taken, losses.approx_kl, kl)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-Policy = Literal["sample", "greedy", "threshold", "topk", "all", "random"]
 POLICIES = ("sample", "greedy", "threshold", "topk", "all", "random")
-EmptyChunk = Literal["all", "none"]
 Params = Any
 
 
@@ -32,11 +30,11 @@ class Head(nn.Module):
         self.dense_1, self.dense_2, self.dense_3 = inner(), inner(), inner()
         self.out_proj = nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.gain))
 
-    def candidate_part(self, candidates: Float[Array, "N D"]) -> Float[Array, "N 2D"]:
+    def candidate_part(self, candidates: Float[Array, "*K N D"]) -> Float[Array, "*K N I"]:
         """W1 h, which does not depend on the state and so need not wait for it."""
         return self.dense_1(candidates)
 
-    def rest(self, candidate_part: Float[Array, "N 2D"], state: Float[Array, " D"]) -> Float[Array, "N O"]:
+    def rest(self, candidate_part: Float[Array, "N I"], state: Float[Array, " D"]) -> Float[Array, "N O"]:
         inner = jnp.tanh(candidate_part + self.dense_2(state))
         return self.out_proj(jnp.tanh(self.dense_3(inner)))
 
@@ -99,11 +97,11 @@ def select(
     candidate_mask: Bool[Array, "K N"],
     chunk_mask: Bool[Array, " K"],
     *,
-    policy: Policy,
+    policy: str,
     key: Array | None = None,
     budget: Int[Array, ""] | int | None = None,
     threshold: float = 0.5,
-    empty_chunk: EmptyChunk = "all",
+    empty_chunk: str = "all",
     action: Bool[Array, "K N"] | None = None,
 ) -> Selection:
     """Walks over the chunks; the state before chunk k is the mean of g and all states selected before it.
@@ -193,7 +191,9 @@ class Compacted(NamedTuple):
 
     states: Float[Array, "C D"]
     mask: Bool[Array, " C"]
-    index: Int[Array, " M"]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
+    index: Int[
+        Array, " M"
+    ]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
     overflow: Int[Array, ""]  # selected candidates that found no place
 
 

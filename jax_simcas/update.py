@@ -17,7 +17,6 @@ from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import Encoded, SimcasConfig, decode_selected, encode_and_select
 from jax_simcas.ppo import Losses, PPOConfig, Rollout, advantages, draw_orders, masked_mean, ppo_update
 from jax_simcas.reward import candidate_rewards, document_reward, target_log_prob
-from jax_simcas.select import Policy
 
 Params = Any
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
@@ -59,6 +58,7 @@ class TrainState:
 
     step: Int[Array, ""]
     skipped: Int[Array, ""]
+    skipped_in_row: Int[Array, ""]
     params: Params
     transformer_optimizer: optax.OptState
     selector_optimizer: optax.OptState
@@ -100,6 +100,7 @@ def init_state(params: Params, config: UpdateConfig, key: Array) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         skipped=jnp.zeros((), jnp.int32),
+        skipped_in_row=jnp.zeros((), jnp.int32),
         params=params,
         transformer_optimizer=transformer_optimizer(config).init(transformer),
         selector_optimizer=selector_optimizer(config).init(selector),
@@ -137,7 +138,7 @@ def forward(
     simcas: SimcasConfig,
     document: Batch,
     *,
-    policy: Policy | None = None,
+    policy: str | None = None,
     select_key: Array | None = None,
     dropout_key: Array | None = None,
     action: Bool[Array, "K N"] | None = None,
@@ -183,7 +184,7 @@ def batch_loss(
     simcas: SimcasConfig,
     label_smoothing: float,
     *,
-    policy: Policy | None = None,
+    policy: str | None = None,
     key: Array | None = None,
     action: Bool[Array, "B K N"] | None = None,
     train: bool = False,
@@ -269,6 +270,7 @@ def transformer_step(
     state = state.replace(
         step=state.step + 1,
         skipped=state.skipped + ~finite,
+        skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
         params={**transformer, "selector": selector},
         transformer_optimizer=keep(optimizer_state, state.transformer_optimizer),
     )

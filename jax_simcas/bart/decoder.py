@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
-from jax_simcas.bart.encoder import Remat, checkpointed
+from jax_simcas.bart.encoder import checkpointed
 from jax_simcas.bart.layers import (
     Attention,
     FeedForward,
@@ -93,7 +93,7 @@ class DecoderLayer(nn.Module):
         cross_key: Float[Array, "H C Dh"],
         cross_value: Float[Array, "H C Dh"],
         cross_mask: Bool[Array, " C"],
-        history: Bool[Array, "beams slots_T"],
+        history: Bool[Array, "beams R"],
     ) -> tuple[Float[Array, "beams D"], SelfCache]:
         """One token per beam; writes row `position` of layer `index` of the cache."""
         cache = self_cache
@@ -147,7 +147,7 @@ def decode(
     *,
     key: Array | None = None,
     dtype: Any = jnp.float32,
-    remat: Remat = "none",
+    remat: str = "none",
 ) -> tuple[Float[Array, "T V"], Float[Array, " C"]]:
     """Teacher forcing: logits at t predict target t + 1.
 
@@ -230,7 +230,16 @@ def decode_step(
         x, cache = carry
         layer_params, index, key, value = inputs
         return layer.apply(
-            {"params": layer_params}, x, position, index, cache, key, value, cross.mask, history, method="step"
+            {"params": layer_params},
+            x,
+            position,
+            index,
+            cache,
+            key,
+            value,
+            cross.mask,
+            history,
+            method="step",
         ), None
 
     layers = decoder["stacked"] if "stacked" in decoder else stack_layers(decoder["layers"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from jax_simcas.bart.layers import (
     sublayer,
 )
 
-Remat = Literal["none", "layer", "dots"]
+REMAT = ("none", "dots", "layer")
 
 
 class EncoderLayer(nn.Module):
@@ -57,7 +57,7 @@ def init_encoder(key: Array, config: BartConfig) -> Params:
     return init_stack(key, EncoderLayer(config), inputs, config.encoder_layers, config)
 
 
-def checkpointed(function: Callable, remat: Remat) -> Callable:
+def checkpointed(function: Callable, remat: str) -> Callable:
     """What the backward pass recomputes: nothing, a whole layer, or all but its weight products."""
     if remat == "none":
         return function
@@ -65,7 +65,7 @@ def checkpointed(function: Callable, remat: Remat) -> Callable:
         return jax.checkpoint(function)
     if remat == "dots":
         return jax.checkpoint(function, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    raise ValueError(f"remat={remat!r}: expected 'none', 'layer' or 'dots'")
+    raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
 
 
 def encode_chunk(
@@ -78,7 +78,7 @@ def encode_chunk(
     added: Float[Array, " D"] | None = None,
     key: Array | None = None,
     dtype: Any = jnp.float32,
-    remat: Remat = "none",
+    remat: str = "none",
 ) -> tuple[Float[Array, "S D"], Float[Array, "L S D"]]:
     """Runs the encoder over one chunk at positions 0..S-1.
 

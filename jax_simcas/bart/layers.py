@@ -136,7 +136,7 @@ class FeedForward(nn.Module):
         return self.fc2(inner)
 
 
-def activation(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
+def activation(x: Float[Array, ...], name: str) -> Float[Array, ...]:
     """The named activation, computed in float32."""
     functions = {
         "gelu": lambda y: 0.5 * y * (1.0 + lax.erf(y * 2.0**-0.5)),
@@ -146,7 +146,7 @@ def activation(x: Float[Array, "..."], name: str) -> Float[Array, "..."]:
     return functions[name](x.astype(jnp.float32)).astype(x.dtype)
 
 
-def dropout(module: nn.Module, x: Float[Array, "..."], rate: float, deterministic: bool) -> Float[Array, "..."]:
+def dropout(module: nn.Module, x: Float[Array, ...], rate: float, deterministic: bool) -> Float[Array, ...]:
     """Inverted dropout with the module's own `dropout` key."""
     return x if deterministic or rate == 0.0 else _dropout(x, rate, module.make_rng("dropout"))
 
@@ -170,7 +170,7 @@ def sublayer(
     return x if config.normalize_before else norm(x)
 
 
-def _dropout(x: Float[Array, "..."], rate: float, key: Array) -> Float[Array, "..."]:
+def _dropout(x: Float[Array, ...], rate: float, key: Array) -> Float[Array, ...]:
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
@@ -207,7 +207,9 @@ def init_stack(key: Array, layer: nn.Module, layer_inputs: tuple, count: int, co
     rows = config.max_position_embeddings + POSITION_OFFSET
     norm = {"scale": jnp.ones(config.d_model), "bias": jnp.zeros(config.d_model)}
     params = {
-        "embed_positions": {"embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))},
+        "embed_positions": {
+            "embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))
+        },
         "layernorm_embedding": dict(norm),
         "layers": {str(i): layer.init(layer_keys[i], *layer_inputs)["params"] for i in range(count)},
     }

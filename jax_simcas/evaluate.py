@@ -1,0 +1,262 @@
+"""Evaluates a trained model on a split: summaries by beam search, scores with intervals, a row per document."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_simcas import metrics, program, report
+from jax_simcas.data import pipeline
+from jax_simcas.data.sources import Row
+from jax_simcas.errors import UserError
+from jax_simcas.inference import capacity_for, generate_batch, select_batch
+from jax_simcas.select import POLICIES
+from jax_simcas.settings import Settings
+from jax_simcas.workdir import CONFIG, Model, load_model, open_source, pipeline_config
+
+EXAMPLES = """\
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --split=test --num-beams=8
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --policy=random      # as many as the model would keep
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512  # the first chunk only
+"""
+
+
+class Evaluated(NamedTuple):
+    """One document's outcome."""
+
+    row: Row
+    prediction: str
+    scores: dict[str, float]
+    lead: dict[str, float]
+    kept: tuple[int, int]  # (kept, candidates)
+    evidence: dict[str, tuple[float, float]]  # (sum, count) pairs; empty without marked evidence
+
+
+def score(prediction: str, row: Row, task: str) -> dict[str, float]:
+    """ROUGE of a summary, or exact match and F1 of an answer; 0 to 100."""
+    if task == "answers":
+        answers = row.answers or (row.summary,)
+        return {
+            "exact_match": metrics.exact_match(prediction, answers),
+            "f1": metrics.token_f1(prediction, answers),
+        }
+    return metrics.rouge(prediction, row.summary)
+
+
+def lead_baseline(row: Row, settings: Settings) -> str:
+    """The document's first words, as many as the reference has."""
+    return metrics.lead(row.document, len(row.summary.split()))
+
+
+def evaluate_documents(
+    model: Model, source: Any, policy: str, key: jax.Array, on_batch: Callable[[int], None]
+) -> Iterator[Evaluated]:
+    """Summarises and scores every row of `source`, in order.
+
+    The policies `random` and `topk` keep, in each document, as many candidates as the configured policy
+    would: an equal budget.
+    """
+    settings = model.settings
+    static = {"bart": settings.bart, "simcas": settings.simcas}
+    config = pipeline_config(settings)
+    for batch in pipeline.make_iterator(source, model.tokenizer, config, training=False):
+        arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
+        rows = arrays["input_ids"].shape[0]
+        key, draw = jax.random.split(key)
+        nothing = jnp.zeros(rows, jnp.int32)
+        own = settings.simcas.policy
+        if policy in ("random", "topk") and settings.simcas.budget is None:
+            own = "greedy" if own in ("random", "topk") else own
+            _, selection = select_batch(model.params, arrays, draw, nothing, policy=own, **static)
+            budget = selection.action.sum(axis=(1, 2))
+        else:
+            budget = nothing + (settings.simcas.budget or 0)
+        hidden, selection = select_batch(model.params, arrays, draw, budget, policy=policy, **static)
+        generation = generate_batch(
+            model.params,
+            hidden,
+            arrays["chunk_mask"],
+            selection,
+            config=settings.generate,
+            capacity=capacity_for(selection, settings.simcas.capacity),
+            **static,
+        )
+        sequences, kept, candidate = jax.device_get(
+            (generation.sequence, selection.action, selection.candidate_mask)
+        )
+        real = np.flatnonzero(batch["row_mask"])
+        for b in real:
+            row = source[int(batch["row_index"][b])]
+            prediction = model.tokenizer.decode(sequences[b], skip_special_tokens=True).strip()
+            evidence: dict[str, tuple[float, float]] = {}
+            if "evidence_mask" in batch and batch["evidence_mask"][b].any():
+                known = candidate[b] & batch["token_mask"][b][:, 1:]
+                matters = batch["evidence_mask"][b][:, 1:]
+                evidence = metrics.evidence_scores(kept[b][known], matters[known])
+            yield Evaluated(
+                row,
+                prediction,
+                score(prediction, row, settings.data.task),
+                score(lead_baseline(row, settings), row, settings.data.task),
+                (int(kept[b].sum()), int(candidate[b].sum())),
+                evidence,
+            )
+        on_batch(len(real))
+
+
+def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
+    """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
+    totals: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        for name, pair in row.evidence.items():
+            totals[name] = metrics.add(totals.get(name, (0.0, 0.0)), pair)
+    kept = np.sum([row.kept for row in rows], axis=0)
+    return {
+        "documents": len(rows),
+        "scores": {k: v._asdict() for k, v in metrics.summarize_scores([r.scores for r in rows], seed).items()},
+        "lead": {k: v._asdict() for k, v in metrics.summarize_scores([r.lead for r in rows], seed).items()},
+        "kept_share": float(kept[0] / max(kept[1], 1)),
+        "states": float(kept[0] / len(rows)),
+        "evidence": metrics.evidence_summary(totals) if totals else None,
+        "evidence_documents": sum(bool(row.evidence) for row in rows),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The scores beside the lead baseline's, as Markdown."""
+    rows = [
+        {
+            "score": name,
+            "model": report.format_score(metrics.Score(**summary["scores"][name])),
+            "lead": report.format_score(metrics.Score(**summary["lead"][name])),
+        }
+        for name in summary["scores"]
+    ]
+    return report.markdown_table(rows, ["score", "model", "lead"])
+
+
+def write_predictions(path: Path, rows: list[Evaluated]) -> None:
+    """A JSON object per document, in order."""
+    with path.open("w", encoding="utf-8") as file:
+        for index, item in enumerate(rows):
+            record = {
+                "index": index,
+                "id": item.row.id,
+                "prediction": item.prediction,
+                "reference": item.row.summary,
+                "answers": list(item.row.answers),
+                "scores": item.scores,
+                "lead": item.lead,
+                "kept": item.kept[0],
+                "candidates": item.kept[1],
+                "evidence": {k: list(v) for k, v in item.evidence.items()} or None,
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def changed(settings: Settings, arguments: Any) -> Settings:
+    """The run's settings with the flags' changes.
+
+    Raises:
+      UserError: a value that the settings refuse.
+    """
+    generate = {
+        name: getattr(arguments, name)
+        for name in ("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size")
+        if getattr(arguments, name) is not None
+    }
+    simcas = {"max_input_len": arguments.max_input_len} if arguments.max_input_len else {}
+    data = {"batch_size": arguments.batch_size} if arguments.batch_size else {}
+    if arguments.data_dir:
+        data["data_dir"] = arguments.data_dir
+    try:
+        return dataclasses.replace(
+            settings,
+            generate=dataclasses.replace(settings.generate, **generate),
+            simcas=dataclasses.replace(settings.simcas, **simcas),
+            data=dataclasses.replace(settings.data, **data),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    program.prepare()
+    workdir = Path(arguments.workdir)
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
+    step = int(arguments.step) if arguments.step.isdecimal() else arguments.step
+    if step not in ("best", "latest") and not isinstance(step, int):
+        raise UserError(f"--step={step}: expected best, latest or a number")
+    model = load_model(str(workdir), step)
+    model = model._replace(settings=changed(model.settings, arguments))
+    for note in model.notes:
+        print(note, file=sys.stderr)
+    settings = model.settings
+    split = arguments.split or settings.data.validation_split
+    source = open_source(settings, split, program.cache_dir())
+    if arguments.limit:
+        source = pipeline.first(source, arguments.limit)
+    policy = arguments.policy or settings.simcas.policy
+    name = split + (f"-{arguments.policy}" if arguments.policy else "")
+    folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
+    program.make_folder(folder, "--output")
+    started = time.monotonic()
+    with report.Progress(len(source), unit="documents") as bar:
+        key = jax.random.key(arguments.seed)
+        rows = list(evaluate_documents(model, source, policy, key, bar.update))
+    summary = summary_of(rows, arguments.seed) | {
+        "split": split,
+        "policy": policy,
+        "task": settings.data.task,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_predictions(folder / "predictions.jsonl", rows)
+    (folder / "scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(table(summary))
+    print(f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates", end="")
+    print(f" ({summary['states']:.0f} a document)")
+    if summary["evidence"]:
+        e = summary["evidence"]
+        print(
+            f"marked evidence: kept {100 * e['evidence_kept']:.1f} % of it and {100 * e['all_kept']:.1f} % of all "
+            f"tokens; a token that matters is {e['likelihood_ratio']:.2f} times as likely kept as one that does not"
+        )
+    print(f"rows in {folder / 'predictions.jsonl'}, figures in {folder / 'scores.json'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = program.parser("evaluate", __doc__ or "", EXAMPLES)
+    parser.add_argument("--workdir", required=True, help="a folder that jax_simcas.train wrote")
+    parser.add_argument("--split", help="default: the config's validation split")
+    parser.add_argument("--step", default="best", help="best (default), latest or a number")
+    parser.add_argument("--policy", choices=POLICIES, help="in place of the config's; random and topk at equal budget")
+    parser.add_argument("--limit", type=program.positive, help="the first LIMIT documents only")
+    parser.add_argument("--output", help="default: WORKDIR/evaluation/SPLIT[-POLICY]")
+    parser.add_argument("--data-dir", help="in place of the config's")
+    parser.add_argument("--batch-size", type=program.positive, help="documents at a time")
+    parser.add_argument("--max-input-len", type=program.positive, help="tokens read of a document")
+    parser.add_argument("--num-beams", type=program.positive)
+    parser.add_argument("--max-length", type=program.positive, help="tokens of a summary, the start token included")
+    parser.add_argument("--min-length", type=int)
+    parser.add_argument("--length-penalty", type=float)
+    parser.add_argument("--no-repeat-ngram-size", type=int)
+    parser.add_argument("--seed", type=int, default=0, help="of random policies and of the bootstrap")
+    arguments = parser.parse_args(argv)
+    return program.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,471 @@
+"""What a run tells: figures in metrics.jsonl and TensorBoard, curves, tables, and a progress line.
+
+Nothing here knows where files belong: every path is given by the program.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+import numpy as np
+
+from jax_simcas.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PathLike = str | os.PathLike[str]
+Number = float | int
+Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `metrics.Score`
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+@contextmanager
+def _writing(path: PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "give a folder on a disk with space that you may write to"
+        ) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Writes a whole file or none: what is killed half way leaves the old one."""
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with NaN and infinities, which JSON lacks, as None; in dicts, lists and tuples as well."""
+    if isinstance(value, Mapping):
+        return {name: json_ready(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# Figures to files
+
+
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; unreadable ones (the last of a killed run) are passed over.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected what training wrote") from None
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("split"), str):
+            rows.append(row)
+    return rows
+
+
+class MetricsWriter:
+    """Context manager that appends figures to `workdir`/metrics.jsonl and `workdir`/tensorboard.
+
+    A line is `{"step": 20, "split": "train", "loss": 3.1, ...}`, null where a figure is not finite, on disk
+    when `write` returns.
+
+    Args:
+      resume_step: figures of later steps are taken back, so that a killed and resumed run has none twice;
+        None keeps all.
+
+    Raises:
+      UserError: something cannot be written.
+    """
+
+    def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
+        self._path = Path(workdir) / METRICS
+        self._folder = Path(workdir) / TENSORBOARD
+        self._resume_step = resume_step
+
+    def __enter__(self) -> MetricsWriter:
+        # Here and not above: tensorboardX imports PyTorch where there is one.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with _writing(self._path), ExitStack() as stack:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._take_back()
+            # Not SummaryWriter: its thread dies silently when a disk is full, and training then hangs.
+            # The suffix keeps apart two runs that start in one second.
+            events = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+            self._events = stack.enter_context(closing(events))
+            if self._resume_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(
+                    Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start)
+                )
+            self._events.flush()
+            self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+            self._open = stack.pop_all()
+        return self
+
+    def _take_back(self) -> None:
+        if not self._path.exists():
+            return
+        last = math.inf if self._resume_step is None else self._resume_step
+        lines = [json.dumps(row) + "\n" for row in read_metrics(self._path) if row["step"] <= last]
+        _replace(self._path, "".join(lines).encode())
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Writes one line of figures, Python or array scalars.
+
+        Raises:
+          ValueError: a figure is called "step" or "split".
+          UserError: it cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not values.keys().isdisjoint(("step", "split")):
+            raise ValueError(f"values has {', '.join(values)}: expected none of step, split")
+        figures = {name: float(value) for name, value in values.items()}
+        scalars = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in figures.items()
+            if math.isfinite(value)
+        ]
+        with _writing(self._path):
+            self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(figures)) + "\n")
+            self._file.flush()
+            self._events.write_event(
+                Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars))
+            )
+            self._events.flush()
+
+    def __exit__(self, *_: object) -> None:
+        with _writing(self._path):
+            self._open.close()
+
+
+# Curves
+
+
+class Panel(NamedTuple):
+    """One curve to draw: file, figure in metrics.jsonl, title and what the vertical axis counts."""
+
+    file: str
+    name: str
+    title: str
+    unit: str
+
+
+PANELS = (
+    Panel("loss", "loss", "Loss (smoothed labels)", "nats/token"),
+    Panel("nll", "nll", "Negative log-likelihood", "nats/token"),
+    Panel("reward", "reward", "Reward of the selection", "R, mean over documents"),
+    Panel("kept", "selection/kept", "Kept by the selector", "share of candidates"),
+    Panel("kl", "ppo/approx_kl", "KL of a selector update", "nats/candidate"),
+    Panel("entropy", "ppo/entropy", "Entropy of the selector", "nats/candidate"),
+)
+_COLORS = {"train": "#2f6db3", "validation": "#d9622b"}
+_OTHER_COLORS = ("#3a8f5c", "#8457a8", "#7a7a7a")
+_INK, _FAINT, _GRID, _PLAIN_BAR = "#333333", "#777777", "#e6e6e6", "#a9b4c0"
+_LOG_RANGE = 100.0  # ratio of extremes beyond which a linear axis would show nothing of the small values
+_DPI = 150
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> (steps, values)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> Series:
+    """The finite values of one figure for each split, by step; the last line of a step counts."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        value = row.get(name)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            found.setdefault(row["split"], {})[row["step"]] = float(value)
+    order = sorted(found, key=lambda split: (split not in _COLORS, split))
+    return {
+        split: (np.array(sorted(found[split])), np.array([v for _, v in sorted(found[split].items())]))
+        for split in order
+    }
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a twentieth of the points, shorter at both ends."""
+    width = 2 * (len(values) // 40) + 1
+    kernel = np.ones(width)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def _tidy(axes: Axes, axis: str) -> None:
+    axes.grid(axis=axis, color=_GRID, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.tick_params(colors=_FAINT, labelsize=8.5)
+
+
+def _draw_panel(axes: Axes, panel: Panel, series: Series) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    others = iter(_OTHER_COLORS * len(series))
+    for split, (steps, values) in series.items():
+        color = _COLORS.get(split) or next(others)
+        # Many points: the line is their average, the points themselves stay visible behind it.
+        dense = len(steps) >= 40
+        if dense:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        shown = smooth(values) if dense else values
+        marker = "" if dense else "o"
+        axes.plot(steps, shown, color=color, linewidth=1.8, label=split, marker=marker, markersize=3)
+    everything = np.concatenate([values for _, values in series.values()])
+    if everything.min() > 0 and everything.max() / everything.min() >= _LOG_RANGE:
+        axes.set_yscale("log")
+    elif everything.min() >= 0 and everything.max() > 2 * everything.min():
+        axes.set_ylim(bottom=0)
+    axes.set_title(panel.title, fontsize=10.5, color=_INK, loc="left")
+    axes.set_xlabel("optimizer step", fontsize=9, color=_FAINT)
+    axes.set_ylabel(panel.unit, fontsize=9, color=_FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _tidy(axes, "both")
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # A Figure of its own, not pyplot's: no window system, no state shared with the caller.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=layout, facecolor="white")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=_DPI)
+    _replace(path, image.getvalue())
+    return path
+
+
+def plot_training(metrics_jsonl: PathLike, folder: PathLike) -> list[Path]:
+    """Draws the curves of a run: `folder`/curves.png with all of them, and each in `folder`/curves/NAME.png.
+
+    Figures that a run does not have are left out; without any there is no file.
+
+    Raises:
+      UserError: the metrics cannot be read, or the images not written.
+    """
+    rows = list(read_metrics(metrics_jsonl))
+    panels = [(panel, series) for panel in PANELS if (series := _series(rows, panel.name))]
+    if not panels:
+        return []
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    lines = math.ceil(len(panels) / columns)
+    figure = _figure(4.3 * columns, 3.0 * lines)
+    for position, (panel, series) in enumerate(panels, 1):
+        _draw_panel(figure.add_subplot(lines, columns, position), panel, series)
+    written = [_save(figure, Path(folder) / "curves.png")]
+    for panel, series in panels:
+        figure = _figure(6.0, 3.8)
+        _draw_panel(figure.add_subplot(), panel, series)
+        written.append(_save(figure, Path(folder) / "curves" / f"{panel.file}.png"))
+    return written
+
+
+def plot_comparison(table: Mapping[str, Mapping[str, Interval]], path: PathLike) -> Path:
+    """Draws variants against each other: a panel of bars for each score, whiskers for the intervals.
+
+    Args:
+      table: variant -> score -> (mean, low, high, count); the first variant stands out; gaps stay empty.
+
+    Raises:
+      ValueError: an empty table.
+      UserError: the image cannot be written.
+    """
+    variants = list(table)
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    if not names:
+        raise ValueError("table: expected at least one variant with one score")
+    figure = _figure(1.6 + 3.0 * len(names), 1.1 + 0.42 * len(variants))
+    for column, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), column + 1)
+        _draw_bars(axes, [table[variant].get(name) for variant in variants])
+        axes.set_title(name, fontsize=10.5, color=_INK, loc="left")
+        axes.set_yticks(range(len(variants)), variants if column == 0 else [""] * len(variants))
+        axes.tick_params(axis="y", colors=_INK, length=0, labelsize=9.5)
+    return _save(figure, Path(path))
+
+
+def _draw_bars(axes: Axes, scores: Sequence[Interval | None]) -> None:
+    ends = [0.0]
+    for y, score in enumerate(scores):
+        point, low, high = (math.nan,) * 3 if score is None else score[:3]
+        end = 0.0
+        if math.isfinite(point):
+            axes.barh(y, point, height=0.62, color=_COLORS["train"] if y == 0 else _PLAIN_BAR)
+            end = max(end, point)
+        if math.isfinite(low) and math.isfinite(high):
+            axes.plot([low, high], [y, y], color=_INK, linewidth=1.2, marker="|", markersize=7)
+            end = max(end, high)
+        label = "–" if math.isnan(point) else f"{point:.3g}"
+        axes.annotate(
+            label, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
+        )
+        ends.append(end)
+    axes.set_xlim(right=1.22 * max(ends) or 1.0)
+    axes.set_ylim(len(scores) - 0.5, -0.5)
+    _tidy(axes, "x")
+    axes.spines["left"].set_visible(False)
+
+
+# Tables
+
+
+def format_score(score: Interval, digits: int = 1) -> str:
+    """`12.3 [11.0, 13.5]`; only the mean where there is no interval, a dash where there is nothing."""
+    point, low, high = (f"{value:.{digits}f}" for value in score[:3])
+    if math.isnan(score[0]):
+        return "–"
+    return point if math.isnan(score[1]) else f"{point} [{low}, {high}]"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, tuple):
+        return format_score(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A Markdown table that also reads well as plain text; the first column to the left, others to the right.
+
+    Cells may be text, numbers or (mean, low, high, count); None, NaN and missing ones are dashes.
+    """
+    cells = [[_cell(name) for name in columns]] + [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+
+    def line(texts: Sequence[str]) -> str:
+        first = texts[0].ljust(widths[0])
+        rest = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([first, *rest])} |"
+
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+
+
+# Progress
+
+_SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("loss", lambda x: f"loss {x:.3f}"),
+    ("reward", lambda x: f"reward {x:.4g}"),
+    ("selection/kept", lambda x: f"kept {100 * x:.1f}%"),
+    ("tokens_per_second", lambda x: f"{_thousands(x)} tokens/s"),
+)
+
+
+def _thousands(x: float) -> str:
+    return f"{x:.0f}" if x < 1000 else f"{x / 1000:.1f}k" if x < 1e6 else f"{x / 1e6:.1f}M"
+
+
+def _duration(seconds: Number) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """Context manager that shows how far a program is: a bar on a terminal, else a line now and then.
+
+    Args:
+      total, initial: how many `unit`s there are, and how many were done before.
+      disable: show nothing; for all processes but one.
+      interval: seconds between lines where the stream (standard error) is no terminal; the first is at once.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        disable: bool = False,
+        unit: str = "steps",
+        interval: Number = 10.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._done, self._unit = total, initial, unit
+        self._interval, self._clock = interval, clock
+        self._stream = stream or sys.stderr
+        self._terminal = not disable and self._stream.isatty()
+        self._lines = not disable and not self._terminal
+        self._bar: Any = None
+        self._figures = ""
+        self._first: tuple[float, int] | None = (
+            None  # when the first update came, which had compilation before it
+        )
+        self._printed: tuple[float, int] = (-math.inf, -1)
+
+    def __enter__(self) -> Progress:
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._done,
+                file=self._stream,
+                dynamic_ncols=True,
+                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar:20}| {remaining} left{postfix}",
+            )
+        self._print_if_due()
+        return self
+
+    def update(self, count: int = 1) -> None:
+        """Counts what was done since the last call."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        self._first = self._first or (self._clock(), self._done)
+        self._print_if_due()
+
+    def show(self, figures: Mapping[str, Number]) -> None:
+        """Shows loss, reward, share kept and tokens a second, those there are, from now on."""
+        self._figures = ", ".join(text(float(figures[name])) for name, text in _SHOWN if name in figures)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._figures)
+
+    def _print_if_due(self, last: bool = False) -> None:
+        when, what = self._printed
+        now = self._clock()
+        if self._lines and (now - when >= self._interval or (last and what != self._done)):
+            self._printed = (now, self._done)
+            parts = [f"{self._done}/{self._total} {self._unit}", self._figures, self._left(now)]
+            print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+
+    def _left(self, now: float) -> str:
+        if self._first is None or self._done == self._first[1] or self._done >= self._total:
+            return ""
+        since, before = self._first
+        return f"{_duration((now - since) * (self._total - self._done) / (self._done - before))} left"
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._print_if_due(last=True)

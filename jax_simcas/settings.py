@@ -1,0 +1,187 @@
+"""Everything a run is made of: the dataclasses of all modules, and their way to and from config files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from jax_simcas.bart.config import BartConfig
+from jax_simcas.data.sources import Fields
+from jax_simcas.errors import UserError
+from jax_simcas.generate import GenerateConfig
+from jax_simcas.model import SimcasConfig
+from jax_simcas.update import UpdateConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from and how they become batches.
+
+    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`; "embedded" generates the embedded task.
+    input_template: what the encoder reads; `{document}` and, for query-based data, `{query}`.
+    tokenizer: a folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE
+      tokens on the training split when there is no pretrained model.
+    task: "summarization" is scored with ROUGE, "answers" with exact match and F1.
+    chunk_buckets, target_buckets: lengths that batches are padded to, in chunks and tokens; one compilation
+      each. Empty: powers of two.
+    """
+
+    source: str = "jsonl"
+    data_dir: str = ""
+    train_split: str = "train"
+    validation_split: str = "validation"
+    fields: Fields = field(default_factory=Fields)
+    input_template: str = "{document}"
+    task: str = "summarization"
+    tokenizer: str = ""
+    vocab_size: int = 8_192
+    batch_size: int = 1
+    chunk_buckets: tuple[int, ...] = ()
+    target_buckets: tuple[int, ...] = ()
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if "{document}" not in self.input_template:
+            raise ValueError(f"input_template={self.input_template!r}: expected '{{document}}' in it")
+        for name, allowed in (("source", ("jsonl", "embedded")), ("task", ("summarization", "answers"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long to train, and how often to do what; all counts are optimizer steps.
+
+    selector_every: the selector learns from every batch of each such step; 0: never.
+    best_metric: which validation figure makes a checkpoint the best.
+    max_skipped: non-finite batches in a row after which training stops.
+    """
+
+    steps: int = 1_000
+    log_every: int = 10
+    eval_every: int = 200
+    eval_documents: int = 64
+    checkpoint_every: int = 200
+    selector_every: int = 1
+    keep_checkpoints: int = 2
+    best_metric: str = "nll"
+    max_skipped: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every", "eval_every", "eval_documents", "checkpoint_every", "max_skipped"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.best_metric not in ("nll", "loss"):
+            raise ValueError(f"best_metric={self.best_metric!r}: expected one of nll, loss")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. `pretrained` is a folder or hub id; "" trains `bart` from scratch."""
+
+    pretrained: str = ""
+    bart: BartConfig = field(default_factory=BartConfig)
+    simcas: SimcasConfig = field(default_factory=SimcasConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def default_config() -> config_dict.ConfigDict:
+    """A ConfigDict with every field of `Settings` at its default, for config files to change."""
+    return _to_config(Settings())
+
+
+def _to_config(value: Any) -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    hints = typing.get_type_hints(type(value))
+    for item in dataclasses.fields(value):
+        inner = getattr(value, item.name)
+        if dataclasses.is_dataclass(inner):
+            config[item.name] = _to_config(inner)
+        elif _optional(hints[item.name]):
+            config[item.name] = config_dict.placeholder(_optional(hints[item.name]))
+            config[item.name] = inner
+        else:
+            config[item.name] = inner
+    return config
+
+
+def _optional(hint: Any) -> type | None:
+    """int for `int | None`; None for a type that does not allow None."""
+    if isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint):
+        return typing.get_args(hint)[0]
+    return None
+
+
+def from_config(config: config_dict.ConfigDict) -> Settings:
+    """The frozen dataclasses that library code sees.
+
+    Raises:
+      UserError: a value that its dataclass refuses, named with its field.
+    """
+    return _from_mapping(Settings, config.to_dict(), "config")
+
+
+def _from_mapping(cls: type, mapping: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    given = {}
+    for name, value in mapping.items():
+        if name not in hints:
+            known = ", ".join(sorted(hints))
+            raise UserError(f"{where}.{name}: no such field; {where} has {known}")
+        nested = hints[name]
+        if dataclasses.is_dataclass(nested):
+            given[name] = _from_mapping(nested, value, f"{where}.{name}")
+        else:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**given)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def to_json(settings: Settings) -> str:
+    """`config.json` of a workdir."""
+    return json.dumps(dataclasses.asdict(settings), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Settings:
+    """Reads what `to_json` wrote.
+
+    Raises:
+      UserError: no such file, not JSON, or fields that this version does not know.
+    """
+    try:
+        mapping = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; is {path.parent} a workdir that training wrote?") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    return _from_mapping(Settings, mapping, str(path))
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """`field: old -> new` for every field that differs."""
+
+    def walk(a: Any, b: Any, name: str) -> list[str]:
+        if dataclasses.is_dataclass(a):
+            return [
+                line
+                for item in dataclasses.fields(a)
+                for line in walk(getattr(a, item.name), getattr(b, item.name), f"{name}.{item.name}")
+            ]
+        return [] if a == b else [f"{name[1:]}: {a!r} -> {b!r}"]
+
+    return walk(old, new, "")

@@ -1,0 +1,197 @@
+"""Summarises documents of any length: files, or standard input. Summaries go to standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_simcas import program
+from jax_simcas.data import pipeline
+from jax_simcas.data.sources import Row
+from jax_simcas.errors import UserError
+from jax_simcas.inference import capacity_for, generate_batch, select_batch
+from jax_simcas.select import POLICIES
+from jax_simcas.workdir import Model, load_model, pipeline_config
+
+EXAMPLES = """\
+  python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
+  python -m jax_simcas.summarize --model=facebook/bart-large-cnn --json a.txt b.txt
+  python -m jax_simcas.summarize --model=runs/qmsum --query='What was decided on the budget?' meeting.txt
+  cat article.txt | python -m jax_simcas.summarize --model=runs/sumpubmed
+"""
+
+
+def read_document(name: str) -> str:
+    """The text of a file, or of standard input for "-".
+
+    Raises:
+      UserError: missing, unreadable, not UTF-8, empty or only whitespace.
+    """
+    shown = "standard input" if name == "-" else name
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror})") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
+    if not text.strip():
+        raise UserError(f"{shown}: {'empty' if not text else 'only whitespace'}; there is nothing to summarise")
+    return text
+
+
+def kept_spans(kept: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+    """Character spans [start, end) of the document that kept tokens cover, neighbours joined.
+
+    Args:
+      kept: [K, N] bool, positions 1..S-1 of every chunk.
+      offsets: [K, S, 2] character offsets of every token, -1 where it is not of the document.
+    """
+    rows = offsets[:, 1:][kept]
+    spans: list[list[int]] = []
+    for start, end in rows[rows[:, 0] >= 0].tolist():
+        # Offsets leave out the space between words: one missing character joins too.
+        if spans and start <= spans[-1][1] + 1:
+            spans[-1][1] = max(end, spans[-1][1])
+        else:
+            spans.append([start, end])
+    return spans
+
+
+def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dict[str, Any]:
+    """Summarises one document: summary, kept spans, counts and seconds per stage."""
+    settings = model.settings
+    static = {"bart": settings.bart, "simcas": settings.simcas}
+    config = pipeline_config(settings)
+    started = time.monotonic()
+    row = Row(id="", document=text, summary="", answers=(), query=query, evidence=None)
+    features = pipeline.featurize(row, model.tokenizer, config)
+    batch = pipeline.pad_batch([features], config)
+    tokenized = time.monotonic()
+    arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
+    budget = jnp.full(1, settings.simcas.budget or 0, jnp.int32)
+    hidden, selection = jax.block_until_ready(
+        select_batch(model.params, arrays, key, budget, policy=settings.simcas.policy, **static)
+    )
+    selected = time.monotonic()
+    generation = jax.block_until_ready(
+        generate_batch(
+            model.params,
+            hidden,
+            arrays["chunk_mask"],
+            selection,
+            config=settings.generate,
+            capacity=capacity_for(selection, settings.simcas.capacity),
+            **static,
+        )
+    )
+    generated = time.monotonic()
+    kept = np.asarray(selection.action[0])[: features["input_ids"].shape[0]]
+    return {
+        "summary": model.tokenizer.decode(np.asarray(generation.sequence[0]), skip_special_tokens=True).strip(),
+        "score": float(generation.score[0]),
+        "tokens": int(features["token_mask"].sum()),
+        "chunks": int(features["input_ids"].shape[0]),
+        "cut_tokens": int(features["cut_tokens"]),
+        "kept": int(kept.sum()),
+        "kept_spans": kept_spans(kept, features["token_offsets"]),
+        "seconds": {
+            "tokenize": round(tokenized - started, 4),
+            "encode_and_select": round(selected - tokenized, 4),
+            "generate": round(generated - selected, 4),
+        },
+    }
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read. A bad file does not keep the others from being summarised."""
+    program.prepare()
+    model = load_model(arguments.model, "best")
+    for note in model.notes:
+        print(note, file=sys.stderr)
+    simcas = {
+        name: getattr(arguments, name)
+        for name in ("policy", "budget", "capacity", "max_input_len", "dtype")
+        if getattr(arguments, name) is not None
+    }
+    generate = {
+        name: getattr(arguments, name)
+        for name in ("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size")
+        if getattr(arguments, name) is not None
+    }
+    try:
+        settings = dataclasses.replace(
+            model.settings,
+            simcas=dataclasses.replace(model.settings.simcas, **simcas),
+            generate=dataclasses.replace(model.settings.generate, **generate),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    wants_query = "{query}" in settings.data.input_template
+    if wants_query and arguments.query is None:
+        raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
+    if arguments.query is not None and not wants_query:
+        raise UserError(f"--query: --model={arguments.model} was trained without queries")
+    model = model._replace(settings=settings)
+    files = arguments.files or ["-"]
+    if files == ["-"] and sys.stdin.isatty():
+        print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
+    failed = 0
+    for number, name in enumerate(files, 1):
+        print(f"[{number}/{len(files)}] {name}", file=sys.stderr, flush=True)
+        try:
+            out = summarize(model, read_document(name), arguments.query, jax.random.key(arguments.seed))
+        except UserError as error:
+            program.fail(str(error))
+            failed += 1
+            continue
+        if out["cut_tokens"]:
+            print(
+                f"warning: {name}: cut to {settings.simcas.max_input_len} tokens, {out['cut_tokens']} left out; "
+                "raise --max-input-len to read more",
+                file=sys.stderr,
+            )
+        print(
+            f"{out['tokens']} tokens in {out['chunks']} chunks, {out['kept']} kept; "
+            + ", ".join(f"{stage.replace('_', ' ')} {s:.2f} s" for stage, s in out["seconds"].items()),
+            file=sys.stderr,
+        )
+        if arguments.json:
+            print(json.dumps({"file": name, **out}, ensure_ascii=False), flush=True)
+        else:
+            print(out["summary"], flush=True)
+    return program.EXIT_ERROR if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = program.parser("summarize", __doc__ or "", EXAMPLES)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text; - or nothing: standard input")
+    parser.add_argument("--model", required=True, help="a workdir, a folder with pretrained weights, or a hub id")
+    parser.add_argument("--query", help="for models trained with queries")
+    parser.add_argument("--json", action="store_true", help="a JSON object per document: summary, kept spans, seconds")
+    parser.add_argument("--policy", choices=POLICIES, help="in place of the model's")
+    parser.add_argument("--budget", type=program.positive, help="candidates to keep, for topk and random")
+    parser.add_argument("--capacity", type=program.positive, help="most states that the decoder sees")
+    parser.add_argument("--max-input-len", type=program.positive, help="tokens read of a document")
+    parser.add_argument("--num-beams", type=program.positive)
+    parser.add_argument("--max-length", type=program.positive, help="tokens of a summary, the start token included")
+    parser.add_argument("--min-length", type=int)
+    parser.add_argument("--length-penalty", type=float)
+    parser.add_argument("--no-repeat-ngram-size", type=int)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--seed", type=int, default=0, help="of policies that draw")
+    arguments = parser.parse_args(argv)
+    return program.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A run's folder: its settings, tokenizer, checkpoints and figures, and how a trained model is read back.
+
+WORKDIR/config.json        settings          WORKDIR/checkpoints/      latest and best
+WORKDIR/tokenizer/         tokenizer         WORKDIR/metrics.jsonl     figures, a line a log step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jax_simcas import settings as settings_lib
+from jax_simcas.checkpoint import load_params
+from jax_simcas.data import embedded, pipeline, sources
+from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.errors import UserError
+from jax_simcas.model import check_fits, init_params
+from jax_simcas.pretrained import from_pretrained
+from jax_simcas.settings import Settings
+
+Params = Any
+CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
+
+
+class Model(NamedTuple):
+    """All that encoding, decoding and training need; `notes` are worth telling the user."""
+
+    settings: Settings
+    params: Params
+    tokenizer: Any
+    notes: tuple[str, ...]
+
+
+def open_source(settings: Settings, split: str, cache: Path) -> Any:
+    """The rows of `split`: random access, `Row`s."""
+    data = settings.data
+    if data.source == "embedded":
+        return embedded.EmbeddedSource(split, data.embedded)
+    if not data.data_dir:
+        raise UserError("config.data.data_dir is empty: pass --config.data.data_dir=FOLDER with the JSONL files")
+    return sources.open_split(data.data_dir, split, data.fields, cache)
+
+
+def pipeline_config(settings: Settings) -> pipeline.PipelineConfig:
+    """What turns rows into batches."""
+    data, simcas = settings.data, settings.simcas
+    return pipeline.PipelineConfig(
+        chunk_length=simcas.chunk_length,
+        max_input_len=simcas.max_input_len,
+        max_target_len=simcas.max_target_len,
+        chunking=simcas.chunking,
+        input_template=data.input_template,
+        batch_size=data.batch_size,
+        chunk_buckets=data.chunk_buckets or "auto",
+        target_buckets=data.target_buckets or "auto",
+        seed=settings.loop.seed,
+        workers=data.workers,
+        decoder_start=settings.bart.decoder_start_token_id,
+    )
+
+
+def make_tokenizer(settings: Settings, cache: Path) -> tuple[Any, Path]:
+    """The tokenizer that the settings name, and its folder; trains one on the training split if need be."""
+    data = settings.data
+    if data.tokenizer:
+        return tokenizer_lib.load_tokenizer(data.tokenizer), Path(data.tokenizer)
+    if data.source == "embedded":
+        folder = cache / "embedded-tokenizer"
+        return tokenizer_lib.word_tokenizer(embedded.WORDS, folder), folder
+    source = open_source(settings, data.train_split, cache)
+    return tokenizer_lib.cached_tokenizer(source, data.vocab_size, cache)
+
+
+def new_model(settings: Settings, cache: Path) -> Model:
+    """A model to start training from: pretrained, or fresh with a vocabulary that fits the tokenizer.
+
+    Raises:
+      UserError: weights, vocabulary or lengths that do not fit together.
+    """
+    key = jax.random.key(settings.loop.seed)
+    notes: tuple[str, ...] = ()
+    if settings.pretrained:
+        loaded = from_pretrained(settings.pretrained, key, settings.simcas)
+        settings = dataclasses.replace(settings, bart=loaded.config)
+        tokenizer = tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
+        params, notes = loaded.params, tuple(loaded.notes)
+        check_vocabulary(tokenizer, settings, settings.pretrained)
+    else:
+        tokenizer, _ = make_tokenizer(settings, cache)
+        bart = dataclasses.replace(settings.bart, vocab_size=len(tokenizer))
+        settings = dataclasses.replace(settings, bart=bart)
+        params = None
+    try:
+        check_fits(settings.bart, settings.simcas)
+    except ValueError as error:
+        raise UserError(f"config.simcas.{error}") from None
+    if params is None:
+        params = jax.jit(init_params, static_argnums=(1, 2))(key, settings.bart, settings.simcas)
+    return Model(settings, params, tokenizer, notes)
+
+
+def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLike[str]) -> None:
+    """Raises UserError when the tokenizer can give ids that the embedding has no row for."""
+    rows = settings.bart.vocab_size
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens but the weights have {rows}: "
+            "use the tokenizer that the weights were trained with"
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        given, expected = getattr(tokenizer, name), getattr(settings.bart, name)
+        if given != expected:
+            raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
+
+
+def load_model(source: str, step: str | int = "best") -> Model:
+    """A trained model: a workdir's checkpoint, or a pretrained folder or hub id.
+
+    Raises:
+      UserError: neither, or what is there does not fit together.
+    """
+    folder = Path(source)
+    if (folder / CHECKPOINTS).is_dir():
+        settings = settings_lib.read_json(folder / CONFIG)
+        params, meta = load_params(folder / CHECKPOINTS, step)
+        tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
+        check_vocabulary(tokenizer, settings, folder)
+        notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
+        return Model(settings, params, tokenizer, notes)
+    if (folder / TOKENIZER).is_dir():
+        raise UserError(f"{source}: a workdir without a checkpoint; train it first")
+    default = Settings(pretrained=source)
+    loaded = from_pretrained(source, jax.random.key(0), default.simcas)
+    if loaded.extra:
+        default = settings_lib.from_mapping(loaded.extra, f"{source}/jax_simcas.json")
+    settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
+    tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
+    check_vocabulary(tokenizer, settings, source)
+    return Model(settings, loaded.params, tokenizer, tuple(loaded.notes))

@@ -1,0 +1,378 @@
+"""Files that a killed run leaves, curves that can be read, tables and progress lines."""
+
+import io
+import json
+import math
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_simcas import report
+from jax_simcas.errors import UserError
+from jax_simcas.metrics import Score
+
+NAN = math.nan
+WITHOUT_INTERVAL = Score(5.0, NAN, NAN, 1)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events(workdir):
+    """Per file: (step, {tag: value}, is a restart) of every TensorBoard event, read from the bytes."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    files = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, found = path.read_bytes(), []
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            values = {v.tag: v.simple_value for v in event.summary.value}
+            found.append((event.step, values, event.session_log.status == 1))
+            data = data[12 + length + 4 :]
+        files.append(found)
+    return files
+
+
+# Writer
+
+
+def test_writer_writes_a_line_and_an_event_at_once(tmp_path):
+    with report.MetricsWriter(tmp_path / "new" / "run") as writer:
+        writer.write(5, "train", {"loss": np.float32(1.5), "selection/kept": 0.1, "reward": 3})
+        # Not closed yet: a kill now loses nothing.
+        assert lines(tmp_path / "new" / "run") == [
+            {"step": 5, "split": "train", "loss": 1.5, "selection/kept": 0.1, "reward": 3.0}
+        ]
+        assert events(tmp_path / "new" / "run")[0][-1][0] == 5
+        writer.write(5, "validation", {"loss": 2.0})
+    found = events(tmp_path / "new" / "run")[0]
+    assert found[-1][1] == {"validation/loss": 2.0}
+    assert found[-2][1] == pytest.approx(
+        {"train/loss": 1.5, "train/selection/kept": 0.1, "train/reward": 3.0}
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.dictionaries(st.text(max_size=5).filter(lambda n: n not in ("step", "split")), st.floats()))
+def test_figures_survive_exactly_and_json_stays_valid(tmp_path_factory, values):
+    values = {name.encode("utf-8", "ignore").decode(): value for name, value in values.items()}
+    folder = tmp_path_factory.mktemp("run")
+    with report.MetricsWriter(folder) as writer:
+        writer.write(1, "train", values)
+    text = (folder / "metrics.jsonl").read_text()
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    expected = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    assert row == {"step": 1, "split": "train", **expected}
+
+
+def test_resumed_run_has_no_figures_twice(tmp_path):
+    with report.MetricsWriter(tmp_path, resume_step=0) as writer:
+        for step in range(1, 8):
+            writer.write(step, "train", {"loss": step / 3})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "split": "tr')  # killed while writing
+    with report.MetricsWriter(tmp_path, resume_step=5) as writer:
+        for step in range(6, 10):
+            writer.write(step, "train", {"loss": step / 3})
+    assert lines(tmp_path) == [{"step": s, "split": "train", "loss": s / 3} for s in range(1, 10)]
+    before, after = events(tmp_path)
+    assert [step for step, values, _ in before if values] == list(range(1, 8))
+    # TensorBoard drops what it has from the step of a restart on.
+    assert after[1] == (6, {}, True)
+    assert [step for step, values, _ in after if values] == [6, 7, 8, 9]
+
+
+def test_without_a_resume_step_everything_whole_is_kept(tmp_path):
+    good = '{"step": 3, "split": "train", "loss": null}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'[1]\n{"step": 4}\n\xff\xfe\n\n{"ste')
+    with report.MetricsWriter(tmp_path) as writer:
+        writer.write(4, "train", {})
+    assert lines(tmp_path) == [
+        {"step": 3, "split": "train", "loss": None},
+        {"step": 4, "split": "train"},
+    ]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path):
+    for _ in range(2):
+        with report.MetricsWriter(tmp_path, resume_step=0) as writer:
+            writer.write(1, "train", {"loss": 1.0})
+    assert len(lines(tmp_path)) == 1
+
+
+def test_unwritable_workdir_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"file.metrics\.jsonl: cannot be written \(.*\); give a folder"
+    ) as error:
+        report.MetricsWriter(tmp_path / "file").__enter__()
+    assert "\n" not in str(error.value)
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be"), report.MetricsWriter(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_full_disk_is_told_in_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left"), report.MetricsWriter(tmp_path) as writer:
+        # What stands in for a full disk: the file that the writer appends to.
+        with writer._file, open("/dev/full", "w") as writer._file:
+            writer.write(1, "train", {"loss": 1.0})
+
+
+def test_step_and_split_are_no_figures(tmp_path):
+    with report.MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="step"):
+        writer.write(1, "train", {"step": 2.0})
+
+
+def test_json_ready():
+    value = {"a": [1.0, NAN, (math.inf, "x", None)], "b": Score(1.0, NAN, 2.0, 3)}
+    assert report.json_ready(value) == {"a": [1.0, None, [None, "x", None]], "b": [1.0, None, 2.0, 3]}
+
+
+# Curves
+
+
+def pixels(path):
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def has_color(image, color):
+    return (image == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).any()
+
+
+def write_run(
+    workdir, steps, validation=True, names=("loss", "nll", "reward", "selection/kept", "ppo/approx_kl")
+):
+    with report.MetricsWriter(workdir) as writer:
+        for step in range(1, steps + 1):
+            writer.write(step, "train", dict.fromkeys(names, 1 + 1 / step) | {"learning_rate": 0.1})
+            if validation and step % 5 == 0:
+                writer.write(step, "validation", {"loss": 2 + 1 / step})
+    return workdir / "metrics.jsonl"
+
+
+def test_curves_are_images_of_the_run(tmp_path):
+    written = report.plot_training(write_run(tmp_path, 60), tmp_path / "plots")
+    names = [path.relative_to(tmp_path / "plots").as_posix() for path in written]
+    assert names == ["curves.png", *(f"curves/{n}.png" for n in ("loss", "nll", "reward", "kept", "kl"))]
+    found = {name: pixels(path) for name, path in zip(names, written, strict=True)}
+    for image in found.values():
+        assert image.shape[0] >= 400 and image.shape[1] >= 700
+        assert image.std() > 5 and has_color(image, report._COLORS["train"])
+    assert has_color(found["curves/loss.png"], report._COLORS["validation"])
+    assert not has_color(found["curves/nll.png"], report._COLORS["validation"])
+    assert not list((tmp_path / "plots").rglob("*.tmp"))
+    again = report.plot_training(tmp_path / "metrics.jsonl", tmp_path / "plots")
+    assert again == written and (pixels(again[0]) == found["curves.png"]).all()
+
+
+def test_figures_that_are_missing_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [
+        {"step": 1, "split": "train", "loss": None, "nll": None, "reward": "x"},
+        {"step": 1, "split": "test", "loss": 2.0},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
+    assert [p.name for p in report.plot_training(path, tmp_path)] == ["curves.png", "loss.png"]
+    path.write_text("")
+    assert report.plot_training(path, tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [0.0, 0.0], [-1.0, 5.0], [1e-30, 1e30], [7.0] * 50, [1e-4, 1.0, 0.0]]
+)
+def test_any_values_can_be_drawn(tmp_path, values):
+    with report.MetricsWriter(tmp_path) as writer:
+        for step, value in enumerate(values):
+            writer.write(step, "train", {"ppo/approx_kl": value})
+    _, kl = report.plot_training(tmp_path / "metrics.jsonl", tmp_path)
+    assert pixels(kl).std() > 0
+
+
+def test_plotting_needs_metrics_and_a_place(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jsonl: cannot be read \(No such file"):
+        report.plot_training(tmp_path / "gone.jsonl", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"curves\.png: cannot be written"):
+        report.plot_training(write_run(tmp_path, 1, names=("loss",)), tmp_path / "file")
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=200))
+def test_smoothing_stays_within_the_values(values):
+    got = report.smooth(np.array(values))
+    assert got.shape == (len(values),)
+    assert min(values) - 1e-6 <= got.min() and got.max() <= max(values) + 1e-6
+
+
+def test_smoothing_by_hand():
+    assert report.smooth(np.array([1.0, 5.0])).tolist() == [1, 5]
+    spike = np.zeros(40)
+    spike[0], spike[20] = 6, 6
+    assert report.smooth(spike)[[0, 1, 2, 19, 20, 21]].tolist() == pytest.approx([3, 2, 0, 2, 2, 2])
+
+
+def test_comparison_is_an_image(tmp_path):
+    table = {
+        "SimCAS": {"exact match": Score(80.0, 70.0, 90.0, 50), "ratio": Score(math.inf, 3.0, math.inf, 50)},
+        "one chunk": {"exact match": Score(10.0, 5.0, 15.0, 50), "ratio": Score(NAN, NAN, NAN, 0)},
+        "random": {"exact match": WITHOUT_INTERVAL},
+    }
+    image = pixels(report.plot_comparison(table, tmp_path / "new" / "comparison.png"))
+    assert has_color(image, report._COLORS["train"]) and has_color(image, report._PLAIN_BAR)
+    nothing = {"a": {"x": Score(0.0, 0.0, 0.0, 2)}}
+    assert pixels(report.plot_comparison(nothing, tmp_path / "zero.png")).std() > 0
+    with pytest.raises(ValueError, match="at least one variant"):
+        report.plot_comparison({}, tmp_path / "empty.png")
+
+
+def test_plotting_leaves_matplotlib_as_it_was(tmp_path):
+    import sys
+
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    loaded = "matplotlib.pyplot" in sys.modules
+    report.plot_training(write_run(tmp_path, 3, names=("loss",)), tmp_path)
+    assert dict(matplotlib.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+# Tables
+
+
+def test_format_score():
+    assert report.format_score(Score(12.34, 11.0, 13.46, 9)) == "12.3 [11.0, 13.5]"
+    assert report.format_score(Score(12.34, 11.0, 13.46, 9), digits=2) == "12.34 [11.00, 13.46]"
+    assert report.format_score(WITHOUT_INTERVAL) == "5.0"
+    assert report.format_score(Score(NAN, NAN, NAN, 0)) == "–"
+    assert report.format_score(Score(math.inf, 2.0, math.inf, 3)) == "inf [2.0, inf]"
+
+
+def test_markdown_table():
+    rows = [
+        {"variant": "SimCAS", "f1": Score(12.34, 11.0, 13.46, 9), "s": 1.23456, "n": 7},
+        {"variant": "a|b\nc", "f1": None, "s": NAN},
+    ]
+    assert report.markdown_table(rows, ["variant", "f1", "s", "n"]) == (
+        "| variant |                f1 |     s |   n |\n"
+        "| ------- | ----------------: | ----: | --: |\n"
+        "| SimCAS  | 12.3 [11.0, 13.5] | 1.235 |   7 |\n"
+        "| a\\|b c  |                 – |     – |   – |"
+    )
+    assert report.markdown_table([], ["a"]) == "| a   |\n| --- |"
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from("abc"), st.text(max_size=8) | st.floats() | st.none()), max_size=5
+    )
+)
+def test_every_table_is_aligned(rows):
+    lines = report.markdown_table(rows, ["a", "b", "c"]).split("\n")
+    assert len(lines) == 2 + len(rows)
+    assert len({len(line) for line in lines}) == 1
+    assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
+
+
+# Progress
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def run_progress(clock, steps=30, seconds=2.0, **options):
+    stream = io.StringIO()
+    with report.Progress(steps, stream=stream, clock=clock, **options) as bar:
+        for step in range(options.get("initial", 0), steps):
+            clock.now += seconds
+            bar.update()
+            bar.show(
+                {
+                    "loss": 3.0 - step / 100,
+                    "reward": 12.0,
+                    "selection/kept": 0.25,
+                    "tokens_per_second": 12_345.0,
+                }
+            )
+    return stream.getvalue()
+
+
+def test_plain_lines_come_at_once_and_then_every_interval():
+    text = run_progress(Clock())
+    assert "\r" not in text
+    got = text.splitlines()
+    assert got[0] == "0/30 steps"
+    assert got[1] == "5/30 steps, loss 2.970, reward 12, kept 25.0%, 12.3k tokens/s, 0:50 left"
+    assert [line.split("/")[0] for line in got] == ["0", "5", "10", "15", "20", "25", "30"]
+    assert "left" not in got[-1]
+
+
+def test_time_left_does_not_count_the_first_step_which_compiles():
+    clock, stream = Clock(), io.StringIO()
+    with report.Progress(10, initial=4, unit="documents", interval=0, stream=stream, clock=clock) as bar:
+        for seconds in (300, 1, 1):
+            clock.now += seconds
+            bar.update(1)
+    assert stream.getvalue().splitlines() == [
+        "4/10 documents",
+        "5/10 documents",
+        "6/10 documents, 0:04 left",
+        "7/10 documents, 0:03 left",
+    ]
+
+
+def test_last_line_is_printed_once():
+    assert run_progress(Clock(), steps=3, seconds=0.1).splitlines()[-1].startswith("3/3 steps")
+    assert run_progress(Clock(), steps=0) == "0/0 steps\n"
+
+
+def test_disabled_progress_is_silent():
+    assert run_progress(Clock(), disable=True) == ""
+
+
+def test_terminal_gets_a_bar():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with report.Progress(4, stream=stream, unit="documents") as bar:
+        bar.show({"loss": 1.25, "other": 3.0})
+        bar.update(3)
+    text = stream.getvalue()
+    assert "\r" in text and "3/4 documents" in text and "loss 1.250" in text and "other" not in text
+
+
+def test_default_stream_is_standard_error(capsys):
+    with report.Progress(2):
+        pass
+    assert capsys.readouterr() == ("", "0/2 steps\n")
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61, "1:01"), (59.7, "1:00"), (3723, "1:02:03")])
+def test_durations(seconds, text):
+    assert report._duration(seconds) == text
+
+
+def test_paths_can_be_text(tmp_path):
+    written = report.plot_training(str(write_run(tmp_path, 2)), str(tmp_path))
+    assert written[0] == tmp_path / "curves.png"

@@ -1,0 +1,44 @@
+"""Rewards by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_simcas.reward import candidate_rewards, document_reward, skip_reward
+
+LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [1.0, 1.0, 1.0]]))
+
+
+def test_document_reward_is_the_geometric_mean_of_the_gold_probabilities():
+    targets, mask = jnp.array([2, 0, 1, 2]), jnp.ones(4, bool)
+    expected = 10_000 * (0.5 * 0.8 * 0.6) ** (1 / 3)
+    np.testing.assert_allclose(document_reward(LOGITS, targets, mask), expected, rtol=1e-5)
+
+
+def test_padding_takes_no_part():
+    targets = jnp.array([2, 0, 1, 1])
+    mask = jnp.array([True, True, True, False])
+    np.testing.assert_allclose(document_reward(LOGITS, targets, mask), 10_000 * 0.4**0.5, rtol=1e-5)
+
+
+def test_skip_reward_on_both_sides_of_the_hyper_length():
+    count = jnp.array
+    assert float(skip_reward(count(6.0), count(3), count(12), 2)) == 2.0  # R / n_sel
+    assert float(skip_reward(count(6.0), count(2), count(12), 2)) == 0.5  # R / n_all
+    assert float(skip_reward(count(6.0), count(2), count(12), 24)) == 0.25  # R / L_hyper
+
+
+def test_candidates():
+    action = jnp.array([[True, False], [True, True]])
+    mask = jnp.array([[True, True], [True, True]])
+    attention = jnp.array([0.5, 0.3, 0.2, 0.0])
+    index = jnp.array([0, 2, 4])  # the fourth candidate was kept, but found no place
+    got = candidate_rewards(jnp.array(8.0), attention, index, action, mask, hyper_length=16)
+    np.testing.assert_allclose(got, [[8 * 0.3 / 0.5, 8 / 16], [8 * 0.2 / 0.5, 0.0]], rtol=1e-6)
+
+
+def test_masked_candidates_get_nothing():
+    mask = jnp.array([[True, False]])
+    got = candidate_rewards(
+        jnp.array(8.0), jnp.array([0.5, 0.5]), jnp.array([0]), jnp.array([[True, False]]), mask
+    )
+    np.testing.assert_allclose(got, [[8.0, 0.0]])

@@ -1,0 +1,131 @@
+"""The two updates: who moves, when nothing moves, accumulation, and that they learn."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, document, largest_difference, stack, tiny_params
+
+from jax_simcas.model import SimcasConfig
+from jax_simcas.ppo import PPOConfig
+from jax_simcas.update import (
+    UpdateConfig,
+    batch_loss,
+    init_state,
+    learning_rate,
+    selector_step,
+    smoothed_cross_entropy,
+    split_params,
+    transformer_step,
+)
+
+SIMCAS = SimcasConfig(chunk_length=8)
+CONFIG = UpdateConfig(max_lr=0.02, warmup=4, accumulate_step=1, ppo=PPOConfig(minibatch_size=4))
+BATCH = stack(*(document(i, chunks=c, padding_chunks=3 - c) for i, c in enumerate((3, 2))))
+
+
+def fresh(config=CONFIG, params=None):
+    return init_state(tiny_params() if params is None else params, config, jax.random.key(1))
+
+
+def steps(function, config=CONFIG, bart=TINY):
+    return jax.jit(partial(function, bart=bart, simcas=SIMCAS, config=config))
+
+
+def test_each_update_moves_its_own_side_only():
+    start = fresh()
+    state, metrics = steps(transformer_step)(start, BATCH)
+    before, after = split_params(start.params), split_params(state.params)
+    assert largest_difference(before[0], after[0]) > 0 and largest_difference(before[1], after[1]) == 0
+    assert float(metrics["skipped"][0]) == 0 and state.step == 1
+    state, metrics = steps(selector_step)(start, BATCH)
+    after = split_params(state.params)
+    assert largest_difference(before[0], after[0]) == 0 and largest_difference(before[1], after[1]) > 0
+    assert float(metrics["reward"][0]) > 0 and metrics["reward"][1] == 2
+
+
+def test_the_output_bias_is_not_trained():
+    state, _ = steps(transformer_step)(fresh(), BATCH)
+    assert not state.params["final_logits_bias"].any()
+
+
+def test_smoothed_cross_entropy_by_hand():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [1 / 3, 1 / 3, 1 / 3]]))
+    loss = smoothed_cross_entropy(logits, jnp.array([2, 0, 1]), jnp.ones(3, bool), 0.1)
+    spread = [-np.log([0.5, 0.25, 0.25]).mean(), -np.log([0.1, 0.8, 0.1]).mean()]
+    expected = np.mean([0.9 * -np.log(0.5) + 0.1 * spread[0], 0.9 * -np.log(0.8) + 0.1 * spread[1]])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_learning_rate_peaks_at_the_end_of_the_warmup():
+    rate = learning_rate(UpdateConfig(max_lr=1e-2, warmup=100))
+    values = [float(rate(s)) for s in range(300)]
+    assert np.argmax(values) == 99 and values[99] == pytest.approx(1e-3)
+    assert values[0] == pytest.approx(1e-2 * 100**-1.5)
+
+
+def test_accumulation_equals_the_larger_batch():
+    config = UpdateConfig(max_lr=0.02, warmup=4, accumulate_step=2)
+    simcas = SimcasConfig(chunk_length=8)
+    action = jnp.ones((2, 3, 7), bool)
+    run = lambda c: jax.jit(partial(transformer_step, bart=TINY, simcas=simcas, config=c))
+    whole, _ = run(CONFIG)(fresh(), BATCH, action=action)
+    state = fresh(config)
+    for i in range(2):
+        part = jax.tree.map(lambda x, i=i: x[i : i + 1], BATCH)
+        state, _ = run(config)(state, part, action=action[:1])
+        if i == 0:
+            assert largest_difference(state.params, fresh().params) == 0
+    # Adam turns the sign of a near-zero gradient into a whole step, so compare all but a few.
+    gaps = [
+        np.abs(np.asarray(a - b)).ravel()
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole.params), strict=True)
+    ]
+    assert np.quantile(np.concatenate(gaps), 0.99) < 1e-5
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted():
+    params = jax.tree.map(lambda x: x, tiny_params())
+    params = params | {"final_logits_bias": params["final_logits_bias"].at[0, 5].set(jnp.nan)}
+    start = fresh(params=params)
+    state, metrics = steps(transformer_step)(start, BATCH)
+    assert state.skipped == 1 and state.skipped_in_row == 1 and metrics["skipped"][0] == 1
+    for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    good = state.replace(params=tiny_params())
+    state, _ = steps(transformer_step)(good, BATCH)
+    assert state.skipped == 1 and state.skipped_in_row == 0
+    state, metrics = steps(selector_step)(start, BATCH)
+    assert metrics["selector_skipped"][0] == 1
+    assert largest_difference(split_params(state.params)[1], split_params(start.params)[1]) == 0
+
+
+def test_the_same_key_gives_the_same_step_and_another_step_another_draw():
+    run = steps(transformer_step)
+    (a, first), (b, again) = run(fresh(), BATCH), run(fresh(), BATCH)
+    assert largest_difference(a.params, b.params) == 0 and first["loss"][0] == again["loss"][0]
+    _, later = run(fresh().replace(step=jnp.array(5, jnp.int32)), BATCH)
+    assert later["selection/kept"][0] != first["selection/kept"][0]
+
+
+def test_dropout_is_on_in_training_only():
+    wet = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
+    simcas = SimcasConfig(chunk_length=8, policy="all")
+    loss = lambda bart, train: batch_loss(
+        tiny_params(), BATCH, bart, simcas, 0.0, key=jax.random.key(0), train=train
+    )[0]
+    assert float(loss(wet, False)) == float(loss(TINY, False)) != float(loss(wet, True))
+    assert np.isfinite(loss(wet, True))
+
+
+@pytest.mark.slow
+def test_transformer_learns_one_batch():
+    run, state = steps(transformer_step), fresh()
+    losses = []
+    for _ in range(60):
+        state, metrics = run(state, BATCH)
+        losses.append(float(metrics["nll"][0] / metrics["nll"][1]))
+    assert losses[-1] < 0.5 * losses[0]
