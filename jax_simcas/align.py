@@ -10,22 +10,16 @@ ALIGNMENTS = ("mean", "shift", "none")
 AxisName = str | tuple[str, ...]
 
 
-def chunk_mean(
-    x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: AxisName
-) -> Float[Array, "*shape"]:
+def chunk_mean(x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: AxisName) -> Float[Array, "*shape"]:
     """sum over real chunks of x / number of real chunks, in float32; the same on every chunk.
 
     One collective over `axis_name`, whether that axis is a `vmap`, a mesh axis or a tuple of both.
     """
-    total, count = lax.psum(
-        (jnp.where(real, x.astype(jnp.float32), 0.0), real.astype(jnp.float32)), axis_name
-    )
+    total, count = lax.psum((jnp.where(real, x.astype(jnp.float32), 0.0), real.astype(jnp.float32)), axis_name)
     return (total / jnp.maximum(count, 1.0)).astype(x.dtype)
 
 
-def chunk_shift(
-    boundary: Float[Array, "2 D"], real: Bool[Array, ""], axis_name: AxisName
-) -> Float[Array, "2 D"]:
+def chunk_shift(boundary: Float[Array, "2 D"], real: Bool[Array, ""], axis_name: AxisName) -> Float[Array, "2 D"]:
     """BOS_k := BOS_{k-1}, EOS_k := EOS_{k+1}, cyclic over the real chunks, which must come first.
 
     Source: the released code. It gathers all boundary states: [K, 2, D] on every chunk.

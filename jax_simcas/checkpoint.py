@@ -242,9 +242,7 @@ class Checkpointer:
             self._manager.reload()
             gc.collect()  # asyncio logs further failed writes as it drops them: let that be now, unheard
             last = self.latest_step()
-            kept = (
-                "there is none before" if last is None else f"the last good one is {self.folder / str(last)}"
-            )
+            kept = "there is none before" if last is None else f"the last good one is {self.folder / str(last)}"
             raise UserError(
                 f"checkpoint {self.folder / str(failed)}: could not be written ({_reason(error)}); "
                 f"{kept}; make room and run the same command again"
@@ -391,9 +389,7 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
             raise
         except Exception as error:  # damage makes orbax raise anything, even a bare Exception
             skipped += (f"{root / str(step)}: skipped, damaged ({_reason(error)})",)
-    raise UserError(
-        f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back or use another folder"
-    )
+    raise UserError(f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back or use another folder")
 
 
 def _flatten(state: Any) -> dict[str, Any]:

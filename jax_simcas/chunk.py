@@ -17,9 +17,7 @@ class Chunks(NamedTuple):
     token_index: Int32[np.ndarray, "K S"]
 
 
-def chunk_tokens(
-    ids: Int[np.ndarray, " n"], chunk_length: int, *, bos: int, eos: int, pad: int
-) -> Chunks:
+def chunk_tokens(ids: Int[np.ndarray, " n"], chunk_length: int, *, bos: int, eos: int, pad: int) -> Chunks:
     """Content of n tokens in K = max(1, ceil(n / (S - 2))) chunks `[BOS] content [EOS]`.
 
     The last chunk is filled with PAD between content and EOS. Source: method.md "Chunk", step 2.
@@ -31,7 +29,13 @@ def chunk_tokens(
 
 
 def chunk_sentences(
-    ids: Int[np.ndarray, " n"], sentence_ends: Sequence[int], chunk_length: int, *, bos: int, eos: int, pad: int
+    ids: Int[np.ndarray, " n"],
+    sentence_ends: Sequence[int],
+    chunk_length: int,
+    *,
+    bos: int,
+    eos: int,
+    pad: int,
 ) -> Chunks:
     """Like `chunk_tokens`, but never splits inside a sentence unless it alone exceeds S - 2 tokens.
 
@@ -60,10 +64,7 @@ def sentence_starts(count: int, sentence_ends: Sequence[int], room: int) -> list
         while ends[last] <= reach:
             last += 1
         # `last` is the sentence that does not fit whole; an over-long one may be cut at `reach` itself.
-        if ends[last] - sentence_begins[last] > room:
-            begin = reach
-        else:
-            begin = sentence_begins[last]
+        begin = reach if ends[last] - sentence_begins[last] > room else sentence_begins[last]
         first = last
         starts.append(begin)
     return starts

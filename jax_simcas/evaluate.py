@@ -91,9 +91,7 @@ def evaluate_documents(
             capacity=capacity_for(selection, settings.simcas.capacity),
             **static,
         )
-        sequences, kept, candidate = jax.device_get(
-            (generation.sequence, selection.action, selection.candidate_mask)
-        )
+        sequences, kept, candidate = jax.device_get((generation.sequence, selection.action, selection.candidate_mask))
         real = np.flatnonzero(batch["row_mask"])
         for b in real:
             row = source[int(batch["row_index"][b])]
@@ -225,7 +223,10 @@ def run(arguments: Any) -> int:
     write_predictions(folder / "predictions.jsonl", rows)
     (folder / "scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(table(summary))
-    print(f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates", end="")
+    print(
+        f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates",
+        end="",
+    )
     print(f" ({summary['states']:.0f} a document)")
     if summary["evidence"]:
         e = summary["evidence"]

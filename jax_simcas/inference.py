@@ -74,9 +74,7 @@ def generate_batch(
 
     def one(hidden: Array, chunk_mask: Array, selection: Selection) -> Generation:
         compacted = compact(hidden, chunk_mask, selection, capacity)
-        return generate(
-            params, bart, config, compacted.states, compacted.mask, dtype=jnp.dtype(simcas.dtype)
-        )
+        return generate(params, bart, config, compacted.states, compacted.mask, dtype=jnp.dtype(simcas.dtype))
 
     return jax.vmap(one)(hidden, chunk_mask, selection)
 

@@ -208,9 +208,7 @@ def _resampled_sums(table: Float[np.ndarray, "n m"], key_seed: int, samples: int
     n, m = table.shape
     rng = np.random.default_rng(key_seed)
     block = max(1, _BLOCK // (n * m))
-    rows = (
-        table[rng.integers(0, n, (min(block, samples - i), n))].sum(axis=1) for i in range(0, samples, block)
-    )
+    rows = (table[rng.integers(0, n, (min(block, samples - i), n))].sum(axis=1) for i in range(0, samples, block))
     return np.concatenate(list(rows))
 
 
@@ -248,9 +246,7 @@ def bootstrap_interval(
     return _interval(sums / array.size, float(array.mean()), level)
 
 
-def paired_bootstrap(
-    a: Values, b: Values, *, key_seed: int, samples: int = 2000, level: float = 0.95
-) -> Difference:
+def paired_bootstrap(a: Values, b: Values, *, key_seed: int, samples: int = 2000, level: float = 0.95) -> Difference:
     """Compares two systems on the same documents: a[i] and b[i] are scores of document i, resampled together.
 
     p = min(1, 2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (1 + samples)) over resampled mean differences d*.

@@ -111,9 +111,7 @@ def init_params(key: Array, bart: BartConfig, simcas: SimcasConfig) -> Params:
     }
 
 
-def chunk_positions(
-    params: Params, simcas: SimcasConfig, chunks: int, width: int
-) -> Float[Array, "K D"] | None:
+def chunk_positions(params: Params, simcas: SimcasConfig, chunks: int, width: int) -> Float[Array, "K D"] | None:
     """What is added to every token of chunk k before layer 0, or None.
 
     sinusoidal: sin(k w_i), cos(k w_i) with w_i = 10000^(-2i/D).

@@ -139,11 +139,12 @@ def ppo_losses(
 def draw_orders(key: Array, mask: Bool[Array, "B K N"], config: PPOConfig) -> Orders:
     """Shuffles each chunk's candidates and, for every round of minibatches, the chunks. Padding comes last."""
     documents, chunks, per_chunk = mask.shape
-    rounds = -(-per_chunk // config.minibatch_size)
+    size = min(config.minibatch_size, per_chunk)
+    rounds = -(-per_chunk // size)
     token_key, chunk_key = jax.random.split(key)
     noise = jax.random.uniform(token_key, (config.epochs, *mask.shape))
     token = jnp.argsort(jnp.where(mask, noise, 2.0), axis=-1)
-    fill = rounds * config.minibatch_size - per_chunk
+    fill = rounds * size - per_chunk
     token = jnp.pad(token, ((0, 0), (0, 0), (0, 0), (0, fill)), constant_values=per_chunk)
     noise = jax.random.uniform(chunk_key, (config.epochs, rounds, documents, chunks))
     return Orders(token, jnp.argsort(jnp.where(mask.any(axis=-1), noise, 2.0), axis=-1))
@@ -157,7 +158,7 @@ def ppo_update(
     orders: Orders,
     config: PPOConfig,
 ) -> tuple[Params, optax.OptState, Losses, Bool[Array, " steps"]]:
-    """Visits every minibatch of every epoch: `config.minibatch_size` candidates of one chunk a document.
+    """Visits every minibatch of every epoch: M = min(config.minibatch_size, N) candidates of one chunk a document.
 
     A step's loss is the mean over the documents that still have a chunk to visit. After an epoch whose
     last approximate KL exceeds `config.max_kl` nothing more is done.
@@ -166,8 +167,8 @@ def ppo_update(
     Returns:
       new parameters and optimizer state; the losses of every step, [E * R * K] each; and which were taken.
     """
-    chunks, per_chunk = rollout.mask.shape[1:]
-    size = config.minibatch_size
+    per_chunk = rollout.mask.shape[2]
+    size = min(config.minibatch_size, per_chunk)
 
     def document_losses(selector: Params, row: Rollout, token: Array, chunk: Array) -> tuple[Losses, Array]:
         inside = token < per_chunk

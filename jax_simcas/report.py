@@ -116,9 +116,7 @@ class MetricsWriter:
             self._events = stack.enter_context(closing(events))
             if self._resume_step is not None:
                 start = SessionLog(status=SessionLog.START)
-                self._events.write_event(
-                    Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start)
-                )
+                self._events.write_event(Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start))
             self._events.flush()
             self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
             self._open = stack.pop_all()
@@ -152,9 +150,7 @@ class MetricsWriter:
         with _writing(self._path):
             self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(figures)) + "\n")
             self._file.flush()
-            self._events.write_event(
-                Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars))
-            )
+            self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars)))
             self._events.flush()
 
     def __exit__(self, *_: object) -> None:
@@ -324,9 +320,7 @@ def _draw_bars(axes: Axes, scores: Sequence[Interval | None]) -> None:
             axes.plot([low, high], [y, y], color=_INK, linewidth=1.2, marker="|", markersize=7)
             end = max(end, high)
         label = "–" if math.isnan(point) else f"{point:.3g}"
-        axes.annotate(
-            label, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=_INK
-        )
+        axes.annotate(label, (end, y), (5, 0), textcoords="offset points", va="center", fontsize=9, color=_INK)
         ends.append(end)
     axes.set_xlim(right=1.22 * max(ends) or 1.0)
     axes.set_ylim(len(scores) - 0.5, -0.5)
@@ -418,9 +412,7 @@ class Progress:
         self._lines = not disable and not self._terminal
         self._bar: Any = None
         self._figures = ""
-        self._first: tuple[float, int] | None = (
-            None  # when the first update came, which had compilation before it
-        )
+        self._first: tuple[float, int] | None = None  # when the first update came, which had compilation before it
         self._printed: tuple[float, int] = (-math.inf, -1)
 
     def __enter__(self) -> Progress:

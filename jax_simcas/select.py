@@ -60,16 +60,12 @@ def init_selector(key: Array, width: int) -> Params:
     }
 
 
-def action_logits(
-    selector: Params, candidates: Float[Array, "N D"], state: Float[Array, " D"]
-) -> Float[Array, "N 2"]:
+def action_logits(selector: Params, candidates: Float[Array, "N D"], state: Float[Array, " D"]) -> Float[Array, "N 2"]:
     """The actor's logits of skip (0) and keep (1)."""
     return _actor(selector).apply({"params": selector["actor"]}, candidates.astype(jnp.float32), state)
 
 
-def state_values(
-    selector: Params, candidates: Float[Array, "N D"], state: Float[Array, " D"]
-) -> Float[Array, " N"]:
+def state_values(selector: Params, candidates: Float[Array, "N D"], state: Float[Array, " D"]) -> Float[Array, " N"]:
     """The critic's value of every candidate."""
     params = {"params": selector["critic"]}
     return _critic(selector).apply(params, candidates.astype(jnp.float32), state)[:, 0]
@@ -191,9 +187,7 @@ class Compacted(NamedTuple):
 
     states: Float[Array, "C D"]
     mask: Bool[Array, " C"]
-    index: Int[
-        Array, " M"
-    ]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
+    index: Int[Array, " M"]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
     overflow: Int[Array, ""]  # selected candidates that found no place
 
 

@@ -12,9 +12,7 @@ exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, afte
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import shutil
 import signal
 import sys
 import time
@@ -35,8 +33,14 @@ from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.errors import UserError
 from jax_simcas.settings import Settings
-from jax_simcas.update import TrainState, batch_loss, init_state, learning_rate, selector_step, transformer_step
-from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, Model, new_model, open_source, pipeline_config
+from jax_simcas.update import (
+    batch_loss,
+    init_state,
+    learning_rate,
+    selector_step,
+    transformer_step,
+)
+from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, new_model, open_source, pipeline_config
 
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
 # A resumed run may differ in these: they change how long and how often, not what a step does.
@@ -182,7 +186,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
             report.MetricsWriter(workdir, resume_step=step) as writer,
             report.Progress(loop.steps, initial=step, disable=not progress) as bar,
         ):
-            for step in range(step + 1, loop.steps + 1):
+            for step in range(first, loop.steps + 1):
                 learn_selection = loop.selector_every and step % loop.selector_every == 0
                 for batch in itertools.islice(batches, settings.update.accumulate_step):
                     arrays = arrays_of(batch)

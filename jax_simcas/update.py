@@ -68,7 +68,7 @@ class TrainState:
 def learning_rate(config: UpdateConfig) -> optax.Schedule:
     """max_lr * min(s^-0.5, s * warmup^-1.5) at optimizer step s = 1, 2, ..."""
 
-    def schedule(count: Array) -> Array:
+    def schedule(count: Array | int) -> Array:
         s = jnp.asarray(count, jnp.float32) + 1.0
         return config.max_lr * jnp.minimum(s**-0.5, s * config.warmup**-1.5)
 
@@ -260,9 +260,7 @@ def transformer_step(
 
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(transformer)
     norm = optax.tree.norm(grads)
-    updates, optimizer_state = transformer_optimizer(config).update(
-        grads, state.transformer_optimizer, transformer
-    )
+    updates, optimizer_state = transformer_optimizer(config).update(grads, state.transformer_optimizer, transformer)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
     transformer = keep(optax.apply_updates(transformer, updates), transformer)
@@ -292,12 +290,8 @@ def rollout(
         out = forward(params, bart, simcas, document, policy="sample", select_key=key, action=action)
         hidden, selection, compacted = out.encoded
         mask = selection.candidate_mask
-        value = jax.vmap(select_lib.state_values, (None, 0, 0))(
-            params["selector"], hidden[:, 1:], selection.state
-        )
-        reward = document_reward(
-            out.logits, document["target_ids"], document["target_mask"], simcas.reward_scale
-        )
+        value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden[:, 1:], selection.state)
+        reward = document_reward(out.logits, document["target_ids"], document["target_mask"], simcas.reward_scale)
         rewards = candidate_rewards(
             reward, out.cross_attention, compacted.index, selection.action, mask, simcas.hyper_length
         )

@@ -48,9 +48,7 @@ def tiny_params(bart=TINY, simcas=None, seed=0):
     return init_params(jax.random.key(seed), bart, simcas or SimcasConfig())
 
 
-def document(
-    seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, padding_chunks=0, target_padding=0
-):
+def document(seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, padding_chunks=0, target_padding=0):
     """One random document with `tail` PAD in its last chunk, plus chunks and targets of pure padding."""
     rng = np.random.default_rng(seed)
     total = chunks + padding_chunks
@@ -78,7 +76,5 @@ def stack(*documents):
 
 def largest_difference(a, b):
     """Largest absolute difference over two trees of the same structure."""
-    gap = lambda x, y: float(
-        np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0)
-    )
+    gap = lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
     return max(jax.tree.leaves(jax.tree.map(gap, a, b)), default=0.0)

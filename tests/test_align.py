@@ -26,9 +26,7 @@ def test_mean_by_hand():
 
 
 def test_shift_by_hand():
-    hidden = jnp.array(
-        [[[1.0], [5.0], [10.0]], [[2.0], [6.0], [20.0]], [[3.0], [7.0], [30.0]], [[9.0], [9.0], [9.0]]]
-    )
+    hidden = jnp.array([[[1.0], [5.0], [10.0]], [[2.0], [6.0], [20.0]], [[3.0], [7.0], [30.0]], [[9.0], [9.0], [9.0]]])
     out = over_vmap(hidden, jnp.array([True, True, True, False]), "shift")
     np.testing.assert_allclose(out[:, :, 0], [[3, 5, 20], [1, 6, 30], [2, 7, 10], [9, 9, 9]])
 

@@ -36,9 +36,7 @@ def data():
 def make_state(seed: int):
     key = jax.random.key(seed)
     params = {
-        "layers": {
-            str(i): {"kernel": jax.random.normal(key, (8, 8)) + i, "bias": jnp.zeros(8)} for i in range(2)
-        }
+        "layers": {str(i): {"kernel": jax.random.normal(key, (8, 8)) + i, "bias": jnp.zeros(8)} for i in range(2)}
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     return {
@@ -367,9 +365,7 @@ class Elsewhere:
 
 def test_data_that_does_not_fit(folder, tmp_path):
     with Checkpointer(folder) as checkpointer:
-        with pytest.raises(
-            UserError, match=r"data position does not fit this data \(ValueError: two workers\)"
-        ):
+        with pytest.raises(UserError, match=r"data position does not fit this data \(ValueError: two workers\)"):
             checkpointer.restore(make_state(0), Elsewhere())
         assert checkpointer.restore(make_state(0), None).step == 2
     with Checkpointer(tmp_path / "without") as checkpointer:
@@ -412,9 +408,7 @@ def test_full_disk_leaves_the_last_good_one(tmp_path, asynchronous, capfd):
     checkpointer.wait()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # bytes a file: as good as a full disk
-        with pytest.raises(
-            UserError, match=rf"{tmp_path}/2: could not be .*good one is {tmp_path}/1; make room"
-        ):
+        with pytest.raises(UserError, match=rf"{tmp_path}/2: could not be .*good one is {tmp_path}/1; make room"):
             checkpointer.save(2, state(2), None, {"loss": 0.0}, {})
             checkpointer.close()
         checkpointer.close()

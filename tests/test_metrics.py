@@ -55,9 +55,7 @@ def test_rouge_of_nothing_is_zero(prediction, reference):
 def test_rouge_equals_rouge_score(prediction, reference):
     from rouge_score.rouge_scorer import RougeScorer
 
-    prediction, reference = (
-        "\n".join(" ".join(s) for s in text if s).strip() for text in (prediction, reference)
-    )
+    prediction, reference = ("\n".join(" ".join(s) for s in text if s).strip() for text in (prediction, reference))
     direct = RougeScorer(list(metrics.ROUGE_TYPES), use_stemmer=True).score(reference, prediction)
     got = metrics.rouge(prediction, reference)
     assert got == {name: 100 * score.fmeasure for name, score in direct.items()}

@@ -151,9 +151,7 @@ def test_bfloat16_stays_close_to_float32():
 def test_remat_changes_no_gradient(remat):
     batch = stack(document(0), document(1))
     loss = lambda simcas: jax.grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0])(tiny_params())
-    for a, b in zip(
-        jax.tree.leaves(loss(SIMCAS)), jax.tree.leaves(loss(SIMCAS.replace(remat=remat))), strict=True
-    ):
+    for a, b in zip(jax.tree.leaves(loss(SIMCAS)), jax.tree.leaves(loss(SIMCAS.replace(remat=remat))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

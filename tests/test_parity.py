@@ -101,9 +101,7 @@ def test_ppo(case):
     assert taken.all()
     measured = np.stack([np.asarray(x) for x in losses], axis=1)
     np.testing.assert_allclose(measured, arrays["losses"], rtol=RELATIVE, atol=2e-6)
-    after = from_state_dict(
-        {k.removeprefix("after/"): v for k, v in arrays.items() if k.startswith("after/")}
-    )
+    after = from_state_dict({k.removeprefix("after/"): v for k, v in arrays.items() if k.startswith("after/")})
     assert largest_difference(selector, after["selector"]) < PARAMETERS
 
 
@@ -112,9 +110,7 @@ def test_ten_steps_of_training(case):
     arrays, simcas = parity_case(case)
     bart, params = parity_model()
     settings = MANIFEST[case]
-    config = update.UpdateConfig(
-        max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1
-    )
+    config = update.UpdateConfig(max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1)
     rates = [float(update.learning_rate(config)(s)) for s in range(settings["steps"])]
     np.testing.assert_allclose(rates, arrays["learning_rates"], rtol=RELATIVE)
     state = update.init_state(params, config, jax.random.key(0))
@@ -126,9 +122,7 @@ def test_ten_steps_of_training(case):
         state, metrics = step(state, batch, action=action)
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     np.testing.assert_allclose(losses, arrays["losses"], rtol=RELATIVE)
-    after = from_state_dict(
-        {k.removeprefix("after/"): v for k, v in arrays.items() if k.startswith("after/")}
-    )
+    after = from_state_dict({k.removeprefix("after/"): v for k, v in arrays.items() if k.startswith("after/")})
     transformer, selector = update.split_params(state.params)
     assert largest_difference(transformer, after) < PARAMETERS
     assert largest_difference(selector, params["selector"]) == 0.0

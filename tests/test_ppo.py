@@ -69,9 +69,7 @@ def test_losses_of_a_masked_minibatch_equal_those_of_the_subset():
     fields = [x[0, 1] for x in rows[2:7]]
     whole = ppo_losses(selector, rows.hidden[0, 1, 1:], rows.state[0, 1], *fields, keep, config)
     subset = [x[keep] for x in fields]
-    part = ppo_losses(
-        selector, rows.hidden[0, 1, 1:][keep], rows.state[0, 1], *subset, jnp.ones(3, bool), config
-    )
+    part = ppo_losses(selector, rows.hidden[0, 1, 1:][keep], rows.state[0, 1], *subset, jnp.ones(3, bool), config)
     np.testing.assert_allclose(whole, part, rtol=1e-5, atol=1e-6)
 
 
@@ -80,9 +78,7 @@ def test_orders_visit_every_real_candidate_once_an_epoch():
     config = PPOConfig(minibatch_size=2)
     orders = draw_orders(jax.random.key(0), mask, config)
     assert orders.token.shape == (2, 2, K, 6) and orders.chunk.shape == (2, 3, 2, K)
-    np.testing.assert_array_equal(
-        np.sort(orders.token[..., :N], axis=-1), np.broadcast_to(np.arange(N), (2, 2, K, N))
-    )
+    np.testing.assert_array_equal(np.sort(orders.token[..., :N], axis=-1), np.broadcast_to(np.arange(N), (2, 2, K, N)))
     np.testing.assert_array_equal(np.sort(orders.chunk, axis=-1), np.broadcast_to(np.arange(K), (2, 3, 2, K)))
     assert (orders.chunk[:, :, 1, -1] == 2).all()  # the chunk of pure padding comes last
     assert set(np.asarray(orders.token[0, 0, 2, :3])) == {0, 1, 2}

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,9 +54,7 @@ def test_writer_writes_a_line_and_an_event_at_once(tmp_path):
         writer.write(5, "validation", {"loss": 2.0})
     found = events(tmp_path / "new" / "run")[0]
     assert found[-1][1] == {"validation/loss": 2.0}
-    assert found[-2][1] == pytest.approx(
-        {"train/loss": 1.5, "train/selection/kept": 0.1, "train/reward": 3.0}
-    )
+    assert found[-2][1] == pytest.approx({"train/loss": 1.5, "train/selection/kept": 0.1, "train/reward": 3.0})
 
 
 @settings(max_examples=20, deadline=None)
@@ -110,9 +107,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path):
 
 def test_unwritable_workdir_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match=r"file.metrics\.jsonl: cannot be written \(.*\); give a folder"
-    ) as error:
+    with pytest.raises(UserError, match=r"file.metrics\.jsonl: cannot be written \(.*\); give a folder") as error:
         report.MetricsWriter(tmp_path / "file").__enter__()
     assert "\n" not in str(error.value)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
@@ -154,9 +149,7 @@ def has_color(image, color):
     return (image == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=-1).any()
 
 
-def write_run(
-    workdir, steps, validation=True, names=("loss", "nll", "reward", "selection/kept", "ppo/approx_kl")
-):
+def write_run(workdir, steps, validation=True, names=("loss", "nll", "reward", "selection/kept", "ppo/approx_kl")):
     with report.MetricsWriter(workdir) as writer:
         for step in range(1, steps + 1):
             writer.write(step, "train", dict.fromkeys(names, 1 + 1 / step) | {"learning_rate": 0.1})
@@ -193,9 +186,7 @@ def test_figures_that_are_missing_are_left_out(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    "values", [[0.0], [0.0, 0.0], [-1.0, 5.0], [1e-30, 1e30], [7.0] * 50, [1e-4, 1.0, 0.0]]
-)
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [-1.0, 5.0], [1e-30, 1e30], [7.0] * 50, [1e-4, 1.0, 0.0]])
 def test_any_values_can_be_drawn(tmp_path, values):
     with report.MetricsWriter(tmp_path) as writer:
         for step, value in enumerate(values):
@@ -277,11 +268,7 @@ def test_markdown_table():
     assert report.markdown_table([], ["a"]) == "| a   |\n| --- |"
 
 
-@given(
-    st.lists(
-        st.dictionaries(st.sampled_from("abc"), st.text(max_size=8) | st.floats() | st.none()), max_size=5
-    )
-)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.text(max_size=8) | st.floats() | st.none()), max_size=5))
 def test_every_table_is_aligned(rows):
     lines = report.markdown_table(rows, ["a", "b", "c"]).split("\n")
     assert len(lines) == 2 + len(rows)

@@ -38,7 +38,5 @@ def test_candidates():
 
 def test_masked_candidates_get_nothing():
     mask = jnp.array([[True, False]])
-    got = candidate_rewards(
-        jnp.array(8.0), jnp.array([0.5, 0.5]), jnp.array([0]), jnp.array([[True, False]]), mask
-    )
+    got = candidate_rewards(jnp.array(8.0), jnp.array([0.5, 0.5]), jnp.array([0]), jnp.array([[True, False]]), mask)
     np.testing.assert_allclose(got, [[8.0, 0.0]])

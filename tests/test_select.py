@@ -17,9 +17,7 @@ KEY = jax.random.key(7)
 
 
 def run(policy, mask=ALL, chunks=CHUNKS, selector=SELECTOR, **options):
-    return select(
-        selector, HIDDEN, mask, chunks, policy=policy, key=KEY, budget=options.pop("budget", 7), **options
-    )
+    return select(selector, HIDDEN, mask, chunks, policy=policy, key=KEY, budget=options.pop("budget", 7), **options)
 
 
 def always(keep):

@@ -114,9 +114,9 @@ def test_the_same_key_gives_the_same_step_and_another_step_another_draw():
 def test_dropout_is_on_in_training_only():
     wet = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     simcas = SimcasConfig(chunk_length=8, policy="all")
-    loss = lambda bart, train: batch_loss(
-        tiny_params(), BATCH, bart, simcas, 0.0, key=jax.random.key(0), train=train
-    )[0]
+    loss = lambda bart, train: batch_loss(tiny_params(), BATCH, bart, simcas, 0.0, key=jax.random.key(0), train=train)[
+        0
+    ]
     assert float(loss(wet, False)) == float(loss(TINY, False)) != float(loss(wet, True))
     assert np.isfinite(loss(wet, True))
 

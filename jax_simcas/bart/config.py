@@ -46,9 +46,7 @@ class BartConfig:
     def __post_init__(self) -> None:
         for heads in ("encoder_attention_heads", "decoder_attention_heads"):
             if self.d_model % getattr(self, heads):
-                raise ValueError(
-                    f"d_model={self.d_model} is not a multiple of {heads}={getattr(self, heads)}"
-                )
+                raise ValueError(f"d_model={self.d_model} is not a multiple of {heads}={getattr(self, heads)}")
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function={self.activation_function!r}: expected one of {', '.join(ACTIVATIONS)}"

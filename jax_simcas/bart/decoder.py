@@ -186,7 +186,7 @@ def cross_cache(
     """Cross-attention keys and values of all layers, for `decode_step`."""
     layer = DecoderLayer(config, dtype)
     project = lambda p: layer.apply({"params": p}, selected.astype(dtype), method="cross_key_value")
-    key, value = lax.map(project, stack_layers(params["model"]["decoder"]["layers"]))
+    key, value = lax.map(project, _stacked(params["model"]["decoder"]))
     return CrossCache(key, value, selected_mask)
 
 
@@ -242,10 +242,13 @@ def decode_step(
             method="step",
         ), None
 
-    layers = decoder["stacked"] if "stacked" in decoder else stack_layers(decoder["layers"])
-    inputs = (layers, jnp.arange(config.decoder_layers), cross.key, cross.value)
+    inputs = (_stacked(decoder), jnp.arange(config.decoder_layers), cross.key, cross.value)
     (x, self_cache), _ = lax.scan(step, (x, self_cache), inputs)
     return logits_of(params, final_norm(decoder, config, x, dtype), dtype), self_cache
+
+
+def _stacked(decoder: Params) -> Params:
+    return decoder["stacked"] if "stacked" in decoder else stack_layers(decoder["layers"])
 
 
 def stack_decoder(params: Params) -> Params:

@@ -68,9 +68,7 @@ def attend(
     scores = jnp.einsum("htd,hcd->htc", query, key, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
-    context = jnp.einsum(
-        "htc,hcd->htd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    context = jnp.einsum("htc,hcd->htd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return context.astype(value.dtype), weights
 
 
@@ -207,9 +205,7 @@ def init_stack(key: Array, layer: nn.Module, layer_inputs: tuple, count: int, co
     rows = config.max_position_embeddings + POSITION_OFFSET
     norm = {"scale": jnp.ones(config.d_model), "bias": jnp.zeros(config.d_model)}
     params = {
-        "embed_positions": {
-            "embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))
-        },
+        "embed_positions": {"embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))},
         "layernorm_embedding": dict(norm),
         "layers": {str(i): layer.init(layer_keys[i], *layer_inputs)["params"] for i in range(count)},
     }

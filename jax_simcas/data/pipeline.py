@@ -73,9 +73,7 @@ def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
         "token_offsets": _of_tokens(chunks, offsets, -1),
         "evidence_mask": _of_tokens(chunks, _overlaps(offsets, row.evidence), False),
         "has_evidence": row.evidence is not None,
-        "target_ids": np.asarray(
-            [config.decoder_start, tokenizer.bos_token_id, *target[:room], *ends_with], np.int32
-        ),
+        "target_ids": np.asarray([config.decoder_start, tokenizer.bos_token_id, *target[:room], *ends_with], np.int32),
         "cut_tokens": len(encoded.ids) - len(ids),
         "cut_target": max(len(target) - room, 0),
     }

@@ -98,7 +98,9 @@ def _row(record: dict[str, Any], fields: Fields, where: str, index: int) -> Row:
     answers: tuple[str, ...] = ()
     if isinstance(summary, list):
         if not summary or not all(isinstance(answer, str) for answer in summary):
-            raise UserError(f"{where}: field {fields.summary!r} is a list, expected texts in it (config.data.fields.summary)")
+            raise UserError(
+                f"{where}: field {fields.summary!r} is a list, expected texts in it (config.data.fields.summary)"
+            )
         answers = tuple(summary)
     spans = record.get(fields.evidence) if fields.evidence else None
     try:
