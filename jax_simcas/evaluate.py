@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_simcas import metrics, program, report
 from jax_simcas.data import pipeline
-from jax_simcas.data.sources import Row
+from jax_simcas.data.sources import First, Row
 from jax_simcas.errors import UserError
 from jax_simcas.inference import capacity_for, generate_batch, select_batch
 from jax_simcas.select import POLICIES
@@ -97,7 +97,7 @@ def evaluate_documents(
             row = source[int(batch["row_index"][b])]
             prediction = model.tokenizer.decode(sequences[b], skip_special_tokens=True).strip()
             evidence: dict[str, tuple[float, float]] = {}
-            if "evidence_mask" in batch and batch["evidence_mask"][b].any():
+            if batch["has_evidence"][b]:
                 known = candidate[b] & batch["token_mask"][b][:, 1:]
                 matters = batch["evidence_mask"][b][:, 1:]
                 evidence = metrics.evidence_scores(kept[b][known], matters[known])
@@ -114,19 +114,15 @@ def evaluate_documents(
 
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
-    totals: dict[str, tuple[float, float]] = {}
-    for row in rows:
-        for name, pair in row.evidence.items():
-            totals[name] = metrics.add(totals.get(name, (0.0, 0.0)), pair)
     kept = np.sum([row.kept for row in rows], axis=0)
+    as_dicts = lambda scores: {name: score._asdict() for name, score in scores.items()}
     return {
         "documents": len(rows),
-        "scores": {k: v._asdict() for k, v in metrics.summarize_scores([r.scores for r in rows], seed).items()},
-        "lead": {k: v._asdict() for k, v in metrics.summarize_scores([r.lead for r in rows], seed).items()},
+        "scores": as_dicts(metrics.summarize_scores([row.scores for row in rows], seed)),
+        "lead": as_dicts(metrics.summarize_scores([row.lead for row in rows], seed)),
         "kept_share": float(kept[0] / max(kept[1], 1)),
         "states": float(kept[0] / len(rows)),
-        "evidence": metrics.evidence_summary(totals) if totals else None,
-        "evidence_documents": sum(bool(row.evidence) for row in rows),
+        "evidence": as_dicts(metrics.evidence_summary([row.evidence for row in rows if row.evidence], seed)),
     }
 
 
@@ -205,7 +201,7 @@ def run(arguments: Any) -> int:
     split = arguments.split or settings.data.validation_split
     source = open_source(settings, split, program.cache_dir())
     if arguments.limit:
-        source = pipeline.first(source, arguments.limit)
+        source = First(source, arguments.limit)
     policy = arguments.policy or settings.simcas.policy
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
@@ -229,10 +225,11 @@ def run(arguments: Any) -> int:
     )
     print(f" ({summary['states']:.0f} a document)")
     if summary["evidence"]:
-        e = summary["evidence"]
+        shown = {name: metrics.Score(**score) for name, score in summary["evidence"].items()}
         print(
-            f"marked evidence: kept {100 * e['evidence_kept']:.1f} % of it and {100 * e['all_kept']:.1f} % of all "
-            f"tokens; a token that matters is {e['likelihood_ratio']:.2f} times as likely kept as one that does not"
+            f"marked evidence: kept {100 * shown['evidence_kept'].mean:.1f} % of it, "
+            f"{100 * shown['all_kept'].mean:.1f} % of all tokens; a token that matters is "
+            f"{report.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
         )
     print(f"rows in {folder / 'predictions.jsonl'}, figures in {folder / 'scores.json'}")
     return 0

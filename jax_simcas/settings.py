@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jax_simcas.bart.config import BartConfig
+from jax_simcas.data.embedded import EmbeddedConfig
 from jax_simcas.data.sources import Fields
 from jax_simcas.errors import UserError
 from jax_simcas.generate import GenerateConfig
@@ -38,6 +39,7 @@ class DataConfig:
     train_split: str = "train"
     validation_split: str = "validation"
     fields: Fields = field(default_factory=Fields)
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     input_template: str = "{document}"
     task: str = "summarization"
     tokenizer: str = ""
@@ -92,7 +94,7 @@ class Settings:
     pretrained: str = ""
     bart: BartConfig = field(default_factory=BartConfig)
     simcas: SimcasConfig = field(default_factory=SimcasConfig)
-    update: UpdateConfig = field(default_factory=UpdateConfig)
+    optimizer: UpdateConfig = field(default_factory=UpdateConfig)
     data: DataConfig = field(default_factory=DataConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -131,7 +133,12 @@ def from_config(config: config_dict.ConfigDict) -> Settings:
     Raises:
       UserError: a value that its dataclass refuses, named with its field.
     """
-    return _from_mapping(Settings, config.to_dict(), "config")
+    return from_mapping(config.to_dict(), "config")
+
+
+def from_mapping(mapping: dict[str, Any], where: str) -> Settings:
+    """Nested dictionaries -> settings; see `from_config`."""
+    return _from_mapping(Settings, mapping, where)
 
 
 def _from_mapping(cls: type, mapping: dict[str, Any], where: str) -> Any:
@@ -169,7 +176,7 @@ def read_json(path: Path) -> Settings:
         raise UserError(f"{path}: not found; is {path.parent} a workdir that training wrote?") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    return _from_mapping(Settings, mapping, str(path))
+    return from_mapping(mapping, str(path))
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

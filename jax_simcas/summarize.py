@@ -75,7 +75,7 @@ def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dic
     started = time.monotonic()
     row = Row(id="", document=text, summary="", answers=(), query=query, evidence=None)
     features = pipeline.featurize(row, model.tokenizer, config)
-    batch = pipeline.pad_batch([features], config)
+    batch = pipeline.pad_batch([features], config, model.tokenizer.pad_token_id)
     tokenized = time.monotonic()
     arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
     budget = jnp.full(1, settings.simcas.budget or 0, jnp.int32)

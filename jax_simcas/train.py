@@ -30,6 +30,7 @@ from jax_simcas import program, report
 from jax_simcas import settings as settings_lib
 from jax_simcas.checkpoint import Checkpointer
 from jax_simcas.data import pipeline
+from jax_simcas.data.sources import First
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.errors import UserError
 from jax_simcas.settings import Settings
@@ -153,12 +154,10 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
     source = open_source(settings, settings.data.train_split, cache)
     held_out = open_source(settings, settings.data.validation_split, cache)
     batches = pipeline.make_iterator(source, model.tokenizer, config, training=True)
-    state = init_state(model.params, settings.update, jax.random.key(loop.seed))
-    with (
-        Checkpointer(
-            workdir / CHECKPOINTS, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
-        ) as checkpoints,
-    ):
+    state = init_state(model.params, settings.optimizer, jax.random.key(loop.seed))
+    with Checkpointer(
+        workdir / CHECKPOINTS, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
+    ) as checkpoints:
         restored = checkpoints.restore(state, batches)
         step, totals = 0, {}
         if restored is not None:
@@ -172,15 +171,15 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
             return Outcome(step, {}, False)
 
         evaluate = jax.jit(
-            lambda params, batch: batch_loss(params, batch, bart, simcas, settings.update.label_smoothing)[1]
+            lambda params, batch: batch_loss(params, batch, bart, simcas, settings.optimizer.label_smoothing)[1]
         )
-        options = {"bart": bart, "simcas": simcas, "config": settings.update}
+        options = {"bart": bart, "simcas": simcas, "config": settings.optimizer}
         transformer = jax.jit(partial(transformer_step, **options), donate_argnums=0)
         selector = jax.jit(partial(selector_step, **options), donate_argnums=0)
-        rate = learning_rate(settings.update)
+        rate = learning_rate(settings.optimizer)
         window, seen_tokens, since = Window(totals), 0, time.monotonic()
         validation: dict[str, float] = {}
-        stop = Stop()
+        first, stop = step + 1, Stop()
         with (
             stop,
             report.MetricsWriter(workdir, resume_step=step) as writer,
@@ -188,7 +187,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
         ):
             for step in range(first, loop.steps + 1):
                 learn_selection = loop.selector_every and step % loop.selector_every == 0
-                for batch in itertools.islice(batches, settings.update.accumulate_step):
+                for batch in itertools.islice(batches, settings.optimizer.accumulate_step):
                     arrays = arrays_of(batch)
                     state, metrics = transformer(state, arrays)
                     window.push(metrics)
@@ -209,7 +208,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                     give_up_if_not_finite(int(state.skipped_in_row), step, settings, checkpoints)
                 if step % loop.eval_every == 0 or last:
                     held = pipeline.make_iterator(
-                        pipeline.first(held_out, loop.eval_documents), model.tokenizer, config, training=False
+                        First(held_out, loop.eval_documents), model.tokenizer, config, training=False
                     )
                     validation = validate(evaluate, state.params, held)
                     writer.write(step, "validation", validation)
@@ -233,7 +232,7 @@ def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoint
     where = "there is no checkpoint yet" if good is None else f"the last good one is {checkpoints.folder}/{good}"
     raise UserError(
         f"step {step}: the loss was not finite for {in_row} batches in a row, which were skipped; {where}. "
-        f"Lower config.update.max_lr (now {settings.update.max_lr}) or set config.update.clip_norm"
+        f"Lower config.optimizer.max_lr (now {settings.optimizer.max_lr}) or set config.optimizer.clip_norm"
     )
 
 

@@ -7,6 +7,7 @@ WORKDIR/tokenizer/         tokenizer         WORKDIR/metrics.jsonl     figures, 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_simcas import settings as settings_lib
+from jax_simcas.bart.config import BartConfig
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data import embedded, pipeline, sources
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -55,24 +57,24 @@ def pipeline_config(settings: Settings) -> pipeline.PipelineConfig:
         chunking=simcas.chunking,
         input_template=data.input_template,
         batch_size=data.batch_size,
-        chunk_buckets=data.chunk_buckets or "auto",
-        target_buckets=data.target_buckets or "auto",
+        chunk_buckets=data.chunk_buckets,
+        target_buckets=data.target_buckets,
         seed=settings.loop.seed,
         workers=data.workers,
         decoder_start=settings.bart.decoder_start_token_id,
     )
 
 
-def make_tokenizer(settings: Settings, cache: Path) -> tuple[Any, Path]:
-    """The tokenizer that the settings name, and its folder; trains one on the training split if need be."""
+def make_tokenizer(settings: Settings, cache: Path) -> Any:
+    """The tokenizer that the settings name; trains one on the training split if they name none."""
     data = settings.data
     if data.tokenizer:
-        return tokenizer_lib.load_tokenizer(data.tokenizer), Path(data.tokenizer)
+        return tokenizer_lib.load_tokenizer(data.tokenizer)
     if data.source == "embedded":
-        folder = cache / "embedded-tokenizer"
-        return tokenizer_lib.word_tokenizer(embedded.WORDS, folder), folder
-    source = open_source(settings, data.train_split, cache)
-    return tokenizer_lib.cached_tokenizer(source, data.vocab_size, cache)
+        words = data.embedded.words
+        folder = cache / "tokenizers" / f"words-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}"
+        return tokenizer_lib.cached(folder, lambda path: tokenizer_lib.word_level(words, path))
+    return tokenizer_lib.trained_on(open_source(settings, data.train_split, cache), data.vocab_size, cache)
 
 
 def new_model(settings: Settings, cache: Path) -> Model:
@@ -85,12 +87,12 @@ def new_model(settings: Settings, cache: Path) -> Model:
     notes: tuple[str, ...] = ()
     if settings.pretrained:
         loaded = from_pretrained(settings.pretrained, key, settings.simcas)
-        settings = dataclasses.replace(settings, bart=loaded.config)
+        settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         params, notes = loaded.params, tuple(loaded.notes)
         check_vocabulary(tokenizer, settings, settings.pretrained)
     else:
-        tokenizer, _ = make_tokenizer(settings, cache)
+        tokenizer = make_tokenizer(settings, cache)
         bart = dataclasses.replace(settings.bart, vocab_size=len(tokenizer))
         settings = dataclasses.replace(settings, bart=bart)
         params = None
@@ -101,6 +103,12 @@ def new_model(settings: Settings, cache: Path) -> Model:
     if params is None:
         params = jax.jit(init_params, static_argnums=(1, 2))(key, settings.bart, settings.simcas)
     return Model(settings, params, tokenizer, notes)
+
+
+def with_rates(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
+    """The pretrained shape with the run's own dropout rates."""
+    rates = {name: getattr(wanted, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
+    return dataclasses.replace(pretrained, **rates)
 
 
 def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLike[str]) -> None:

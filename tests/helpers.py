@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_simcas.pretrained import load
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import SimcasConfig, init_params
+from jax_simcas.pretrained import load
 
 PARITY = Path(__file__).parent / "data" / "parity"
 MANIFEST = json.loads((PARITY / "manifest.json").read_text())

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 from helpers import MANIFEST, largest_difference, parity_case, parity_model
-from jax_simcas.pretrained import from_state_dict
 
 from jax_simcas import model, reward, select, update
 from jax_simcas.ppo import Orders, PPOConfig, Rollout, advantages, ppo_update
+from jax_simcas.pretrained import from_state_dict
 
 STATES, RELATIVE, PARAMETERS = 2e-5, 1e-5, 2e-4
 

@@ -30,14 +30,14 @@ class EmbeddedConfig:
     words_per_chunk: int = 30
     topics: int = 4
     slots: int = 3
-    values: int = 8
+    values_per_slot: int = 8
     fillers: int = 100
 
     def __post_init__(self) -> None:
         facts, places = self.topics * self.slots, (self.chunks - 1) * self.words_per_chunk
         if not 0 < facts <= places:
             raise ValueError(f"topics x slots = {facts} facts do not fit into {places} words after the first chunk")
-        for name in ("rows", "held_out_rows", "values", "fillers"):
+        for name in ("rows", "held_out_rows", "values_per_slot", "fillers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
 
@@ -53,7 +53,7 @@ class EmbeddedConfig:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """Every word that a document or an answer may hold."""
-        topics, slots, values = range(self.topics), range(self.slots), range(self.values)
+        topics, slots, values = range(self.topics), range(self.slots), range(self.values_per_slot)
         return (
             *(f"word-{i}" for i in range(self.fillers)),
             *(self.topic(t) for t in topics),
@@ -82,7 +82,7 @@ class EmbeddedSource:
         rng = np.random.default_rng([c.seed, SPLITS.index(self._split), int(index)])
         words = [f"word-{i}" for i in rng.integers(c.fillers, size=c.chunks * c.words_per_chunk)]
         asked = int(rng.integers(c.topics))
-        values = rng.integers(c.values, size=(c.topics, c.slots))
+        values = rng.integers(c.values_per_slot, size=(c.topics, c.slots))
         facts = [(t, s) for t in range(c.topics) for s in range(c.slots)]
         places = c.words_per_chunk + rng.permutation((c.chunks - 1) * c.words_per_chunk)[: len(facts)]
         words[rng.integers(c.words_per_chunk)] = c.topic(asked)
