@@ -96,10 +96,27 @@ def pad_rows(x: np.ndarray, rows: int, fill: int | bool) -> np.ndarray:
     return np.concatenate([x, np.full((rows - len(x), *x.shape[1:]), fill, x.dtype)])
 
 
-def bucket(length: int, buckets: Sequence[int] = ()) -> int:
-    """The smallest of `buckets` that holds `length`; the next power of two where there is none."""
+def bucket(length: int, buckets: Sequence[int] = (), limit: int | None = None) -> int:
+    """The smallest of `buckets` that holds `length`; where there is none the next power of two, or `limit` if less.
+
+    Args:
+      limit: more than any length can be; without it a table of 33 rows would be asked for 64.
+    """
     fitting = [size for size in buckets if size >= length]
-    return min(fitting) if fitting else 1 << max(length - 1, 0).bit_length()
+    if fitting:
+        return min(fitting)
+    power = 1 << max(length - 1, 0).bit_length()
+    return power if limit is None or limit < length else min(power, limit)
+
+
+def most_chunks(count: int, chunk_length: int, *, sentences: bool = False) -> int:
+    """An upper bound on the chunks that `count` tokens of content can make.
+
+    fixed: ceil(n / (S - 2)). sentences: 2 ceil(n / (S - 1)), for two neighbours hold more than S - 2 tokens
+    together, or they would be one.
+    """
+    room = _room(chunk_length)
+    return max(1, 2 * -(-count // (room + 1)) if sentences else -(-count // room))
 
 
 def _room(chunk_length: int) -> int:

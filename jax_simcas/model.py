@@ -230,8 +230,9 @@ def decode_selected(
     target_ids: Int[Array, " T"],
     target_mask: Bool[Array, " T"],
     dropout_key: Array | None = None,
-) -> tuple[Float[Array, "T V"], Float[Array, " C"]]:
-    """Teacher-forced logits, and the mean cross-attention weight of every selected state."""
+    with_weights: bool = True,
+) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
+    """Teacher-forced logits, and (`with_weights`) the mean cross-attention weight of every selected state."""
     return decode(
         params,
         bart,
@@ -242,4 +243,5 @@ def decode_selected(
         key=dropout_key,
         dtype=jnp.dtype(simcas.dtype),
         remat=simcas.remat,
+        with_weights=with_weights,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -239,7 +239,7 @@ def _draw_panel(axes: Axes, panel: Panel, series: Series) -> None:
     axes.set_ylabel(panel.unit, fontsize=9, color=_FAINT)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _tidy(axes, "both")
-    if len(series) > 1:
+    if list(series) != ["train"]:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
 
 
@@ -386,12 +386,12 @@ def _duration(seconds: Number) -> str:
 
 
 class Progress:
-    """Context manager that shows how far a program is: a bar on a terminal, else a line now and then.
+    """Context manager that tells standard error how far a program is: a bar on a terminal, else lines.
 
     Args:
       total, initial: how many `unit`s there are, and how many were done before.
       disable: show nothing; for all processes but one.
-      interval: seconds between lines where the stream (standard error) is no terminal; the first is at once.
+      interval: seconds between lines, where there is no terminal; the first comes at once.
     """
 
     def __init__(
@@ -402,12 +402,11 @@ class Progress:
         disable: bool = False,
         unit: str = "steps",
         interval: Number = 10.0,
-        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._done, self._unit = total, initial, unit
         self._interval, self._clock = interval, clock
-        self._stream = stream or sys.stderr
+        self._stream = sys.stderr
         self._terminal = not disable and self._stream.isatty()
         self._lines = not disable and not self._terminal
         self._bar: Any = None
@@ -446,7 +445,7 @@ class Progress:
     def _print_if_due(self, last: bool = False) -> None:
         when, what = self._printed
         now = self._clock()
-        if self._lines and (now - when >= self._interval or (last and what != self._done)):
+        if self._lines and what != self._done and (last or now - when >= self._interval):
             self._printed = (now, self._done)
             parts = [f"{self._done}/{self._total} {self._unit}", self._figures, self._left(now)]
             print(", ".join(part for part in parts if part), file=self._stream, flush=True)

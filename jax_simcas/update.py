@@ -129,7 +129,7 @@ class Forward(NamedTuple):
 
     encoded: Encoded
     logits: Float[Array, "T V"]
-    cross_attention: Float[Array, " C"]
+    cross_attention: Float[Array, " C"] | None
 
 
 def forward(
@@ -142,6 +142,7 @@ def forward(
     select_key: Array | None = None,
     dropout_key: Array | None = None,
     action: Bool[Array, "K N"] | None = None,
+    with_weights: bool = True,
 ) -> Forward:
     """Encode, select and decode ONE document (a `Batch` without its leading axis) with teacher forcing."""
     encoder_key, decoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -158,7 +159,14 @@ def forward(
         action=action,
     )
     logits, attention = decode_selected(
-        params, bart, simcas, encoded.compacted, document["target_ids"], document["target_mask"], decoder_key
+        params,
+        bart,
+        simcas,
+        encoded.compacted,
+        document["target_ids"],
+        document["target_mask"],
+        decoder_key,
+        with_weights,
     )
     return Forward(encoded, logits, attention)
 
@@ -209,6 +217,7 @@ def batch_loss(
             select_key=keys[0],
             dropout_key=keys[1] if train else None,
             action=action,
+            with_weights=False,
         )
         target = (document["target_ids"], document["target_mask"])
         loss = smoothed_cross_entropy(out.logits, *target, label_smoothing)

@@ -64,17 +64,20 @@ class DecoderLayer(nn.Module):
         selected: Float[Array, "C D"],
         selected_mask: Bool[Array, " C"],
         deterministic: bool = True,
-    ) -> tuple[Float[Array, "T D"], Float[Array, "H T C"]]:
-        """Returns the states and the cross-attention weights (before dropout)."""
+        with_weights: bool = True,
+    ) -> tuple[Float[Array, "T D"], Float[Array, "H T C"] | None]:
+        """Returns the states and, when asked for, the cross-attention weights (before dropout)."""
         causal = jnp.tril(jnp.ones((x.shape[0], x.shape[0]), bool))
         weights = None
 
         def cross(y: Array) -> Array:
             nonlocal weights
-            out, weights = self.encoder_attn(y, selected, selected_mask[None, :], deterministic)
+            if not with_weights:
+                return self.encoder_attn(y, selected, selected_mask[None, :], deterministic)
+            out, weights = self.encoder_attn.with_weights(y, selected, selected_mask[None, :], deterministic)
             return out
 
-        attention = lambda y: self.self_attn(y, y, causal, deterministic)[0]
+        attention = lambda y: self.self_attn(y, y, causal, deterministic)
         feed_forward = lambda y: self.mlp(y, deterministic)
         x = sublayer(self, x, attention, self.self_attn_layer_norm, self.config, deterministic)
         x = sublayer(self, x, cross, self.encoder_attn_layer_norm, self.config, deterministic)
@@ -148,12 +151,13 @@ def decode(
     key: Array | None = None,
     dtype: Any = jnp.float32,
     remat: str = "none",
-) -> tuple[Float[Array, "T V"], Float[Array, " C"]]:
+    with_weights: bool = True,
+) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
     """Teacher forcing: logits at t predict target t + 1.
 
     Returns:
-      logits in float32, and the cross-attention weights averaged over layers, heads and real target
-      positions: one weight a selected state; they sum to 1. (Dead code when unused.)
+      logits in float32, and (`with_weights`, else None) the cross-attention weights averaged over layers,
+      heads and real target positions: one weight a selected state; they sum to 1.
     """
     decoder = params["model"]["decoder"]
     deterministic = key is None
@@ -164,16 +168,19 @@ def decode(
     layer = DecoderLayer(config, dtype)
     share = target_mask / jnp.maximum(target_mask.sum(), 1)
 
-    def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
+    def step(x: Array, inputs: tuple) -> tuple[Array, Array | None]:
         layer_params, layer_key = inputs
         rngs = None if deterministic else {"dropout": layer_key}
         x, weights = layer.apply(
-            {"params": layer_params}, x, selected.astype(dtype), selected_mask, deterministic, rngs=rngs
+            {"params": layer_params}, x, selected.astype(dtype), selected_mask, deterministic, with_weights, rngs=rngs
         )
+        if not with_weights:
+            return x, None
         return x, jnp.einsum("htc,t->c", weights, share) / config.decoder_attention_heads
 
     x, attention = lax.scan(checkpointed(step, remat), x, (stack_layers(decoder["layers"]), keys[:-1]))
-    return logits_of(params, final_norm(decoder, config, x, dtype), dtype), attention.mean(axis=0)
+    logits = logits_of(params, final_norm(decoder, config, x, dtype), dtype)
+    return logits, attention.mean(axis=0) if with_weights else None
 
 
 def cross_cache(

@@ -45,7 +45,7 @@ class EncoderLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "S D"], mask: Bool[Array, " S"], deterministic: bool = True
     ) -> Float[Array, "S D"]:
-        attention = lambda y: self.self_attn(y, y, mask[None, :], deterministic)[0]
+        attention = lambda y: self.self_attn(y, y, mask[None, :], deterministic)
         feed_forward = lambda y: self.mlp(y, deterministic)
         x = sublayer(self, x, attention, self.self_attn_layer_norm, self.config, deterministic)
         return sublayer(self, x, feed_forward, self.final_layer_norm, self.config, deterministic)

@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Bool, Int
 
-from jax_simcas.chunk import Chunks, bucket, chunk_sentences, chunk_tokens, pad_rows
+from jax_simcas.chunk import Chunks, bucket, chunk_sentences, chunk_tokens, most_chunks
 from jax_simcas.data.sources import Row
-from jax_simcas.data.tokenizer import encode_text
+from jax_simcas.data.tokenizer import TextEncoder, encode_text
 from jax_simcas.errors import UserError
 
 Features = dict[str, Any]
-# A sentence ends at . ! or ? (and closing quotes or brackets) before white space, or at a line's end.
-SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s)|\n")
+# A sentence ends at . ! or ? (and closing quotes or brackets) before white space, at their full-width forms, or
+# at a line's end. An abbreviation's full stop counts too: one more place where a chunk may end does no harm.
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+(?=\s)|[。！？][”’」』）]*+|\n")
+SPECIALS_OF_TARGET = 3  # decoder start, BOS, EOS
+BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """What a row is turned into; see SimcasConfig and DataConfig for the fields they share."""
+    """What a row is turned into; see SimcasConfig and DataConfig for the fields they share.
+
+    max_input_len counts the document's own BOS and EOS, max_target_len the decoder's start token too.
+    chunk_buckets, target_buckets: lengths that batches are padded to; beyond them, powers of two.
+    workers: processes that prepare training batches; evaluation needs none.
+    """
 
     chunk_length: int
     max_input_len: int
     max_target_len: int
-    chunking: str
-    input_template: str
-    batch_size: int
-    chunk_buckets: tuple[int, ...]
-    target_buckets: tuple[int, ...]
-    seed: int
-    workers: int
-    decoder_start: int
+    chunking: str = "fixed"
+    input_template: str = "{document}"
+    batch_size: int = 1
+    chunk_buckets: tuple[int, ...] = ()
+    target_buckets: tuple[int, ...] = ()
+    seed: int = 0
+    workers: int = 0
+    decoder_start: int = 2
+
+    def __post_init__(self) -> None:
+        if self.input_template.count("{document}") != 1:
+            raise ValueError(f"input_template={self.input_template!r}: expected '{{document}}' in it, once")
+        if self.chunking not in ("fixed", "sentences"):
+            raise ValueError(f"chunking={self.chunking!r}: expected one of fixed, sentences")
+        least = (("chunk_length", 3), ("max_input_len", 3), ("max_target_len", SPECIALS_OF_TARGET), ("batch_size", 1))
+        for name, value in least:
+            if getattr(self, name) < value:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {value}")
+
+    @property
+    def most_chunks(self) -> int:
+        """No document has more."""
+        return most_chunks(self.max_input_len - 2, self.chunk_length, sentences=self.chunking == "sentences")
 
 
 def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
@@ -44,39 +69,57 @@ def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
     EOS; cut_tokens, cut_target: how many tokens the limits left out.
 
     Raises:
-      UserError: a document without anything in it.
+      UserError: a document without anything in it; a template that asks for a query that the row lacks.
     """
     special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     if not row.document.strip():
         raise UserError(f"row {row.id}: its document is empty")
-    before, after = config.input_template.split("{document}", 1)
+    if row.query is None and "{query}" in config.input_template:
+        raise UserError(
+            f"row {row.id}: no query, which input_template={config.input_template!r} asks for; "
+            "name its field in config.data.fields.query"
+        )
+    before, after = config.input_template.split("{document}")
     before, after = (part.replace("{query}", row.query or "") for part in (before, after))
     text = before + row.document + after
     encoded = encode_text(tokenizer, text)
     limit = config.max_input_len - 2
-    ids, offsets = encoded.ids[:limit], encoded.offsets[:limit] - len(before)
-    inside = (offsets[:, 0] >= 0) & (offsets[:, 1] <= len(row.document))
-    offsets = np.where(inside[:, None], offsets, -1)
+    ids, offsets = encoded.ids[:limit], encoded.offsets[:limit]
     if config.chunking == "sentences":
-        ends = np.array([match.end() for match in SENTENCE_END.finditer(text)]) - len(before)
-        # A sentence ends before the first token that starts at or after its last character.
-        starts = encoded.offsets[:limit, 0] - len(before)
-        chunks = chunk_sentences(ids, np.searchsorted(starts, ends).tolist(), config.chunk_length, **special)
+        ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
+        # A sentence ends before the first token that starts at or after the character that follows it.
+        chunks = chunk_sentences(ids, np.searchsorted(offsets[:, 0], ends).tolist(), config.chunk_length, **special)
     else:
         chunks = chunk_tokens(ids, config.chunk_length, **special)
+    offsets = _within(offsets - len(before), len(row.document))
     target = encode_text(tokenizer, row.summary).ids
-    room = config.max_target_len - 3
-    ends_with = [tokenizer.eos_token_id]
+    room = config.max_target_len - SPECIALS_OF_TARGET
+    target_ids = [config.decoder_start, tokenizer.bos_token_id, *target[:room], tokenizer.eos_token_id]
     return {
         "input_ids": chunks.input_ids,
         "token_mask": chunks.token_mask,
         "token_offsets": _of_tokens(chunks, offsets, -1),
-        "evidence_mask": _of_tokens(chunks, _overlaps(offsets, row.evidence), False),
+        "evidence_mask": _of_tokens(chunks, _overlaps(offsets, row.evidence or ()), False),
         "has_evidence": row.evidence is not None,
-        "target_ids": np.asarray([config.decoder_start, tokenizer.bos_token_id, *target[:room], *ends_with], np.int32),
+        "target_ids": np.asarray(target_ids, np.int32),
         "cut_tokens": len(encoded.ids) - len(ids),
         "cut_target": max(len(target) - room, 0),
     }
+
+
+def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 2"]:
+    """Offsets cut to [0, length]; -1 for tokens of which nothing lies there."""
+    start, end = offsets[:, 0], offsets[:, 1]
+    empty = start == end  # a lone space: its offsets leave the space out
+    inside = np.where(empty, (start >= 0) & (end <= length), (end > 0) & (start < length))
+    return np.where(inside[:, None], offsets.clip(0, length), -1)
+
+
+def _overlaps(offsets: Int[np.ndarray, "n 2"], spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
+    out = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        out |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    return out
 
 
 def _of_tokens(chunks: Chunks, values: np.ndarray, fill: Any) -> np.ndarray:
@@ -84,52 +127,38 @@ def _of_tokens(chunks: Chunks, values: np.ndarray, fill: Any) -> np.ndarray:
     return padded[chunks.token_index]  # -1 takes the fill
 
 
-def _overlaps(offsets: np.ndarray, evidence: tuple[tuple[int, int], ...] | None) -> np.ndarray:
-    out = np.zeros(len(offsets), bool)
-    for start, end in evidence or ():
-        out |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
-    return out
-
-
-def pad_batch(rows: list[Features], config: PipelineConfig, pad: int, size: int | None = None) -> Features:
+def pad_batch(rows: Sequence[Features], config: PipelineConfig, pad: int, size: int | None = None) -> Features:
     """Stacks rows, each padded to the bucket of the longest; `size` adds rows of pure padding."""
-    chunks = bucket(max(len(row["input_ids"]) for row in rows), config.chunk_buckets)
-    target = bucket(max(len(row["target_ids"]) for row in rows), config.target_buckets)
     size = size or len(rows)
-    stack = lambda name, length, fill: pad_rows(
-        np.stack([pad_rows(row[name], length, fill) for row in rows]), size, fill
-    )
-    token_mask = stack("token_mask", chunks, False)
-    target_ids = stack("target_ids", target, pad)
-    real = np.arange(size) < len(rows)
-    lengths = np.array([len(row["target_ids"]) for row in rows] + [0] * (size - len(rows)))
-    column = lambda name: pad_rows(np.array([row.get(name, 0) for row in rows]), size, 0)
+    longest = lambda name: max((len(row[name]) for row in rows), default=1)
+    chunks = bucket(longest("input_ids"), config.chunk_buckets, config.most_chunks)
+    target = bucket(longest("target_ids"), config.target_buckets, config.max_target_len)
+
+    def stack(name: str, shape: tuple[int, ...], fill: int | bool, dtype: Any) -> np.ndarray:
+        out = np.full((size, *shape), fill, dtype)
+        for b, row in enumerate(rows):
+            out[b, : len(row[name])] = row[name]
+        return out
+
+    def column(name: str, dtype: Any) -> np.ndarray:
+        return np.asarray([row.get(name, 0) for row in rows] + [0] * (size - len(rows)), dtype)
+
+    grid = (chunks, config.chunk_length)
+    token_mask = stack("token_mask", grid, False, bool)
+    lengths = np.asarray([len(row["target_ids"]) for row in rows] + [0] * (size - len(rows)))
     return {
-        "input_ids": stack("input_ids", chunks, pad),
+        "input_ids": stack("input_ids", grid, pad, np.int32),
         "token_mask": token_mask,
         "chunk_mask": token_mask.any(axis=-1),
-        "evidence_mask": stack("evidence_mask", chunks, False),
-        "has_evidence": column("has_evidence").astype(bool),
-        "target_ids": target_ids,
+        "evidence_mask": stack("evidence_mask", grid, False, bool),
+        "has_evidence": column("has_evidence", bool),
+        "target_ids": stack("target_ids", (target,), pad, np.int32),
         "target_mask": np.arange(target) < lengths[:, None],
-        "row_index": column("row_index").astype(np.int64),
-        "row_mask": real,
-        "cut_tokens": column("cut_tokens"),
-        "cut_target": column("cut_target"),
+        "row_index": column("row_index", np.int64),
+        "row_mask": np.arange(size) < len(rows),
+        "cut_tokens": column("cut_tokens", np.int64),
+        "cut_target": column("cut_target", np.int64),
     }
-
-
-class _Featurize(grain.transforms.Map):
-    """Row number -> features; a document without anything in it becomes None and is filtered out."""
-
-    def __init__(self, source: Any, tokenizer: Any, config: PipelineConfig) -> None:
-        self._source, self._tokenizer, self._config = source, tokenizer, config
-
-    def map(self, index: Any) -> Features | None:
-        row = self._source[int(index)]
-        if not row.document.strip():
-            return None
-        return featurize(row, self._tokenizer, self._config) | {"row_index": int(index)}
 
 
 def make_iterator(
@@ -143,35 +172,51 @@ def make_iterator(
 ) -> grain.DatasetIterator:
     """Batches: endless, shuffled anew each epoch when training; else one pass in order, the last one padded.
 
-    The iterator's state (`get_state`, or grain's checkpoint handlers) resumes it exactly, with the same number
-    of workers. Rows whose document is empty are left out.
+    The batches are the same for any number of workers. The iterator's state (`get_state`, or grain's
+    checkpoint handlers) resumes it exactly, with the same number of workers. Of several processes each takes
+    every `shard_count`-th row of the one stream; in evaluation all get equally many batches, some of padding.
 
     Raises:
-      UserError: fewer rows than shards.
+      UserError: a source without rows; while iterating, a row that cannot be used.
     """
-    if len(source) < shard_count:
-        raise UserError(f"{source!r}: {len(source)} rows cannot be shared by {shard_count} processes")
-    size, pad = config.batch_size, tokenizer.pad_token_id
-    rows = grain.MapDataset.range(len(source))
+    if not len(source):
+        raise UserError(f"{source!r}: no rows in it")
+    encoder = TextEncoder.of(tokenizer)
+    size = config.batch_size
     if training:
-        rows = rows.seed(config.seed).shuffle()
-    rows = rows[shard_index::shard_count]
-    if training:
-        rows = rows.repeat()
-    rows = rows.map(_Featurize(source, tokenizer, config)).filter(lambda row: row is not None)
-    dataset = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * size))
-    batches = dataset.batch(
-        size,
-        drop_remainder=False,
-        batch_fn=_Pad(config, pad, size),
+        rows = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+    else:
+        step = size * shard_count
+        rows = grain.MapDataset.range(-(-len(source) // step) * step)
+    batches = (
+        rows[shard_index::shard_count]
+        .map(_Featurize(source, encoder, config))
+        .batch(size, drop_remainder=training, batch_fn=_Pad(config, encoder.pad_token_id, size))
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
     )
-    if config.workers:
+    if config.workers and training:
         from absl import flags
 
-        if not flags.FLAGS.is_parsed():
+        if not flags.FLAGS.is_parsed():  # grain asks for its own flags, which a caller without absl never parses
             flags.FLAGS.mark_as_parsed()
+        # Batches come through pipes: shared memory is 64 MB in a container by default, and is left over at exit.
+        pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
+        batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return iter(batches)
+
+
+class _Featurize(grain.transforms.Map):
+    """Row number -> features; nothing for the numbers beyond the last row, which fill the last batch."""
+
+    def __init__(self, source: Any, encoder: TextEncoder, config: PipelineConfig) -> None:
+        self._source, self._encoder, self._config = source, encoder, config
+
+    def map(self, index: Any) -> Features:
+        index = int(index)
+        if index >= len(self._source):
+            return {}
+        return featurize(self._source[index], self._encoder, self._config) | {"row_index": index}
 
 
 class _Pad:
@@ -180,5 +225,5 @@ class _Pad:
     def __init__(self, config: PipelineConfig, pad: int, size: int) -> None:
         self._config, self._pad, self._size = config, pad, size
 
-    def __call__(self, rows: list[Features]) -> Features:
-        return pad_batch(list(rows), self._config, self._pad, self._size)
+    def __call__(self, rows: Sequence[Features]) -> Features:
+        return pad_batch([row for row in rows if row], self._config, self._pad, self._size)

@@ -1,22 +1,29 @@
-"""Rows from JSONL files: random access, never all in memory."""
+"""Rows from JSONL files: random access, never all in memory, every row checked before the first is used."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import re
 import tempfile
+import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from jax_simcas.errors import UserError
 
 READ_BYTES = 1 << 20
+LINES_NAMED = 5  # of the rows that are left out
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,13 @@ class Fields:
 class JsonlSource:
     """The rows of a .jsonl or .jsonl.gz file by number; only line offsets are held in memory.
 
-    A .gz file is unpacked once into `cache`. Cheap to send to worker processes.
+    A .gz file is unpacked once into `cache`; what one pass over the rows found is kept there as well, by
+    path, size and time of change. Cheap to send to worker processes. Rows with an empty document or summary
+    are left out and told in `notes`; `fingerprint` stands for the content as the fields show it.
 
     Raises:
-      UserError: missing, damaged or without rows; and, when a row is read, a line that is not UTF-8, not a
-        JSON object, or lacks a field: named by file, line and field.
+      UserError: missing, damaged or without rows; a line that is not UTF-8, not a JSON object, or whose
+        field is missing or of the wrong type: named by file, line and field.
     """
 
     def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
@@ -57,64 +66,32 @@ class JsonlSource:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such file")
         self._plain = unpacked(self.path, cache) if self.path.suffix == ".gz" else self.path
-        self._lines, self._offsets = _index(self._plain)
-        if not len(self._offsets):
-            raise UserError(f"{self.path}: no rows in it; expected a JSON object a line")
+        index = _index(self.path, self._plain, fields, cache)
+        left_out = index.left_out.tolist()
+        if not len(index.lines):
+            why = f"all {len(left_out)} lack a document or summary" if left_out else "expected a JSON object a line"
+            raise UserError(f"{self.path}: no rows in it; {why}")
+        self._lines, self._offsets = index.lines, index.offsets
+        self.fingerprint = str(index.fingerprint)
+        self.notes: tuple[str, ...] = ()
+        if left_out:
+            named = ", ".join(map(str, left_out[:LINES_NAMED])) + (", ..." if len(left_out) > LINES_NAMED else "")
+            self.notes = (
+                f"{self.path}: {len(left_out)} of {len(left_out) + len(self)} rows left out: "
+                f"empty document or summary (line {named})",
+            )
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Row:
-        index = int(index)
-        where = f"{self.path}:{self._lines[index]}"
+        # A file of its own for every read: threads and processes share no position.
         with self._plain.open("rb") as file:
             file.seek(int(self._offsets[index]))
-            line = file.readline()
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 (byte {error.start} of the line)") from None
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object")
-        return _row(record, self.fields, where, index)
+            return _row(file.readline(), self.fields, self.path, int(self._lines[index]))
 
     def __repr__(self) -> str:
         return f"JsonlSource({str(self.path)!r})"
-
-
-def _row(record: dict[str, Any], fields: Fields, where: str, index: int) -> Row:
-    def text(name: str, what: str) -> str:
-        if name not in record:
-            known = ", ".join(map(repr, record)) or "none"
-            raise UserError(f"{where}: no field {name!r}; its fields are {known} (set config.data.fields.{what})")
-        if not isinstance(record[name], str):
-            given = type(record[name]).__name__
-            raise UserError(f"{where}: field {name!r} is {given}, expected text (config.data.fields.{what})")
-        return record[name]
-
-    summary = record.get(fields.summary)
-    answers: tuple[str, ...] = ()
-    if isinstance(summary, list):
-        if not summary or not all(isinstance(answer, str) for answer in summary):
-            raise UserError(
-                f"{where}: field {fields.summary!r} is a list, expected texts in it (config.data.fields.summary)"
-            )
-        answers = tuple(summary)
-    spans = record.get(fields.evidence) if fields.evidence else None
-    try:
-        evidence = None if spans is None else tuple((int(start), int(end)) for start, end in spans)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: field {fields.evidence!r}: expected [[start, end], ...] in characters") from None
-    return Row(
-        id=str(record.get(fields.id, index)),
-        document=text(fields.document, "document"),
-        summary=answers[0] if answers else text(fields.summary, "summary"),
-        answers=answers,
-        query=text(fields.query, "query") if fields.query else None,
-        evidence=evidence,
-    )
 
 
 def open_split(data_dir: str, split: str, fields: Fields, cache: Path) -> JsonlSource:
@@ -138,36 +115,165 @@ def unpacked(path: Path, cache: Path) -> Path:
     """The plain copy of a .gz file in `cache`; made once for each path, size and time of change.
 
     Raises:
-      UserError: not gzip, or truncated.
+      UserError: not gzip, truncated or damaged; a cache that cannot be written.
     """
-    stat = path.stat()
-    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    target = cache / "unpacked" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.jsonl"
+    target = cache / "unpacked" / f"{_key(path)}.jsonl"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent)
     try:
-        with gzip.open(path, "rb") as source, os.fdopen(descriptor, "wb") as out:
-            while block := source.read(READ_BYTES):
-                out.write(block)
-        os.replace(name, target)
-    except (OSError, EOFError, zlib.error) as error:
-        os.unlink(name)
-        raise UserError(f"{path}: cannot be unpacked ({error}); is it a whole gzip file?") from None
+        with _replacing(target) as out:
+            _unpack(path, out)
+    except OSError as error:
+        raise UserError(
+            f"{target.parent}: cannot be written ({error.strerror or error}), but {path} has to be unpacked there"
+        ) from None
     return target
 
 
-def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(line number, byte offset) of every line that is not blank."""
-    lines, offsets, offset = [], [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                lines.append(number)
-                offsets.append(offset)
-            offset += len(line)
-    return np.asarray(lines, np.int64), np.asarray(offsets, np.int64)
+def _unpack(path: Path, out: IO[bytes]) -> None:
+    try:
+        with gzip.open(path, "rb") as source:
+            while block := source.read(READ_BYTES):
+                out.write(block)
+    except gzip.BadGzipFile as error:
+        raise UserError(f"{path}: not a gzip file ({error})") from None
+    except EOFError:
+        raise UserError(f"{path}: a truncated gzip file; fetch it again") from None
+    except zlib.error as error:
+        raise UserError(f"{path}: a damaged gzip file ({error}); fetch it again") from None
+
+
+class _Index(NamedTuple):
+    """One pass over a file: rows by line number and byte offset, lines left out, and what the content is."""
+
+    lines: np.ndarray
+    offsets: np.ndarray
+    left_out: np.ndarray
+    fingerprint: np.ndarray
+
+
+def _index(path: Path, plain: Path, fields: Fields, cache: Path) -> _Index:
+    """The index of `plain`, from the cache if it is there; `path` is what the user knows the file as."""
+    wanted = hashlib.sha256(f"{_key(path)}\0{fields!r}".encode()).hexdigest()[:20]
+    target = cache / "indexes" / f"{wanted}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(target) as stored:
+        return _Index(*(stored[name] for name in _Index._fields))
+    index = _scan(path, plain, fields)
+    with contextlib.suppress(OSError), _replacing(target) as out:  # without a cache it is made each time
+        np.savez(out, **index._asdict())
+    return index
+
+
+def _scan(path: Path, plain: Path, fields: Fields) -> _Index:
+    lines, offsets, left_out, offset = [], [], [], 0
+    digest = hashlib.sha256(repr(fields).encode())
+    try:
+        with plain.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = _row(line, fields, path, number)
+                    if row.document.strip() and row.summary.strip():
+                        lines.append(number)
+                        offsets.append(offset)
+                    else:
+                        left_out.append(number)
+                digest.update(line)
+                offset += len(line)
+    except OSError as error:
+        raise UserError(f"{plain}: cannot be read ({error.strerror})") from None
+    whole = lambda numbers: np.asarray(numbers, np.int64)
+    return _Index(whole(lines), whole(offsets), whole(left_out), np.asarray(digest.hexdigest()))
+
+
+def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
+    where = f"{path}:{number}"
+    record = _record(line, where, number)
+
+    def text(name: str, what: str) -> str:
+        if name not in record:
+            known = ", ".join(map(repr, record)) or "none"
+            raise UserError(f"{where}: no field {name!r}; its fields are {known} (set config.data.fields.{what})")
+        if not isinstance(record[name], str):
+            given = type(record[name]).__name__
+            raise UserError(f"{where}: field {name!r} is {given}, expected text (config.data.fields.{what})")
+        return _encodable(record[name])
+
+    document = text(fields.document, "document")
+    answers: tuple[str, ...] = ()
+    if isinstance(record.get(fields.summary), list):
+        given = record[fields.summary]
+        if not all(isinstance(answer, str) for answer in given):
+            raise UserError(
+                f"{where}: field {fields.summary!r} is a list, expected texts in it (config.data.fields.summary)"
+            )
+        answers = tuple(_encodable(answer) for answer in given if answer.strip())
+        summary = answers[0] if answers else ""
+    else:
+        summary = text(fields.summary, "summary")
+    name = record.get(fields.id)
+    return Row(
+        id=_encodable(str(number if name is None else name)),
+        document=document,
+        summary=summary,
+        answers=answers,
+        query=text(fields.query, "query") if fields.query else None,
+        evidence=_evidence(record.get(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
+    )
+
+
+def _record(line: bytes, where: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads((line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        zipped = line.startswith(b"\x1f\x8b") and number == 1
+        hint = "it looks like gzip, which is named .jsonl.gz" if zipped else f"byte {error.start} of the line"
+        raise UserError(f"{where}: not UTF-8 ({hint})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object")
+    return record
+
+
+def _evidence(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...] | None:
+    if spans is None:
+        return None
+    if not isinstance(spans, list):
+        raise UserError(f"{where} is {type(spans).__name__}, expected [[start, end], ...] in characters")
+    for span in spans:
+        pair = isinstance(span, list) and len(span) == 2 and all(type(x) is int for x in span)
+        if not pair or not 0 <= span[0] <= span[1] <= length:
+            raise UserError(
+                f"{where} has {json.dumps(span)[:60]}, expected [start, end] in the document's {length} characters"
+            )
+    return tuple((start, end) for start, end in spans)
+
+
+def _encodable(text: str) -> str:
+    """JSON may escape half of a surrogate pair, which no UTF-8 has: U+FFFD instead, offsets stay."""
+    return SURROGATE.sub("\ufffd", text)
+
+
+def _key(path: Path) -> str:
+    stat = path.stat()
+    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A new file that becomes `target` when all went well; processes that do so at once do no harm."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 class First:
@@ -180,6 +286,8 @@ class First:
         return self._count
 
     def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._count:
+            raise IndexError(f"row {index} of {self._count}")
         return self._source[index]
 
     def __repr__(self) -> str:

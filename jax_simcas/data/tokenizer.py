@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,25 @@ class Encoded(NamedTuple):
     offsets: Int[np.ndarray, "n 2"]
 
 
+@dataclass(frozen=True)
+class TextEncoder:
+    """What the pipeline needs of a transformers tokenizer, under the same names.
+
+    A worker process that gets this starts without importing transformers.
+    """
+
+    backend_tokenizer: Tokenizer
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TextEncoder:
+        """From a transformers tokenizer (or another TextEncoder)."""
+        names = ("backend_tokenizer", "bos_token_id", "eos_token_id", "pad_token_id")
+        return cls(*(getattr(tokenizer, name) for name in names))
+
+
 def encode_text(tokenizer: Any, text: str) -> Encoded:
     """Tokens of a text of any length, linear in it."""
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
@@ -37,25 +57,41 @@ def load_tokenizer(source: str | os.PathLike[str]) -> Any:
     """A fast tokenizer from a folder or a hub id; never runs code that came with it.
 
     Raises:
-      UserError: none there, or not a fast one (offsets need one).
+      UserError: none there, one without a vocabulary or BART's specials, or not a fast one (offsets need one).
     """
-    from transformers import AutoTokenizer
+    name = str(source)
+    if not os.path.isdir(name) and (os.path.exists(name) or os.path.isabs(name) or name.count("/") > 1):
+        raise UserError(f"{name}: no such folder; expected a folder with tokenizer.json, or a hub id")
+    from transformers import AutoTokenizer  # seconds to import: only those that load wait for it
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, use_fast=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
+    except Exception as error:  # a damaged file makes the libraries raise anything, even a bare Exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{source}: no tokenizer could be loaded ({reason})") from None
+        raise UserError(f"{name}: no tokenizer could be loaded ({reason}){_there(name)}") from None
     if not tokenizer.is_fast:
-        raise UserError(f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; save it with tokenizer.json")
+        raise UserError(f"{name}: {type(tokenizer).__name__} is not a fast tokenizer; save it with tokenizer.json")
+    # Without its files the library makes an empty tokenizer and says nothing.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(f"{name}: the tokenizer has no vocabulary, only special tokens{_there(name)}")
     missing = [n for n in ("pad_token_id", "bos_token_id", "eos_token_id") if getattr(tokenizer, n) is None]
     if missing:
-        raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; expected BART's special tokens")
+        raise UserError(f"{name}: the tokenizer has no {', '.join(missing)}; expected BART's special tokens")
+    # tokenizer.json may ask for these; documents must not be cut unseen.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
+def _there(name: str) -> str:
+    if not os.path.isdir(name):
+        return ""
+    found = ", ".join(sorted(os.listdir(name))[:10]) or "nothing"
+    return f"; expected tokenizer.json (or vocab.json and merges.txt), there is {found}"
+
+
 def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Trains a byte-level BPE of `vocab_size` tokens with BART's specials and saves it into `folder`.
+    """Trains a byte-level BPE of at most `vocab_size` tokens with BART's specials and saves it into `folder`.
 
     Raises:
       UserError: a vocabulary smaller than the bytes and the specials.
@@ -67,7 +103,9 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", SPECIAL.index("</s>")), ("<s>", SPECIAL.index("<s>")), trim_offsets=True, add_prefix_space=False
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet), show_progress=False
     )
@@ -77,7 +115,7 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
 
 def word_level(words: Iterable[str], folder: Path) -> None:
     """Saves a tokenizer whose tokens are whitespace-separated `words`, with BART's specials."""
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *words])}
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*SPECIAL, *words]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     _save(tokenizer, folder)
@@ -92,18 +130,23 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Saves into `folder`, all or nothing."""
+    """Saves into `folder`, all or nothing; one that is there stays.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    partial = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     try:
+        partial.mkdir(parents=True)
         tokenizer.save_pretrained(str(partial))
         os.replace(partial, folder)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not folder.is_dir():  # otherwise another process was faster
-            raise
+            reason = error.strerror or str(error)
+            raise UserError(f"{folder}: the tokenizer cannot be written there ({reason})") from None
 
 
 def cached(folder: Path, make: Callable[[Path], None]) -> Any:
@@ -114,15 +157,25 @@ def cached(folder: Path, make: Callable[[Path], None]) -> Any:
 
 
 def trained_on(source: Any, vocab_size: int, cache: Path) -> Any:
-    """A byte-level BPE of a source's documents and summaries; kept in `cache` by their content and size."""
-    digest = hashlib.sha256(f"byte-level-bpe {vocab_size}".encode())
+    """A byte-level BPE of a source's documents, summaries and queries; kept in `cache` by content and size."""
+    content = getattr(source, "fingerprint", None) or _digest(source)
+    key = hashlib.sha256(f"byte-level-bpe 2 {vocab_size} {content}".encode()).hexdigest()[:20]
+    return cached(cache / "tokenizers" / key, lambda path: byte_level_bpe(_texts(source), vocab_size, path))
+
+
+def _digest(source: Any) -> str:
+    digest = hashlib.sha256()
     for text in _texts(source):
         digest.update(hashlib.sha256(text.encode()).digest())
-    folder = cache / "tokenizers" / digest.hexdigest()[:20]
-    return cached(folder, lambda path: byte_level_bpe(_texts(source), vocab_size, path))
+    return digest.hexdigest()
 
 
 def _texts(source: Any) -> Iterator[str]:
+    """Every text once: query-based sets repeat a document for each of its queries."""
+    seen: set[bytes] = set()
     for index in range(len(source)):
         row = source[index]
-        yield from filter(None, (row.document, row.summary, row.query))
+        for text in (row.document, *(row.answers or (row.summary,)), row.query):
+            if text and (digest := hashlib.sha256(text.encode()).digest()) not in seen:
+                seen.add(digest)
+                yield text

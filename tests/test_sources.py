@@ -1,0 +1,198 @@
+"""Rows from files: random access, what is left out, and one-line errors that name file, line and field."""
+
+import gzip
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from jax_simcas.data import sources
+from jax_simcas.data.sources import Fields, First, JsonlSource, Row, open_split
+from jax_simcas.errors import UserError
+
+ROWS = [
+    {"id": "a", "document": "One. Two.", "summary": "One."},
+    {"id": 7, "document": "Grüße 😀", "summary": ["first", "second"], "evidence": [[0, 5]], "other": None},
+    {"document": "No id.", "summary": "None.", "query": "what?", "evidence": []},
+]
+
+
+def write(path, rows, compress=False):
+    lines = b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+    path.write_bytes(gzip.compress(lines) if compress else lines)
+    return path
+
+
+@pytest.fixture(params=["rows.jsonl", "rows.jsonl.gz"])
+def source(request, tmp_path):
+    path = write(tmp_path / request.param, ROWS, request.param.endswith("gz"))
+    return JsonlSource(path, Fields(), tmp_path / "cache")
+
+
+def test_rows(source):
+    assert len(source) == 3
+    assert source.notes == ()
+    assert source[0] == Row("a", "One. Two.", "One.")
+    assert source[1] == Row("7", "Grüße 😀", "first", ("first", "second"), evidence=((0, 5),))
+    assert source[2] == Row("3", "No id.", "None.", evidence=())  # its line for an id; queries are not asked for
+    with pytest.raises(IndexError):
+        source[3]
+
+
+def test_travels_to_threads_and_processes(source):
+    copy = pickle.loads(pickle.dumps(source))
+    order = np.random.default_rng(0).integers(3, size=200).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(copy.__getitem__, order)) == [source[i] for i in order]
+
+
+def test_no_row_is_held(tmp_path):
+    path = write(tmp_path / "big.jsonl", [{"document": "word " * 20_000, "summary": "s"}] * 20)
+    assert len(pickle.dumps(JsonlSource(path, Fields(), tmp_path))) < 5_000 < path.stat().st_size
+
+
+def test_fields(tmp_path):
+    rows = [{"article": "d", "highlights": "s", "question": "q", "name": "n", "spans": [[0, 1]]}]
+    path = write(tmp_path / "x.jsonl", rows)
+    fields = Fields("article", "highlights", "question", "name", "spans")
+    assert JsonlSource(path, fields, tmp_path)[0] == Row("n", "d", "s", query="q", evidence=((0, 1),))
+    without = Fields("article", "highlights", evidence="", id="")
+    assert JsonlSource(path, without, tmp_path)[0] == Row("1", "d", "s")
+
+
+def test_the_pass_over_the_rows_is_kept_by_content(source, tmp_path, monkeypatch):
+    again = lambda **fields: JsonlSource(source.path, Fields(**fields), tmp_path / "cache")
+    before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "_scan", None)
+        patch.setattr(sources, "_unpack", None)
+        assert again().fingerprint == source.fingerprint
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before
+    assert again(query="").fingerprint == source.fingerprint
+    assert again(evidence="").fingerprint != source.fingerprint
+    next((tmp_path / "cache" / "indexes").iterdir()).write_bytes(b"damaged")
+    assert again()[1] == source[1]
+    write(source.path, ROWS[:2], source.path.suffix == ".gz")
+    assert len(again()) == 2 and again().fingerprint != source.fingerprint
+
+
+def test_a_cache_is_no_need_without_gz(tmp_path):
+    (tmp_path / "file").touch()
+    path = write(tmp_path / "x.jsonl", ROWS)
+    assert len(JsonlSource(path, Fields(), tmp_path / "file")) == 3
+    path = write(tmp_path / "x.jsonl.gz", ROWS, compress=True)
+    with pytest.raises(UserError, match=r"file/unpacked: cannot be written .* but .*x\.jsonl\.gz"):
+        JsonlSource(path, Fields(), tmp_path / "file")
+
+
+def test_lines(tmp_path):
+    """Blank lines, a byte order mark, CRLF, no newline at the end, half a surrogate pair."""
+    row = json.dumps(ROWS[0]).encode()
+    half = b'{"document": "a\\ud83d b", "summary": "s", "evidence": [[3, 4]]}'
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n\n   \n" + row + b"\n" + half)
+    source = JsonlSource(path, Fields(id=""), tmp_path)
+    assert [source[i].id for i in range(3)] == ["1", "4", "5"]
+    assert source[2].document == "a\ufffd b" and source[2].evidence == ((3, 4),)
+
+
+def test_empty_rows_are_left_out_and_told(tmp_path):
+    empty = [{"document": " \n", "summary": "s"}, {"document": "d", "summary": ""}, {"document": "d", "summary": [" "]}]
+    path = write(tmp_path / "x.jsonl", [empty[0], ROWS[0], empty[1], ROWS[1], empty[2]])
+    source = JsonlSource(path, Fields(), tmp_path)
+    assert [source[i].id for i in range(len(source))] == ["a", "7"]
+    assert source.notes == (f"{path}: 3 of 5 rows left out: empty document or summary (line 1, 3, 5)",)
+    assert JsonlSource(path, Fields(), tmp_path).notes == source.notes
+    with pytest.raises(UserError, match=r"no rows in it; all 3 lack a document or summary"):
+        JsonlSource(write(path, empty), Fields(), tmp_path)
+    many = JsonlSource(write(path, [empty[0]] * 50 + ROWS), Fields(), tmp_path)
+    assert many.notes[0].endswith("(line 1, 2, 3, 4, 5, ...)")
+
+
+GOOD = json.dumps(ROWS[0]).encode()
+BAD = {
+    "not JSON": (b"{'document': 1}", r":2: not JSON \(Expecting property name"),
+    "cut": (GOOD[:-3], r":2: not JSON"),
+    "no object": (b"[1]", r":2: a JSON list, expected an object"),
+    "deep": (b"[" * 100_000, r":2: not JSON"),
+    "not UTF-8": (b'{"document": "\xff", "summary": ""}', r":2: not UTF-8 \(byte 14 of the line\)"),
+    "field": (
+        b'{"text": "", "summary": ""}',
+        r":2: no field 'document'; its fields are 'text', 'summary' \(set config",
+    ),
+    "no fields": (b"{}", r":2: no field 'document'; its fields are none"),
+    "type": (b'{"document": ["a"], "summary": ""}', r":2: field 'document' is list, expected text"),
+    "null": (b'{"document": "a", "summary": null}', r":2: field 'summary' is NoneType, expected text"),
+    "answers": (b'{"document": "a", "summary": ["", 3]}', r":2: field 'summary' is a list, expected texts in it"),
+    "query": (b'{"document": "a", "summary": "b"}', r":2: no field 'query'"),
+    "spans": (
+        b'{"document": "a", "summary": "b", "query": "", "evidence": 3}',
+        r":2: field 'evidence' is int, expected",
+    ),
+    "span": (
+        b'{"document": "abc", "summary": "b", "query": "", "evidence": [[0, 1], [2, 4]]}',
+        r":2: field 'evidence' has \[2, 4\], expected \[start, end\] in the document's 3 characters",
+    ),
+    "true": (
+        b'{"document": "abc", "summary": "b", "query": "", "evidence": [[true, 2]]}',
+        r"evidence' has \[true, 2\]",
+    ),
+    "reversed": (b'{"document": "abc", "summary": "b", "query": "", "evidence": [[2, 1]]}', r"evidence' has \[2, 1\]"),
+}
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_lines(name, compress, tmp_path):
+    line, message = BAD[name]
+    path = write(tmp_path / f"x.jsonl{'.gz' * compress}", [GOOD, line], compress)
+    fields = Fields(query="query" if "query" in line.decode("latin-1") or name == "query" else "")
+    if fields.query:
+        write(path, [b'{"query": "q", ' + GOOD[1:], line], compress)
+    with pytest.raises(UserError, match=message) as error:
+        JsonlSource(path, fields, tmp_path / "cache")
+    assert str(error.value).startswith(f"{path}:2: ") and "\n" not in str(error.value)
+
+
+def test_bad_files(tmp_path):
+    def fails(name, content, message):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message) as error:
+            JsonlSource(tmp_path / name, Fields(), tmp_path / "cache")
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+    whole = gzip.compress(os.urandom(50_000).hex().encode())
+    fails("empty.jsonl", b"", "no rows in it; expected a JSON object a line")
+    fails("empty.jsonl.gz", gzip.compress(b""), "no rows in it")
+    fails("nothing.jsonl.gz", b"", "no rows in it")
+    fails("blank.jsonl", b"\n \n", "no rows in it")
+    fails("plain.jsonl.gz", GOOD, "not a gzip file")
+    fails("truncated.jsonl.gz", whole[:10_000], "truncated gzip file")
+    fails("damaged.jsonl.gz", whole[:10_000] + b"\0" * 500 + whole[10_500:], "gzip file")
+    fails("zipped.jsonl", whole, "looks like gzip")
+    assert [path for path in (tmp_path / "cache" / "unpacked").iterdir() if path.suffix != ".jsonl"] == []
+    with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
+        JsonlSource(tmp_path / "gone.jsonl", Fields(), tmp_path)
+
+
+def test_open_split(tmp_path):
+    write(tmp_path / "train.jsonl.gz", ROWS, compress=True)
+    write(tmp_path / "test.jsonl", ROWS[:1])
+    assert len(open_split(str(tmp_path), "train", Fields(), tmp_path / "cache")) == 3
+    assert len(open_split(str(tmp_path), "test", Fields(), tmp_path / "cache")) == 1
+    with pytest.raises(
+        UserError,
+        match=r"neither valid\.jsonl nor valid\.jsonl\.gz .*'valid'; there is .*test\.jsonl, train\.jsonl\.gz",
+    ):
+        open_split(str(tmp_path), "valid", Fields(), tmp_path / "cache")
+    with pytest.raises(UserError, match="no such folder"):
+        open_split(str(tmp_path / "gone"), "train", Fields(), tmp_path)
+
+
+def test_first(source):
+    first = First(source, 2)
+    assert [row.id for row in first] == ["a", "7"]
+    assert len(First(source, 99)) == 3
