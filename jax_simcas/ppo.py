@@ -78,6 +78,7 @@ def advantages(
         return (mean_value, advantage), advantage
 
     carry = (jnp.zeros(()), jnp.zeros(reward.shape[1]))
+    advantage: Array
     _, advantage = lax.scan(step, carry, (reward, value, mask), reverse=True)
     return advantage, jnp.where(mask, advantage + value, 0.0)
 
@@ -226,9 +227,12 @@ def ppo_update(
     def epoch(carry: tuple, inputs: tuple) -> tuple:
         token_order, chunk_order = inputs  # [B, K, R * M], [R, B, K]
         rounds = token_order.reshape(*token_order.shape[:2], -1, size).transpose(2, 0, 1, 3)
+        out: tuple
         (selector, optimizer_state, kl, active), out = lax.scan(round_, carry, (rounds, chunk_order))
         return (selector, optimizer_state, kl, active & (kl <= config.max_kl)), out
 
     carry = (selector, optimizer_state, jnp.zeros(()), jnp.array(True))
+    losses: Losses
+    taken: Array
     (selector, optimizer_state, _, _), (losses, taken) = lax.scan(epoch, carry, (orders.token, orders.chunk))
     return selector, optimizer_state, Losses(*(x.ravel() for x in losses)), taken.ravel()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,7 +299,7 @@ def save(
         if extra is not None:
             _whole(folder / EXTRA, lambda path: path.write_text(json.dumps(extra, indent=1) + "\n"))
         for file in copy:
-            _whole(folder / file.name, lambda path, file=file: path.write_bytes(file.read_bytes()))
+            _whole(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]
         _whole(target, lambda path: _WRITERS[layout](path, params))
     except OSError as error:

@@ -371,7 +371,7 @@ _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda x: f"loss {x:.3f}"),
     ("reward", lambda x: f"reward {x:.4g}"),
     ("selection/kept", lambda x: f"kept {100 * x:.1f}%"),
-    ("tokens_per_second", lambda x: f"{_thousands(x)} tokens/s"),
+    ("tokens_per_second", lambda x: f"{_thousands(x)} tok/s"),
 )
 
 
@@ -383,6 +383,14 @@ def _duration(seconds: Number) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _columns(stream: Any) -> int:
+    """The width of a terminal; 80 where it claims none, as terminals in containers do."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 class Progress:
@@ -422,8 +430,8 @@ class Progress:
                 total=self._total,
                 initial=self._done,
                 file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar:20}| {remaining} left{postfix}",
+                ncols=_columns(self._stream),
+                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}| {remaining} left{postfix}",
             )
         self._print_if_due()
         return self

@@ -131,6 +131,7 @@ def select(
     if action is not None:
         given = action
     elif policy == "random":
+        assert key is not None and budget is not None
         noise = jnp.where(candidate_mask, jax.random.uniform(key, candidate_mask.shape), 2.0)
         given = _rank(noise.ravel()).reshape(noise.shape) < budget
     else:
@@ -187,7 +188,7 @@ class Compacted(NamedTuple):
 
     states: Float[Array, "C D"]
     mask: Bool[Array, " C"]
-    index: Int[Array, " M"]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
+    index: Int[Array, " M"]  # type: ignore[assignment]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
     overflow: Int[Array, ""]  # selected candidates that found no place
 
 

@@ -141,7 +141,7 @@ def from_mapping(mapping: dict[str, Any], where: str) -> Settings:
     return _from_mapping(Settings, mapping, where)
 
 
-def _from_mapping(cls: type, mapping: dict[str, Any], where: str) -> Any:
+def _from_mapping(cls: Any, mapping: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
     given = {}
     for name, value in mapping.items():

@@ -30,8 +30,8 @@ from jax_simcas import program, report
 from jax_simcas import settings as settings_lib
 from jax_simcas.checkpoint import Checkpointer
 from jax_simcas.data import pipeline
-from jax_simcas.data.sources import First
 from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.data.sources import First
 from jax_simcas.errors import UserError
 from jax_simcas.settings import Settings
 from jax_simcas.update import (
@@ -173,7 +173,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
         evaluate = jax.jit(
             lambda params, batch: batch_loss(params, batch, bart, simcas, settings.optimizer.label_smoothing)[1]
         )
-        options = {"bart": bart, "simcas": simcas, "config": settings.optimizer}
+        options: Any = {"bart": bart, "simcas": simcas, "config": settings.optimizer}
         transformer = jax.jit(partial(transformer_step, **options), donate_argnums=0)
         selector = jax.jit(partial(selector_step, **options), donate_argnums=0)
         rate = learning_rate(settings.optimizer)

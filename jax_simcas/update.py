@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas import select as select_lib
@@ -52,7 +52,8 @@ class UpdateConfig:
             raise ValueError(f"label_smoothing={self.label_smoothing}: expected 0 <= label_smoothing < 1")
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class TrainState:
     """Everything that a step changes. `step` counts batches, `skipped` those with a non-finite loss."""
 
@@ -63,6 +64,9 @@ class TrainState:
     transformer_optimizer: optax.OptState
     selector_optimizer: optax.OptState
     key: Array
+
+    def replace(self, **changes: Any) -> TrainState:
+        return dataclasses.replace(self, **changes)
 
 
 def learning_rate(config: UpdateConfig) -> optax.Schedule:
@@ -301,6 +305,7 @@ def rollout(
         mask = selection.candidate_mask
         value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden[:, 1:], selection.state)
         reward = document_reward(out.logits, document["target_ids"], document["target_mask"], simcas.reward_scale)
+        assert out.cross_attention is not None
         rewards = candidate_rewards(
             reward, out.cross_attention, compacted.index, selection.action, mask, simcas.hyper_length
         )

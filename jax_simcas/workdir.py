@@ -125,7 +125,7 @@ def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLik
             raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
 
 
-def load_model(source: str, step: str | int = "best") -> Model:
+def load_model(source: str, step: Any = "best") -> Model:
     """A trained model: a workdir's checkpoint, or a pretrained folder or hub id.
 
     Raises:

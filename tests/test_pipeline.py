@@ -110,6 +110,15 @@ def test_query(words):
         featurize(dataclasses.replace(row, query=None), words, config)
 
 
+def test_a_token_across_the_edge_of_the_document(words):
+    """It counts with the part that lies in the document."""
+    config = dataclasses.replace(CONFIG, input_template="{query}{document}1 w2")
+    row = Row("1", "1 w2 w", "w3", query="w", evidence=((0, 1),))
+    features = featurize(row, words, config)
+    np.testing.assert_array_equal(features["token_offsets"][0, 1:5], [[0, 1], [2, 4], [5, 6], [-1, -1]])
+    assert features["evidence_mask"][0].tolist() == [False, True, False, False, False, False]
+
+
 @given(
     prefix=st.text("ab \n", max_size=6),
     document=st.text("the fox. 😀ß\n", min_size=1, max_size=60).filter(str.strip),
@@ -178,10 +187,10 @@ def test_config(change):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(0, 3), st.sampled_from([(), (2, 5), (64,)]))
 @settings(deadline=None, max_examples=40)
 def test_padding_changes_nothing(words, lengths, more, buckets):
+    config = dataclasses.replace(CONFIG, chunk_buckets=buckets, max_target_len=7)  # no power of two
     rows = [
-        featurize(Row(str(n), " ".join(WORDS[i % 50] for i in range(n)), "w1 " * n), words, CONFIG) for n in lengths
+        featurize(Row(str(n), " ".join(WORDS[i % 50] for i in range(n)), "w1 " * n), words, config) for n in lengths
     ]
-    config = dataclasses.replace(CONFIG, chunk_buckets=buckets)
     batch = pad_batch(rows, config, pad=1, size=len(rows) + more)
     b, k, s = batch["input_ids"].shape
     assert (b, s) == (len(rows) + more, 6) and batch["target_ids"].shape[1] <= config.max_target_len
@@ -259,7 +268,7 @@ def test_shards(words, source, count):
         assert sorted(rows) == sorted(flat(indices(shard)[step] for shard in shards))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation(words, source, count, workers):
     config = dataclasses.replace(CONFIG, workers=workers)

@@ -311,7 +311,7 @@ def test_plain_lines_come_at_once_and_then_every_interval():
     assert "\r" not in text
     got = text.splitlines()
     assert got[0] == "0/30 steps"
-    assert got[1] == "5/30 steps, loss 2.970, reward 12, kept 25.0%, 12.3k tokens/s, 0:50 left"
+    assert got[1] == "5/30 steps, loss 2.970, reward 12, kept 25.0%, 12.3k tok/s, 0:50 left"
     assert [line.split("/")[0] for line in got] == ["0", "5", "10", "15", "20", "25", "30"]
     assert "left" not in got[-1]
 

@@ -71,7 +71,7 @@ def test_long_texts(bpe):
         short, count = min(seconds(text) for _ in range(3))
         long, sixteen = seconds(text * 16)
     assert sixteen == pytest.approx(16 * count, rel=0.01)
-    assert long < 100 * short
+    assert long < 200 * short
     assert len(lib.encode_text(bpe, "x" * 300_000).ids) > 0  # one word without an end
 
 

@@ -1,0 +1,64 @@
+"""Compares evaluations: a table and bars with intervals, the first one as the yardstick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jax_simcas import program, report
+from jax_simcas.errors import UserError
+from jax_simcas.metrics import Score
+
+EXAMPLES = """\
+  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
+"""
+RATIO = "likelihood_ratio"
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of an evaluation.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/scores.json: cannot be read ({error}); run jax_simcas.evaluate first") from None
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    scores: dict[str, dict[str, Score]] = {}
+    rows = []
+    for item in arguments.runs:
+        name, separator, folder = item.partition("=")
+        if not separator:
+            raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
+        summary = read_scores(Path(folder))
+        scores[name] = {metric: Score(**score) for metric, score in summary["scores"].items()}
+        row = {"run": name, **{metric: report.format_score(score) for metric, score in scores[name].items()}}
+        row["kept %"] = f"{100 * summary['kept_share']:.1f}"
+        if RATIO in summary["evidence"]:
+            ratio = Score(**summary["evidence"][RATIO])
+            row["evidence kept, times as likely"] = report.format_score(ratio, 2)
+        rows.append(row)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    print(report.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))
+    if arguments.plot:
+        print(f"plot: {report.plot_comparison(scores, arguments.plot)}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = program.parser("compare", __doc__ or "", EXAMPLES)
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="evaluation folders with scores.json")
+    parser.add_argument("--plot", metavar="PNG", help="also draw bars with intervals")
+    arguments = parser.parse_args(argv)
+    return program.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
