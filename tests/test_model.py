@@ -1,5 +1,7 @@
 """Invariances of the whole model: alone equals in a batch, padding changes nothing, order of chunks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,18 @@ def inputs(doc):
     return doc["input_ids"], doc["token_mask"], doc["chunk_mask"]
 
 
-def forward(doc, simcas=SIMCAS, params=None, **options):
-    params = tiny_params() if params is None else params
-    return update.forward(params, TINY, simcas, doc, **options)
+@partial(jax.jit, static_argnames=("simcas", "policy"))
+def run(params, doc, simcas, policy=None):
+    return update.forward(params, TINY, simcas, doc, policy=policy)
+
+
+def forward(doc, simcas=SIMCAS):
+    return run(tiny_params(), doc, simcas)
+
+
+@partial(jax.jit, static_argnames="simcas")
+def encoded(params, simcas, *rows):
+    return encode(params, TINY, simcas, *rows)
 
 
 def padded(doc, chunks=2, target=3):
@@ -53,7 +64,7 @@ def test_padding_chunks_and_targets_change_nothing(align, mask_padding):
 def test_a_document_in_a_batch_gives_what_it_gives_alone(chunks):
     docs = [document(i, chunks=chunks, padding_chunks=4 - chunks) for i in range(2)]
     docs.append(document(9, chunks=4, tail=0))
-    batch = jax.vmap(lambda doc: forward(doc))(stack(*docs))
+    batch = jax.vmap(forward)(stack(*docs))
     for i, doc in enumerate(docs):
         alone = forward(doc)
         np.testing.assert_array_equal(batch.encoded.selection.action[i], alone.encoded.selection.action)
@@ -64,8 +75,9 @@ def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
     simcas = SIMCAS.replace(policy="all")
     docs = [document(i, chunks=c, padding_chunks=3 - c) for i, c in enumerate((1, 2, 3))]
     loss = lambda params, batch: update.batch_loss(params, batch, TINY, simcas, 0.1)[0]
-    value, grad = jax.value_and_grad(loss)(tiny_params(), stack(*docs))
-    alone = [jax.value_and_grad(loss)(tiny_params(), stack(doc)) for doc in docs]
+    gradient = jax.jit(jax.value_and_grad(loss))
+    value, grad = gradient(tiny_params(), stack(*docs))
+    alone = [gradient(tiny_params(), stack(doc)) for doc in docs]
     np.testing.assert_allclose(value, np.mean([v for v, _ in alone]), rtol=1e-5)
     mean = jax.tree.map(lambda *g: sum(g) / 3, *[g for _, g in alone])
     for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(mean), strict=True):
@@ -75,8 +87,8 @@ def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
 def test_a_permutation_of_chunks_permutes_the_states_under_mean():
     doc = document(3, chunks=4, tail=0)
     order = jnp.array([2, 0, 3, 1])
-    straight, _ = encode(tiny_params(), TINY, SIMCAS, *inputs(doc))
-    shuffled, _ = encode(tiny_params(), TINY, SIMCAS, *(x[order] for x in inputs(doc)))
+    straight, _ = encoded(tiny_params(), SIMCAS, *inputs(doc))
+    shuffled, _ = encoded(tiny_params(), SIMCAS, *(x[order] for x in inputs(doc)))
     np.testing.assert_allclose(shuffled, straight[order], atol=1e-5)
 
 
@@ -86,8 +98,8 @@ def test_chunk_positions_break_that_symmetry(kind):
     params = init_params(jax.random.key(0), TINY, simcas)
     doc = document(3, chunks=4, tail=0)
     order = jnp.array([2, 0, 3, 1])
-    straight, _ = encode(params, TINY, simcas, *inputs(doc))
-    shuffled, _ = encode(params, TINY, simcas, *(x[order] for x in inputs(doc)))
+    straight, _ = encoded(params, simcas, *inputs(doc))
+    shuffled, _ = encoded(params, simcas, *(x[order] for x in inputs(doc)))
     assert np.abs(shuffled - straight[order]).max() > 1e-2
 
 
@@ -102,8 +114,8 @@ def test_alignment_carries_information_between_chunks():
     changed = doc | {"input_ids": doc["input_ids"].at[0, 3].add(1)}
     for align, crosses in (("mean", True), ("shift", True), ("none", False)):
         simcas = SIMCAS.replace(align=align)
-        before, _ = encode(tiny_params(), TINY, simcas, *inputs(doc))
-        after, _ = encode(tiny_params(), TINY, simcas, *inputs(changed))
+        before, _ = encoded(tiny_params(), simcas, *inputs(doc))
+        after, _ = encoded(tiny_params(), simcas, *inputs(changed))
         assert (np.abs(after[1:] - before[1:]).max() > 1e-4) == crosses
 
 
@@ -150,7 +162,7 @@ def test_bfloat16_stays_close_to_float32():
 @pytest.mark.parametrize("remat", ["layer", "dots"])
 def test_remat_changes_no_gradient(remat):
     batch = stack(document(0), document(1))
-    loss = lambda simcas: jax.grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0])(tiny_params())
+    loss = lambda simcas: jax.jit(jax.grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0]))(tiny_params())
     for a, b in zip(jax.tree.leaves(loss(SIMCAS)), jax.tree.leaves(loss(SIMCAS.replace(remat=remat))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
