@@ -22,4 +22,4 @@ if [ "${1:-}" = "--all" ]; then
 fi
 cd "$root"
 export JAX_PLATFORMS=cpu
-exec "$venv/bin/python" -m pytest -n "${JAX_SIMCAS_TEST_WORKERS:-2}" "${slow[@]}" "$@"
+exec "$venv/bin/python" -m pytest -n "${JAX_SIMCAS_TEST_WORKERS:-2}" --dist loadfile "${slow[@]}" "$@"

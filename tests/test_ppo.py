@@ -130,7 +130,8 @@ def test_learns_to_keep_what_is_rewarded():
     config = PPOConfig(epochs=40, max_kl=1e9, clip=0.9)
     selector, *_ = update(rows, config)
     logits = jax.vmap(lambda h, s: action_logits(selector, h, s))(rows.hidden[0, :, 1:], rows.state[0])
-    np.testing.assert_array_equal(logits[..., 1] > logits[..., 0], good[0])
+    before = jnp.mean(rows.action[0] == good[0])
+    assert jnp.mean((logits[..., 1] > logits[..., 0]) == good[0]) >= 0.9 > before
 
 
 @pytest.mark.parametrize("field", ["epochs", "minibatch_size"])

@@ -12,7 +12,8 @@ N = S - 1
 HIDDEN = jax.random.normal(jax.random.key(1), (K, S, D))
 ALL = jnp.ones((K, N), bool)
 CHUNKS = jnp.ones(K, bool)
-SELECTOR = jax.tree.map(lambda x: 3 * x, init_selector(jax.random.key(0), D))
+SELECTOR = init_selector(jax.random.key(0), D)
+SELECTOR["actor"]["out_proj"]["kernel"] *= 200  # fresh actors are near one half everywhere
 KEY = jax.random.key(7)
 
 
@@ -63,11 +64,11 @@ def test_topk_keeps_an_equal_share_of_each_chunk(budget):
 
 def test_greedy_is_threshold_one_half():
     np.testing.assert_array_equal(run("greedy").action, run("threshold", threshold=0.5).action)
-    assert run("threshold", threshold=0.9).action.sum() != run("threshold", threshold=0.1).action.sum()
+    assert run("threshold", threshold=0.9).action.sum() < run("threshold", threshold=0.1).action.sum()
 
 
 def test_sampling_follows_the_probabilities():
-    draw = jax.vmap(lambda key: select(SELECTOR, HIDDEN, ALL, CHUNKS, policy="sample", key=key))
+    draw = jax.vmap(lambda key: select(SELECTOR, HIDDEN, ALL, CHUNKS, policy="sample", key=key, empty_chunk="none"))
     out = jax.jit(draw)(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(out.action[:, 0].mean(axis=0), out.keep_prob[0, 0], atol=0.04)
 
