@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def read_scores(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}/scores.json: cannot be read ({error}); run jax_simcas.evaluate first") from None
 
 
+def as_score(fields: dict[str, Any]) -> Score:
+    """A score as JSON holds it: null where it is not finite."""
+    mean, low, high = (math.nan if fields[name] is None else fields[name] for name in ("mean", "low", "high"))
+    return Score(mean, low, high, fields["count"])
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     scores: dict[str, dict[str, Score]] = {}
@@ -38,12 +45,14 @@ def run(arguments: Any) -> int:
         if not separator:
             raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
         summary = read_scores(Path(folder))
-        scores[name] = {metric: Score(**score) for metric, score in summary["scores"].items()}
+        scores[name] = {metric: as_score(score) for metric, score in summary["scores"].items()}
         row = {"run": name, **{metric: report.format_score(score) for metric, score in scores[name].items()}}
         row["kept %"] = f"{100 * summary['kept_share']:.1f}"
-        if RATIO in summary["evidence"]:
-            ratio = Score(**summary["evidence"][RATIO])
-            row["evidence kept, times as likely"] = report.format_score(ratio, 2)
+        evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
+        if RATIO in evidence:
+            row["evidence kept %"] = f"{100 * evidence['evidence_kept'].mean:.1f}"
+            row["others kept %"] = f"{100 * evidence['rest_kept'].mean:.1f}"
+            row["times as likely"] = report.format_score(evidence[RATIO], 2)
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(report.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))

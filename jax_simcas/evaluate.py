@@ -40,6 +40,7 @@ class Evaluated(NamedTuple):
     lead: dict[str, float]
     kept: tuple[int, int]  # (kept, candidates)
     evidence: dict[str, tuple[float, float]]  # (sum, count) pairs; empty without marked evidence
+    cut_tokens: int  # beyond max_input_len, and so not read
 
 
 def score(prediction: str, row: Row, task: str) -> dict[str, float]:
@@ -53,15 +54,10 @@ def score(prediction: str, row: Row, task: str) -> dict[str, float]:
     return metrics.rouge(prediction, row.summary)
 
 
-def lead_baseline(row: Row, settings: Settings) -> str:
-    """The document's first words, as many as the reference has."""
-    return metrics.lead(row.document, len(row.summary.split()))
-
-
 def evaluate_documents(
-    model: Model, source: Any, policy: str, key: jax.Array, on_batch: Callable[[int], None]
+    model: Model, source: Any, policy: str, key: jax.Array, lead_words: int, on_batch: Callable[[int], None]
 ) -> Iterator[Evaluated]:
-    """Summarises and scores every row of `source`, in order.
+    """Summarises and scores every row of `source`, in order, and its first `lead_words` words.
 
     The policies `random` and `topk` keep, in each document, as many candidates as the configured policy
     would: an equal budget.
@@ -105,9 +101,10 @@ def evaluate_documents(
                 row,
                 prediction,
                 score(prediction, row, settings.data.task),
-                score(lead_baseline(row, settings), row, settings.data.task),
+                score(metrics.lead(row.document, lead_words), row, settings.data.task),
                 (int(kept[b].sum()), int(candidate[b].sum())),
                 evidence,
+                int(batch["cut_tokens"][b]),
             )
         on_batch(len(real))
 
@@ -118,6 +115,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     as_dicts = lambda scores: {name: score._asdict() for name, score in scores.items()}
     return {
         "documents": len(rows),
+        "documents_cut": sum(row.cut_tokens > 0 for row in rows),
         "scores": as_dicts(metrics.summarize_scores([row.scores for row in rows], seed)),
         "lead": as_dicts(metrics.summarize_scores([row.lead for row in rows], seed)),
         "kept_share": float(kept[0] / max(kept[1], 1)),
@@ -153,9 +151,10 @@ def write_predictions(path: Path, rows: list[Evaluated]) -> None:
                 "lead": item.lead,
                 "kept": item.kept[0],
                 "candidates": item.kept[1],
-                "evidence": {k: list(v) for k, v in item.evidence.items()} or None,
+                "cut_tokens": item.cut_tokens,
+                "evidence": item.evidence or None,
             }
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(report.json_ready(record), ensure_ascii=False) + "\n")
 
 
 def changed(settings: Settings, arguments: Any) -> Settings:
@@ -200,6 +199,8 @@ def run(arguments: Any) -> int:
     settings = model.settings
     split = arguments.split or settings.data.validation_split
     source = open_source(settings, split, program.cache_dir())
+    for note in getattr(source, "notes", ()):
+        print(f"warning: {note}", file=sys.stderr)
     if arguments.limit:
         source = First(source, arguments.limit)
     policy = arguments.policy or settings.simcas.policy
@@ -207,17 +208,19 @@ def run(arguments: Any) -> int:
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
     program.make_folder(folder, "--output")
     started = time.monotonic()
+    lead_words = metrics.average_words([source[i].summary for i in range(len(source))])
     with report.Progress(len(source), unit="documents") as bar:
         key = jax.random.key(arguments.seed)
-        rows = list(evaluate_documents(model, source, policy, key, bar.update))
+        rows = list(evaluate_documents(model, source, policy, key, lead_words, bar.update))
     summary = summary_of(rows, arguments.seed) | {
         "split": split,
         "policy": policy,
         "task": settings.data.task,
+        "lead_words": lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_predictions(folder / "predictions.jsonl", rows)
-    (folder / "scores.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (folder / "scores.json").write_text(json.dumps(report.json_ready(summary), indent=1) + "\n", encoding="utf-8")
     print(table(summary))
     print(
         f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates",
@@ -231,6 +234,12 @@ def run(arguments: Any) -> int:
             f"{100 * shown['all_kept'].mean:.1f} % of all tokens; a token that matters is "
             f"{report.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
         )
+    if summary["documents_cut"]:
+        print(
+            f"{summary['documents_cut']} documents were cut to {settings.simcas.max_input_len} tokens; "
+            "--max-input-len reads more"
+        )
+    print(f"lead: the first {lead_words} words, as many as a reference has on average; {summary['seconds']} s")
     print(f"rows in {folder / 'predictions.jsonl'}, figures in {folder / 'scores.json'}")
     return 0
 

@@ -87,6 +87,12 @@ def arrays_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {k: batch[k] for k in ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")}
 
 
+def cut_shares(batch: dict[str, np.ndarray]) -> Totals:
+    """How many documents and targets of a batch were longer than the limits, and so cut."""
+    rows = float(batch["row_mask"].sum())
+    return {f"data/{name}": (float((batch[name] > 0).sum()), rows) for name in ("cut_tokens", "cut_target")}
+
+
 class Window:
     """Figures since the last log line; reads the device only when asked, so that steps are not waited for."""
 
@@ -142,7 +148,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
       UserError: anything that the user can mend; too many non-finite steps in a row.
     """
     program.make_folder(workdir, "--workdir")
-    model = new_model(settings, cache)
+    model = new_model(settings, cache, workdir / TOKENIZER)
     settings = model.settings
     prepare_workdir(settings, workdir)
     tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
@@ -153,6 +159,8 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
     config = pipeline_config(settings)
     source = open_source(settings, settings.data.train_split, cache)
     held_out = open_source(settings, settings.data.validation_split, cache)
+    for note in (*getattr(source, "notes", ()), *getattr(held_out, "notes", ())):
+        print(f"warning: {note}", file=sys.stderr)
     batches = pipeline.make_iterator(source, model.tokenizer, config, training=True)
     state = init_state(model.params, settings.optimizer, jax.random.key(loop.seed))
     with Checkpointer(
@@ -195,6 +203,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                         state, metrics = selector(state, arrays)
                         # Its draw is another one; the transformer's own counts what was kept.
                         window.push({k: v for k, v in metrics.items() if not k.startswith("selection/")})
+                    window.push(cut_shares(batch))
                     seen_tokens += int(arrays["token_mask"].sum())
                 bar.update(1)
                 last = step == loop.steps or stop.requested

@@ -77,22 +77,25 @@ def make_tokenizer(settings: Settings, cache: Path) -> Any:
     return tokenizer_lib.trained_on(open_source(settings, data.train_split, cache), data.vocab_size, cache)
 
 
-def new_model(settings: Settings, cache: Path) -> Model:
+def new_model(settings: Settings, cache: Path, saved_tokenizer: Path | None = None) -> Model:
     """A model to start training from: pretrained, or fresh with a vocabulary that fits the tokenizer.
+
+    A resumed run goes on with the tokenizer that it saved, if `saved_tokenizer` is there.
 
     Raises:
       UserError: weights, vocabulary or lengths that do not fit together.
     """
     key = jax.random.key(settings.loop.seed)
     notes: tuple[str, ...] = ()
+    saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
     if settings.pretrained:
         loaded = from_pretrained(settings.pretrained, key, settings.simcas)
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
-        tokenizer = tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
+        tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         params, notes = loaded.params, tuple(loaded.notes)
         check_vocabulary(tokenizer, settings, settings.pretrained)
     else:
-        tokenizer = make_tokenizer(settings, cache)
+        tokenizer = saved or make_tokenizer(settings, cache)
         bart = dataclasses.replace(settings.bart, vocab_size=len(tokenizer))
         settings = dataclasses.replace(settings, bart=bart)
         params = None

@@ -490,8 +490,9 @@ def test_killed_while_saving(tmp_path):
     assert child.returncode == -signal.SIGKILL
     with Checkpointer(tmp_path) as checkpointer:
         found = checkpointer.restore({"params": {"w": jnp.zeros(size)}}, None)
-    assert found.step == 1 and (np.asarray(found.state["params"]["w"]) == 1).all()
-    assert len(found.warnings) == 1 and "/2.orbax-checkpoint-tmp: skipped" in found.warnings[0]
+    # How far the second one came before the kill is up to the machine.
+    assert found.step >= 1 and (np.asarray(found.state["params"]["w"]) == found.step).all()
+    assert all("/2.orbax-checkpoint-tmp: skipped" in warning for warning in found.warnings)
 
 
 @pytest.mark.slow
