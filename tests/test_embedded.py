@@ -1,0 +1,60 @@
+"""The embedded task: a function of its seed, answers that the first chunk cannot give, evidence that is right."""
+
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_simcas.data.embedded import SPLITS, EmbeddedConfig, EmbeddedSource
+from jax_simcas.errors import UserError
+
+sizes = st.builds(
+    EmbeddedConfig,
+    seed=st.integers(0, 1000),
+    chunks=st.integers(2, 6),
+    words_per_chunk=st.integers(12, 20),
+    topics=st.integers(1, 3),
+    slots=st.integers(1, 4),
+    values_per_slot=st.integers(1, 9),
+    fillers=st.integers(1, 50),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=sizes, split=st.sampled_from(SPLITS), index=st.integers(0, 400))
+def test_the_answer_is_what_the_evidence_says(config, split, index):
+    row = EmbeddedSource(split, config)[index]
+    words = row.document.split(" ")
+    assert len(words) == config.chunks * config.words_per_chunk
+    assert set(words) | set(row.summary.split()) <= set(config.words)
+    first = words[: config.words_per_chunk]
+    asked = [word.removeprefix("ask-") for word in words if word.startswith("ask-")]
+    assert len(asked) == 1 and f"ask-{asked[0]}" in first
+    assert not any(word.startswith("fact-") for word in first)
+    facts = sorted(row.document[start:end] for start, end in row.evidence)
+    assert facts == sorted(word for word in words if word.startswith(f"fact-{asked[0]}-"))
+    assert len(facts) == config.slots
+    answer = " ".join(f"value-{slot}-{value}" for slot, value in (fact.split("-")[2:] for fact in facts))
+    assert row.summary == answer
+    assert sum(word.startswith("fact-") for word in words) == config.topics * config.slots
+
+
+def test_a_row_depends_on_seed_split_and_number_only():
+    source = EmbeddedSource("train", EmbeddedConfig())
+    assert source[5] == pickle.loads(pickle.dumps(source))[5] == EmbeddedSource("train", EmbeddedConfig())[5]
+    others = [
+        source[6],
+        EmbeddedSource("test", EmbeddedConfig())[5],
+        EmbeddedSource("train", EmbeddedConfig(seed=1))[5],
+    ]
+    assert len({source[5].document, *(row.document for row in others)}) == 4
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(UserError, match="split 'dev'"):
+        EmbeddedSource("dev", EmbeddedConfig())
+    with pytest.raises(ValueError, match="topics x slots = 60 facts do not fit into 28 words"):
+        EmbeddedConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
+    with pytest.raises(ValueError, match="fillers=0"):
+        EmbeddedConfig(fillers=0)
