@@ -1,0 +1,185 @@
+"""Times the stages of the method against the length of the document: seconds, tokens/s, memory, growth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from jax_simcas import program, report
+from jax_simcas.benchmark.plot import plot_growth
+from jax_simcas.benchmark.stages import SIZES, STAGES, Task
+from jax_simcas.errors import UserError
+
+EXAMPLES = """\
+  python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
+  python -m jax_simcas.benchmark --stages encode,select,generate --size base --dtypes float32,bfloat16
+  python -m jax_simcas.benchmark --quick
+"""
+QUICK = {"stages": "encode,select", "lengths": "2048,4096,8192", "size": "tiny", "repeats": 3}
+COLUMNS = ("stage", "dtype", "tokens", "seconds", "spread", "tokens/s", "working MiB", "peak MiB", "compile s")
+MIB = 2**20
+
+
+class Worker:
+    """A process that holds one compiled task."""
+
+    def __init__(self, task: Task) -> None:
+        command = [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(dataclasses.asdict(task))]
+        self.task = task
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def read(self) -> dict[str, float]:
+        """The next line of figures.
+
+        Raises:
+          UserError: the process ended instead; most often it ran out of memory.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise UserError(f"{self.task.stage} at {self.task.length} tokens: the process ended with code {code}")
+        return json.loads(line)
+
+    def run(self) -> dict[str, float]:
+        """One timed run."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return self.read()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def measure(tasks: list[Task], repeats: int) -> list[dict[str, Any]]:
+    """Figures of every task: all are compiled first, then run in turns, so that all see the same noise."""
+    workers: list[Worker] = []
+    try:
+        with report.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
+            compiled = []
+            for task in tasks:
+                workers.append(Worker(task))
+                compiled.append(workers[-1].read())
+                bar.update(1)
+            runs: list[list[dict[str, float]]] = [[] for _ in tasks]
+            for _ in range(repeats):
+                for worker, figures in zip(workers, runs, strict=True):
+                    figures.append(worker.run())
+                    bar.update(1)
+    finally:
+        for worker in workers:
+            worker.close()
+    return [
+        dataclasses.asdict(task) | first | {name: [figures[name] for figures in all_runs] for name in all_runs[0]}
+        for task, first, all_runs in zip(tasks, compiled, runs, strict=True)
+    ]
+
+
+def exponent(lengths: list[int], values: list[float]) -> float:
+    """b of values ~ a * length^b, by least squares of the logarithms; NaN with fewer than two lengths."""
+    if len(set(lengths)) < 2 or min(values) <= 0:
+        return math.nan
+    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+
+
+def growth(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The exponents of time and working memory of each stage and dtype."""
+    out = []
+    for stage, dtype in dict.fromkeys((r["stage"], r["dtype"]) for r in results):
+        own = [r for r in results if (r["stage"], r["dtype"]) == (stage, dtype)]
+        lengths = [r["length"] for r in own]
+        seconds = exponent(lengths, [median(r["seconds"]) for r in own])
+        memory = exponent(lengths, [median(r["working_bytes"]) for r in own])
+        out.append({"stage": stage, "dtype": dtype, "exponent of time": seconds, "exponent of memory": memory})
+    return out
+
+
+def as_row(result: dict[str, Any]) -> dict[str, Any]:
+    """A line of the table; the spread is half of what lies between the fastest and the slowest run."""
+    seconds = median(result["seconds"])
+    return {
+        "stage": result["stage"],
+        "dtype": result["dtype"],
+        "tokens": result["length"],
+        "seconds": f"{seconds:.3g}",
+        "spread": f"±{50 * (max(result['seconds']) - min(result['seconds'])) / seconds:.0f} %",
+        "tokens/s": f"{result['length'] / seconds:.0f}",
+        "working MiB": f"{median(result['working_bytes']) / MIB:.0f}",
+        "peak MiB": f"{max(result['peak_bytes']) / MIB:.0f}",
+        "compile s": f"{result['compile_seconds']:.1f}",
+    }
+
+
+def names(text: str, allowed: Any, flag: str) -> list[str]:
+    """A comma-separated flag.
+
+    Raises:
+      UserError: a value that is not allowed.
+    """
+    given = [name.strip() for name in text.split(",") if name.strip()]
+    wrong = [name for name in given if name not in allowed]
+    if wrong or not given:
+        raise UserError(f"{flag}={text}: expected some of {', '.join(allowed)}")
+    return given
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    if not sys.platform.startswith("linux"):
+        raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
+    try:
+        lengths = sorted({int(length) for length in arguments.lengths.split(",")})
+        tasks = [
+            Task(stage, arguments.size, length, dtype, arguments.chunk_length, arguments.target, arguments.selected)
+            for stage in names(arguments.stages, STAGES, "--stages")
+            for dtype in names(arguments.dtypes, ("float32", "bfloat16"), "--dtypes")
+            for length in lengths
+        ]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    folder = program.make_folder(Path(arguments.output), "--output")
+    results = measure(tasks, arguments.repeats)
+    summary = growth(results)
+    (folder / "benchmark.json").write_text(
+        json.dumps(report.json_ready({"results": results, "growth": summary}), indent=1) + "\n", encoding="utf-8"
+    )
+    print(report.markdown_table([as_row(result) for result in results], COLUMNS))
+    if len(lengths) > 1:
+        print()
+        print(report.markdown_table(summary, list(summary[0])))
+        print(f"\nplot: {plot_growth(results, summary, folder / 'benchmark.png')}")
+    print(f"figures: {folder / 'benchmark.json'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = program.parser("benchmark", __doc__ or "", EXAMPLES)
+    parser.add_argument("--stages", default="encode", help=f"some of {', '.join(STAGES)} (default encode)")
+    parser.add_argument("--lengths", default="8192,16384,32768,65536", help="tokens of the document")
+    parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
+    parser.add_argument("--dtypes", default="float32", help="float32, bfloat16 or both")
+    parser.add_argument("--chunk-length", type=program.positive, default=512)
+    parser.add_argument("--target", type=program.positive, default=256, help="tokens of the summary")
+    parser.add_argument("--selected", type=program.positive, default=2_048, help="states that generation reads")
+    parser.add_argument("--repeats", type=program.positive, default=5, help="timed runs of each (default 5)")
+    parser.add_argument("--output", default="runs/benchmark", help="for benchmark.json and benchmark.png")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and short documents; under two minutes")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        parser.set_defaults(**QUICK)  # what was given explicitly stays
+        arguments = parser.parse_args(argv)
+    return program.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""What is timed: each stage of the method on one random document, compiled and ready to be called again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.chunk import chunk_tokens
+from jax_simcas.generate import GenerateConfig
+from jax_simcas.inference import generate_batch
+from jax_simcas.model import SimcasConfig, encode, init_params
+from jax_simcas.select import Selection, select
+from jax_simcas.update import Batch, UpdateConfig, init_state, selector_step, transformer_step
+
+SIZES = {
+    "base": BART_BASE,
+    "large": BART_LARGE,
+    "tiny": replace(BART_BASE, d_model=128, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=512,
+                    decoder_ffn_dim=512, encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=8_192),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included."""
+
+    stage: str
+    size: str = "base"
+    length: int = 16_384
+    dtype: str = "float32"
+    chunk_length: int = 512
+    target: int = 256  # tokens of the summary
+    selected: int = 2_048  # states that generation reads
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise ValueError(f"stage={self.stage!r}: expected one of {', '.join(STAGES)}")
+        if self.size not in SIZES:
+            raise ValueError(f"size={self.size!r}: expected one of {', '.join(SIZES)}")
+        if self.length < self.chunk_length:
+            raise ValueError(f"length={self.length}: expected at least one chunk of {self.chunk_length} tokens")
+
+    @property
+    def bart(self) -> BartConfig:
+        return replace(SIZES[self.size], dropout=0.0)
+
+    @property
+    def simcas(self) -> SimcasConfig:
+        return SimcasConfig(chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype)
+
+
+def document(task: Task) -> Batch:
+    """A batch of one random document of whole chunks, with a target."""
+    rng, bart = np.random.default_rng(0), task.bart
+    special = {"bos": bart.bos_token_id, "eos": bart.eos_token_id, "pad": bart.pad_token_id}
+    words = task.length // task.chunk_length * (task.chunk_length - 2)
+    chunks = chunk_tokens(rng.integers(4, bart.vocab_size, words), task.chunk_length, **special)
+    target = rng.integers(4, bart.vocab_size, task.target)
+    batch = {
+        "input_ids": chunks.input_ids,
+        "token_mask": chunks.token_mask,
+        "chunk_mask": chunks.token_mask.any(axis=-1),
+        "target_ids": target.astype(np.int32),
+        "target_mask": np.ones(task.target, bool),
+    }
+    return cast(Batch, {name: jnp.asarray(value)[None] for name, value in batch.items()})
+
+
+def _encode(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    rows = tuple(batch[name][0] for name in ("input_ids", "token_mask", "chunk_mask"))
+    return lambda params, *rows: encode(params, task.bart, task.simcas, *rows)[0], (params, *rows)
+
+
+def _states(task: Task, batch: Batch) -> jax.Array:
+    shape = (*batch["input_ids"].shape[1:], task.bart.d_model)
+    return jax.random.normal(jax.random.key(1), shape, jnp.dtype(task.dtype))
+
+
+def _select(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    def run(selector: Any, hidden: jax.Array, token_mask: jax.Array, chunk_mask: jax.Array) -> Selection:
+        return select(selector, hidden, token_mask[:, 1:], chunk_mask, policy="greedy")
+
+    return run, (params["selector"], _states(task, batch), batch["token_mask"][0], batch["chunk_mask"][0])
+
+
+def _generate(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    bart, simcas = task.bart, task.simcas
+    config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
+    hidden, mask = _states(task, batch), batch["token_mask"][0, :, 1:]
+    kept = jnp.arange(mask.size).reshape(mask.shape) < task.selected - 1
+    zeros = jnp.zeros(mask.shape)
+    state = jnp.zeros((mask.shape[0], bart.d_model))
+    selection = jax.tree.map(lambda x: x[None], Selection(kept & mask, zeros, zeros, state, mask))
+
+    def run(params: Any, hidden: jax.Array, chunk_mask: jax.Array, selection: Selection) -> jax.Array:
+        options: Any = {"bart": bart, "simcas": simcas, "config": config, "capacity": task.selected}
+        return generate_batch(params, hidden, chunk_mask, selection, **options).sequence
+
+    return run, (params, hidden[None], batch["chunk_mask"], selection)
+
+
+def _update(step: Callable, task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    config = UpdateConfig(accumulate_step=1)
+    state = init_state(params, config, jax.random.key(0))
+    run = lambda state, batch: step(state, batch, bart=task.bart, simcas=task.simcas, config=config)
+    return run, (state, batch)
+
+
+STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
+    "encode": _encode,
+    "select": _select,
+    "transformer": lambda *given: _update(transformer_step, *given),
+    "selector": lambda *given: _update(selector_step, *given),
+    "generate": _generate,
+}
+
+
+def prepare(task: Task) -> tuple[Callable, tuple]:
+    """The stage as a function to jit, and its arguments, with fresh parameters."""
+    params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), task.bart, task.simcas)
+    return STAGES[task.stage](task, params, document(task))

@@ -1,0 +1,60 @@
+"""Measures one task in a process of its own, so that its peak memory is its own.
+
+Started by jax_simcas.benchmark with a task as JSON. Writes a line of JSON when compiled and warmed up, then one
+for every line that it reads: seconds and peak bytes of one more run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import time
+from pathlib import Path
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(field: str) -> int:
+    """Bytes of resident memory: now ("VmRSS") or at most since the last `forget_peak` ("VmHWM"); Linux only."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"{STATUS} has no {field}")
+
+
+def forget_peak() -> None:
+    """Gives free memory back to the kernel and makes it count the peak anew."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    CLEAR.write_text("5")
+
+
+def main() -> None:
+    import jax
+
+    from jax_simcas.benchmark.stages import Task, prepare
+
+    say = lambda **figures: print(json.dumps(figures), flush=True)
+    task = Task(**json.loads(sys.argv[1]))
+    run, arguments = prepare(task)
+    jax.block_until_ready(arguments)
+    started = time.monotonic()
+    compiled = jax.jit(run).lower(*arguments).compile()
+    compile_seconds = time.monotonic() - started
+    jax.block_until_ready(compiled(*arguments))
+    say(compile_seconds=compile_seconds)
+    for _ in sys.stdin:
+        forget_peak()
+        rest = resident("VmRSS")
+        started = time.monotonic()
+        out = jax.block_until_ready(compiled(*arguments))
+        seconds = time.monotonic() - started
+        del out
+        peak = resident("VmHWM")
+        say(seconds=seconds, peak_bytes=peak, working_bytes=peak - rest)
+
+
+if __name__ == "__main__":
+    main()
