@@ -1,6 +1,9 @@
-"""The embedded task: generated documents of 8 chunks, answers strewn over the last 7.
+"""The embedded task: generated documents of 8 chunks; the first asks, the others hold facts and distractors.
 
 python -m jax_simcas.train --config=configs/embedded.py --workdir=runs/embedded
+
+About two minutes on two CPU cores; exact match on new documents near 100 %. One decoder layer cannot first look
+up what was asked and then the facts: chunks have to learn of the question while they are encoded.
 """
 
 from jax_simcas.settings import default_config
@@ -14,11 +17,14 @@ def get_config():
     config.data.chunk_buckets = (1, 8)
     config.data.target_buckets = (8,)
     config.data.embedded.words_per_chunk = 14
-    config.data.embedded.fillers = 20
-    config.data.embedded.topics = 1
+    config.data.embedded.topics = 2
+    config.data.embedded.slots = 2
+    config.data.embedded.values_per_slot = 4
+    config.data.embedded.fillers = 10
 
     config.bart.d_model = 64
-    config.bart.encoder_layers = config.bart.decoder_layers = 1
+    config.bart.encoder_layers = 2
+    config.bart.decoder_layers = 1
     config.bart.encoder_attention_heads = config.bart.decoder_attention_heads = 4
     config.bart.encoder_ffn_dim = config.bart.decoder_ffn_dim = 128
     config.bart.max_position_embeddings = 64
@@ -31,7 +37,7 @@ def get_config():
     config.simcas.reward_scale = 100.0  # documents have 120 candidates, not 16,000
     config.simcas.hyper_length = 64
 
-    config.optimizer.max_lr = 0.035  # 5e-3 at the end of the warmup
+    config.optimizer.max_lr = 0.021  # 3e-3 at the end of the warmup
     config.optimizer.warmup = 50
     config.optimizer.accumulate_step = 1
     config.optimizer.label_smoothing = 0.0
@@ -39,7 +45,7 @@ def get_config():
 
     config.generate.num_beams = 2
     config.generate.max_length = 8
-    config.loop.steps = 600
+    config.loop.steps = 1_000
     config.loop.eval_every = config.loop.checkpoint_every = 100
     config.loop.eval_documents = 128
     return config

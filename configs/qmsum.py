@@ -14,10 +14,10 @@ def get_config():
     config.data.fields.query = "query"
     config.data.input_template = "{query}\n{document}"
     config.simcas.max_input_len = 8_128  # 32 chunks of 254 tokens
-    config.simcas.max_target_len = 128
+    config.simcas.max_target_len = 160
     config.data.chunk_buckets = (16, 32)
-    config.data.target_buckets = (128,)
-    config.generate.max_length = 128
+    config.data.target_buckets = (160,)
+    config.generate.max_length = 160
     config.generate.min_length = 24
     config.loop.steps = 300
     return config

@@ -46,12 +46,15 @@ def run(arguments: Any) -> int:
             raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
         summary = read_scores(Path(folder))
         scores[name] = {metric: as_score(score) for metric, score in summary["scores"].items()}
-        row = {"run": name, **{metric: report.format_score(score) for metric, score in scores[name].items()}}
+        row: dict[str, Any] = {
+            "run": name,
+            **{metric: report.format_score(score) for metric, score in scores[name].items()},
+        }
         row["kept %"] = f"{100 * summary['kept_share']:.1f}"
         evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
         if RATIO in evidence:
-            row["evidence kept %"] = f"{100 * evidence['evidence_kept'].mean:.1f}"
-            row["others kept %"] = f"{100 * evidence['rest_kept'].mean:.1f}"
+            row["evidence kept %"] = 100 * evidence["evidence_kept"].mean
+            row["others kept %"] = 100 * evidence["rest_kept"].mean
             row["times as likely"] = report.format_score(evidence[RATIO], 2)
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))

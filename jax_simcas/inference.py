@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.generate import GenerateConfig, Generation, generate
 from jax_simcas.model import SimcasConfig, candidates, encode
-from jax_simcas.select import Selection, compact, select
+from jax_simcas.select import Selection, compact, most_probable, select
 from jax_simcas.update import Batch
 
 Params = Any
@@ -29,7 +29,7 @@ def select_batch(
     simcas: SimcasConfig,
     policy: str,
 ) -> tuple[Float[Array, "B K S D"], Selection]:
-    """Encodes every document of a batch and lets the policy choose.
+    """Encodes every document of a batch and lets the policy choose, within the configured capacity.
 
     Args:
       key: for the policies that draw; document b uses the b-th of its split.
@@ -52,6 +52,8 @@ def select_batch(
             threshold=simcas.threshold,
             empty_chunk=simcas.empty_chunk,
         )
+        if simcas.capacity is not None:
+            selection = selection._replace(action=most_probable(selection, simcas.capacity - 1))
         return hidden, selection
 
     rows = (batch["input_ids"], batch["token_mask"], batch["chunk_mask"])

@@ -183,6 +183,15 @@ def _rank(x: Float[Array, " N"]) -> Int[Array, " N"]:
     return jnp.zeros_like(order).at[order].set(jnp.arange(x.shape[0]))
 
 
+def most_probable(selection: Selection, limit: int) -> Bool[Array, "K N"]:
+    """The selected candidates, or those `limit` of them that have the highest keep-probability."""
+    kept = selection.action.ravel()
+    if limit < kept.shape[0]:
+        _, best = lax.top_k(jnp.where(kept, selection.keep_prob.ravel(), -1.0), limit)
+        kept &= jnp.zeros_like(kept).at[best].set(True)
+    return kept.reshape(selection.action.shape)
+
+
 class Compacted(NamedTuple):
     """The selected states of one document in a static number of rows; row 0 is g."""
 
@@ -212,10 +221,7 @@ def compact(
     rows = everything if capacity is None else min(capacity - 1, everything)
     if rows < 1:
         raise ValueError(f"capacity={capacity}: expected at least 2 (the document's state and one candidate)")
-    kept = selection.action.ravel()
-    if rows < everything:
-        _, best = lax.top_k(jnp.where(kept, selection.keep_prob.ravel(), -1.0), rows)
-        kept &= jnp.zeros_like(kept).at[best].set(True)
+    kept = most_probable(selection, rows).ravel()
     (index,) = jnp.nonzero(kept, size=rows, fill_value=everything)
     position = jnp.minimum(index, everything - 1)
     position = position // per_chunk * chunk_length + 1 + position % per_chunk

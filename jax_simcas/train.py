@@ -5,6 +5,7 @@ examples:
   python -m jax_simcas.train --config=configs/sumpubmed.py --workdir=runs/sumpubmed \\
       --config.data.data_dir=DATA --config.loop.steps=500 --config.simcas.dtype=bfloat16
 
+Every field of a config can be changed: --config.FIELD=VALUE; WORKDIR/config.json lists them all.
 The same command again resumes from the newest good checkpoint. WORKDIR gets config.json, tokenizer/,
 checkpoints/ (latest and best), metrics.jsonl, TensorBoard files and PNG curves.
 exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C.
@@ -91,6 +92,23 @@ def cut_shares(batch: dict[str, np.ndarray]) -> Totals:
     """How many documents and targets of a batch were longer than the limits, and so cut."""
     rows = float(batch["row_mask"].sum())
     return {f"data/{name}": (float((batch[name] > 0).sum()), rows) for name in ("cut_tokens", "cut_target")}
+
+
+def say_cut(figures: dict[str, float], settings: Settings, said: set[str]) -> None:
+    """Warns, once each, of documents and targets that are longer than the limits."""
+    for name, what, limit in (
+        ("cut_tokens", "documents", "max_input_len"),
+        ("cut_target", "targets", "max_target_len"),
+    ):
+        share = figures.get(f"data/{name}", 0.0)
+        if share and name not in said:
+            said.add(name)
+            tokens = getattr(settings.simcas, limit)
+            print(
+                f"warning: {100 * share:.0f} % of the {what} are cut to {tokens} tokens (config.simcas.{limit}); "
+                f"data/{name} in metrics.jsonl goes on counting",
+                file=sys.stderr,
+            )
 
 
 class Window:
@@ -187,7 +205,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
         rate = learning_rate(settings.optimizer)
         window, seen_tokens, since = Window(totals), 0, time.monotonic()
         validation: dict[str, float] = {}
-        first, stop = step + 1, Stop()
+        first, stop, said = step + 1, Stop(), set[str]()
         with (
             stop,
             report.MetricsWriter(workdir, resume_step=step) as writer,
@@ -213,6 +231,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                     speed, seen_tokens, since = seen_tokens / (now - since), 0, now
                     figures |= {"learning_rate": float(rate(step - 1)), "tokens_per_second": speed}
                     writer.write(step, "train", figures)
+                    say_cut(figures, settings, said)
                     bar.show(figures)
                     give_up_if_not_finite(int(state.skipped_in_row), step, settings, checkpoints)
                 if step % loop.eval_every == 0 or last:

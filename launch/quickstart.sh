@@ -39,14 +39,18 @@ done
 simcas evaluate --workdir="$out/simcas" --split=test --batch-size=50 --policy=random >"$out/simcas/random.txt"
 
 say "3/4 summarising a document it has never seen"
-"$venv/bin/python" - >"$out/document.txt" <<'PYTHON'
-from jax_simcas.data.embedded import EmbeddedConfig, EmbeddedSource
+"$venv/bin/python" - "$out/simcas/config.json" >"$out/document.txt" <<'PYTHON'
+import dataclasses
+import sys
+from pathlib import Path
 
-config = EmbeddedConfig(seed=2_024, words_per_chunk=14, fillers=20, topics=1)
-row = EmbeddedSource("test", config)[0]
-print(row.document)
+from jax_simcas.data.embedded import EmbeddedSource
+from jax_simcas.settings import read_json
+
+config = dataclasses.replace(read_json(Path(sys.argv[1])).data.embedded, seed=2_024)
+print(EmbeddedSource("test", config)[0].document)
 PYTHON
-echo "the facts in $out/document.txt: $(grep -o 'fact-[0-9-]*' "$out/document.txt" | sort | tr '\n' ' ')"
+echo "$out/document.txt asks and says: $(grep -oE '(ask|fact)-[0-9-]+' "$out/document.txt" | sort | tr '\n' ' ')"
 simcas summarize --model="$out/simcas" "$out/document.txt"
 
 say "4/4 the table"

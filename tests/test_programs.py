@@ -158,7 +158,7 @@ def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
     scores = json.loads((folder / "scores.json").read_text())
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(5)]
-    assert scores["documents"] == 5 and scores["documents_cut"] == 0 and scores["lead_words"] == 3
+    assert scores["documents"] == 5 and scores["documents_cut"] == 0 and scores["lead_words"] == 2
     assert scores["scores"]["f1"]["mean"] == pytest.approx(np.mean([row["scores"]["f1"] for row in rows]))
     assert scores["kept_share"] == sum(row["kept"] for row in rows) / sum(row["candidates"] for row in rows)
 
@@ -200,6 +200,11 @@ def test_summarize_prints_one_summary_a_file(workdir, cache, document, capsys, m
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8"))
     assert summarize.main([f"--model={workdir}"]) == 0
     assert capsys.readouterr().out.splitlines() == lines[:1]
+
+
+def test_what_is_kept_is_within_the_capacity(workdir, cache, document, capsys):
+    assert summarize.main([f"--model={workdir}", "--json", "--policy=all", "--capacity=10", str(document)]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 9  # and the document's state
 
 
 def test_kept_spans_are_the_kept_tokens_text(workdir, cache, document, capsys):

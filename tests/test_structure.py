@@ -23,7 +23,7 @@ FLOORS = [
     {"bart", "data"},
     {"model", "pretrained"},
     {"update", "generate", "inference", "settings", "presets", "workdir", "program"},
-    {"train", "evaluate", "summarize", "compare"},
+    {"train", "evaluate", "summarize", "compare", "benchmark"},
 ]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -41,7 +41,7 @@ def imports(path):
             package = node.module
             yield from (
                 [f"{package}.{alias.name}" for alias in node.names]
-                if package in ("jax_simcas", "jax_simcas.data", "jax_simcas.bart")
+                if package in ("jax_simcas", "jax_simcas.data", "jax_simcas.bart", "jax_simcas.benchmark")
                 else [package]
             )
         elif isinstance(node, ast.Import):
@@ -123,7 +123,7 @@ def test_readmes_example_runs_as_printed(capsys):
 def test_readmes_links_and_commands_exist():
     text = (ROOT / "README.md").read_text()
     for name in re.findall(r"python -m jax_simcas\.(\w+)", text):
-        assert (ROOT / "jax_simcas" / f"{name}.py").exists(), name
+        assert any((ROOT / "jax_simcas" / file).exists() for file in (f"{name}.py", f"{name}/__main__.py")), name
     for name in re.findall(r"\b(?:configs|launch|tests)/[\w/]+\.\w+", text):
         assert name == "configs/NAME.py" or (ROOT / name).exists(), name
 

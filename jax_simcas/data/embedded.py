@@ -2,7 +2,7 @@
 
 A document asks about one of a few topics in its first chunk and holds, strewn over all later chunks among
 filler words, one fact for every slot of every topic. The answer is the asked topic's values in the order of
-the slots: three words of which the first chunk shows none. The asked topic's facts are the evidence; the
+the slots: words of which the first chunk shows none. The asked topic's facts are the evidence; the
 other topics' facts look just the same.
 """
 

@@ -1,0 +1,58 @@
+"""The benchmark: every stage runs, exponents are right, and bad flags are named."""
+
+import json
+
+import jax
+import pytest
+
+from jax_simcas.benchmark import __main__ as benchmark
+from jax_simcas.benchmark.stages import STAGES, Task, prepare
+
+
+def small(stage, **changes):
+    return Task(stage, size="tiny", length=128, chunk_length=32, target=8, selected=16, **changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_traces(stage, dtype):
+    run, arguments = prepare(small(stage, dtype=dtype))
+    assert jax.tree.leaves(jax.eval_shape(run, *arguments))
+
+
+def test_the_document_has_the_length_that_was_asked_for():
+    _, (_, ids, mask, real) = prepare(small("encode"))
+    assert ids.shape == (4, 32) and mask.all() and real.all()
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_exponents(power):
+    lengths = [1, 10, 100]
+    assert benchmark.exponent(lengths, [3 * n**power for n in lengths]) == pytest.approx(power)
+    assert benchmark.exponent([5], [1.0]) != benchmark.exponent([5], [1.0])  # NaN: one point has no slope
+
+
+def test_a_run_measures_prints_and_draws(tmp_path, capfd):
+    flags = ["--stages=encode", "--size=tiny", "--lengths=1024,4096", "--repeats=2", f"--output={tmp_path}"]
+    assert benchmark.main(flags) == 0
+    out = capfd.readouterr().out
+    assert "| encode | float32 |" in out and "exponent of time" in out
+    results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
+    assert [r["length"] for r in results] == [1024, 4096]
+    assert all(len(r["seconds"]) == 2 and min(r["seconds"]) > 0 and min(r["peak_bytes"]) > 1e8 for r in results)
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--stages=sleep", "--stages=sleep: expected some of encode"),
+        ("--dtypes=float16", "--dtypes=float16: expected some of float32"),
+        ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
+        ("--lengths=many", "many"),
+        ("--output=/proc/nowhere", "cannot be written"),
+    ],
+)
+def test_bad_flags_are_named(flag, message, capsys):
+    assert benchmark.main([flag]) == 1
+    assert message in capsys.readouterr().err
