@@ -23,7 +23,7 @@ FLOORS = [
     {"bart", "data"},
     {"model", "pretrained"},
     {"update", "generate", "inference", "settings", "presets", "workdir", "program"},
-    {"train", "evaluate", "summarize", "compare", "benchmark"},
+    {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark"},
 ]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 

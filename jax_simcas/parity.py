@@ -1,0 +1,317 @@
+"""Holds the public functions against arrays that the authors' PyTorch code computed: every case, every quantity."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jax_simcas import program, report, update
+from jax_simcas.bart.config import BartConfig
+from jax_simcas.errors import UserError
+from jax_simcas.generate import GenerateConfig, generate
+from jax_simcas.model import SimcasConfig, encode, encode_and_select
+from jax_simcas.ppo import Orders, PPOConfig, Rollout, ppo_update
+from jax_simcas.pretrained import from_state_dict, load
+from jax_simcas.reward import candidate_rewards, document_reward
+from jax_simcas.select import state_values
+
+EXAMPLES = """\
+  python -m jax_simcas.parity DIR
+  python -m jax_simcas.parity DIR --json > parity.json
+
+DIR holds config.json, weights in any layout, manifest.json and an .npz per case; tests/data/parity is one.
+"""
+# What float32 allows.
+STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 2e-4
+SELECTOR_LR = 1e-4  # of the PPO cases
+LABEL_SMOOTHING = 0.1
+
+Arrays = dict[str, np.ndarray]
+
+
+class Check(NamedTuple):
+    """One comparison: the largest error, or for what must be equal the number of differing elements."""
+
+    case: str
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.tolerance  # and False for NaN
+
+
+class Case(NamedTuple):
+    """One case of the manifest, and the model that it is about."""
+
+    name: str
+    settings: dict[str, Any]
+    arrays: Arrays
+    bart: BartConfig
+    params: Any
+
+    def simcas(self, chunk_length: int) -> SimcasConfig:
+        return SimcasConfig(chunk_length=chunk_length, align=self.settings["align"], mask_padding=False)
+
+    def document(self, prefix: str = "") -> update.Batch:
+        """One document; PAD is real in it, as in the released code."""
+        ids = jnp.asarray(self.arrays[f"{prefix}input_ids"][0], jnp.int32)
+        target = jnp.asarray(self.arrays[f"{prefix}target_ids"][0], jnp.int32)
+        return {
+            "input_ids": ids,
+            "token_mask": jnp.ones(ids.shape, bool),
+            "chunk_mask": jnp.ones(ids.shape[0], bool),
+            "target_ids": target,
+            "target_mask": target != self.bart.pad_token_id,
+        }
+
+    def within(self, quantity: str, measured: Any, expected: Any, tolerance: float, scale: float = 0.0) -> Check:
+        """The largest absolute error or, with a `scale`, the largest relative to max(|expected|, scale)."""
+        measured, expected = np.asarray(measured, np.float64), np.asarray(expected, np.float64)
+        if measured.shape != expected.shape:
+            return Check(self.name, f"{quantity}, shape {measured.shape}", float("inf"), tolerance)
+        error = np.abs(measured - expected)
+        if scale:
+            error = error / np.maximum(np.abs(expected), scale)
+        return Check(self.name, quantity, float(np.max(error, initial=0.0)), tolerance)
+
+    def equal(self, quantity: str, measured: Any, expected: Any) -> Check:
+        """How many elements differ; none may."""
+        measured, expected = np.asarray(measured), np.asarray(expected)
+        same_shape = measured.shape == expected.shape
+        differing = np.count_nonzero(measured != expected) if same_shape else float("inf")
+        return Check(self.name, quantity, float(differing), 0.0)
+
+
+def after_training(case: Case) -> Any:
+    """The parameters that the case ends with, as our tree."""
+    prefix = "after/"
+    return from_state_dict({k.removeprefix(prefix): v for k, v in case.arrays.items() if k.startswith(prefix)})
+
+
+def largest_gap(a: Any, b: Any) -> float:
+    """Largest absolute difference over two trees of the same structure."""
+    gap = lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
+    return max(jax.tree.leaves(jax.tree.map(gap, a, b)), default=0.0)
+
+
+def check_forward(case: Case) -> Iterator[Check]:
+    """Encode, align, select, compact, decode, reward and loss of one document with given draws."""
+    arrays, bart, document = case.arrays, case.bart, case.document()
+    simcas = case.simcas(document["input_ids"].shape[1])
+    sampled = jnp.asarray(arrays["sampled_actions"], bool)
+    inputs = (document["input_ids"], document["token_mask"], document["chunk_mask"])
+
+    @jax.jit
+    def run(params: Any) -> tuple:
+        _, layer_inputs = encode(params, bart, simcas, *inputs)
+        out = update.forward(params, bart, simcas, document, action=sampled)
+        states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
+        return layer_inputs, out, jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
+
+    layer_inputs, out, value = run(case.params)
+    _, selection, compacted = out.encoded
+    for layer in range(bart.encoder_layers):
+        expected = arrays[f"encoder_states_{layer}"][0]
+        yield case.within(f"input of encoder layer {layer}", layer_inputs[:, layer], expected, STATES)
+    yield case.equal("selection", selection.action, arrays["actions"].astype(bool))
+    yield case.within("state before each chunk", selection.state, arrays["state_before_chunk"][:, 0], STATES)
+    yield case.within("log-probabilities", selection.log_prob, arrays["log_probs"], STATES)
+    yield case.within("values", value, arrays["values"], STATES)
+    rows = int(compacted.mask.sum())
+    yield case.equal("number selected", rows - 1, int(arrays["selected_count"]))
+    yield case.within("selected states", compacted.states[:rows], arrays["selected"][0], STATES)
+    yield case.within("logits", out.logits, arrays["logits"][0], STATES)
+    yield case.within("cross-attention", out.cross_attention[:rows], arrays["mean_cross_attention"], STATES)
+    target = (document["target_ids"], document["target_mask"])
+    rewards = candidate_rewards(
+        document_reward(out.logits, *target),
+        out.cross_attention,
+        compacted.index,
+        selection.action,
+        selection.candidate_mask,
+    )
+    kept = np.asarray(selection.action)
+    tiny = float(np.finfo(np.float32).tiny)
+    yield case.within("rewards of kept", np.asarray(rewards)[kept], arrays["select_rewards"], LOSSES, tiny)
+    skipped = np.asarray(rewards)[~kept]
+    yield case.within("reward of skipped", skipped, np.broadcast_to(arrays["skip_reward"], skipped.shape), LOSSES, tiny)
+    loss = update.smoothed_cross_entropy(out.logits, *target, LABEL_SMOOTHING)
+    yield case.within("smoothed loss", loss, np.reshape(arrays["smoothed_loss"], ()), LOSSES, tiny)
+
+
+def check_ppo(case: Case) -> Iterator[Check]:
+    """Rollout, advantages and every minibatch of the selector's update, in the given order of visits."""
+    arrays, bart, document = case.arrays, case.bart, case.document()
+    simcas = case.simcas(document["input_ids"].shape[1])
+    epochs, chunks, per_chunk = arrays["token_orders"].shape
+    config = PPOConfig(epochs=epochs, minibatch_size=int(arrays["minibatch_size"]))
+    size = min(config.minibatch_size, per_chunk)
+    batch = jax.tree.map(lambda x: x[None], document)
+    action = jnp.asarray(arrays["actions"], bool)[None]
+    keys = jax.random.split(jax.random.key(0), 1)
+    collect = lambda params: update.rollout(params, batch, bart, simcas, config, keys, action=action)[0]
+    experience: Rollout = jax.jit(collect)(case.params)
+    yield case.within("values", experience.value[0], arrays["values"], STATES)
+    yield case.within("log-probabilities", experience.log_prob[0], arrays["log_probs"], STATES)
+    yield case.within("advantages", experience.advantage[0], arrays["advantages"], STATES, 1.0)
+    yield case.within("returns", experience.returns[0], arrays["returns"], STATES, 1.0)
+
+    rounds = -(-per_chunk // size)
+    fill = ((0, 0), (0, 0), (0, rounds * size - per_chunk))
+    token = np.pad(arrays["token_orders"], fill, constant_values=per_chunk)[:, None]
+    chunk = arrays["chunk_orders"].reshape(epochs, rounds, 1, chunks)
+    orders = Orders(jnp.asarray(token, jnp.int32), jnp.asarray(chunk, jnp.int32))
+    optimizer = optax.adam(SELECTOR_LR)
+    run = jax.jit(lambda s, r, o: ppo_update(s, optimizer, optimizer.init(s), r, o, config))
+    selector, _, losses, taken = run(case.params["selector"], experience, orders)
+    measured = np.stack([np.asarray(column)[np.asarray(taken)] for column in losses], axis=1)
+    columns = case.settings.get("losses_columns", ["policy", "value", "entropy", "total", "approx_kl"])
+    for number, name in enumerate(columns):
+        # A mean of normalised advantages is zero but for rounding, so near zero the error is absolute.
+        yield case.within(f"{name} of all minibatches", measured[:, number], arrays["losses"][:, number], LOSSES, 0.2)
+    gap = largest_gap(selector, after_training(case)["selector"])
+    yield Check(case.name, "selector afterwards", gap, PARAMETERS)
+
+
+def check_train(case: Case) -> Iterator[Check]:
+    """The transformer's optimizer steps: rates, losses, and every parameter afterwards."""
+    arrays, settings = case.arrays, case.settings
+    simcas = case.simcas(arrays["step1/input_ids"].shape[-1])
+    config = update.UpdateConfig(max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1)
+    rate = update.learning_rate(config)
+    state = update.init_state(jax.tree.map(jnp.asarray, case.params), config, jax.random.key(0))
+    step = jax.jit(partial(update.transformer_step, bart=case.bart, simcas=simcas, config=config))
+    rates, losses = [], []
+    for i in range(settings["steps"]):
+        batch = jax.tree.map(lambda x: x[None], case.document(f"step{i + 1}/"))
+        action = jnp.asarray(arrays[f"step{i + 1}/sampled_actions"], bool)[None]
+        state, metrics = step(state, batch, action=action)
+        rates.append(float(rate(i)))
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    tiny = float(np.finfo(np.float32).tiny)
+    yield case.within("learning rates", rates, arrays["learning_rates"], LOSSES, tiny)
+    yield case.within("losses of all steps", losses, arrays["losses"], LOSSES, tiny)
+    transformer, selector = update.split_params(state.params)
+    yield Check(case.name, "transformer afterwards", largest_gap(transformer, after_training(case)), PARAMETERS)
+    yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
+
+
+def check_generate(case: Case) -> Iterator[Check]:
+    """Generated sequences, token for token, in every setting."""
+    arrays = case.arrays
+    for i, options in enumerate(case.settings["settings"]):
+        try:
+            config = GenerateConfig(**options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{case.name}: setting {i} of the manifest: {error}") from None
+        ids = jnp.asarray(arrays[f"{i}/input_ids"][0], jnp.int32)
+        action = jnp.asarray(arrays[f"{i}/sampled_actions"], bool)
+        simcas = case.simcas(ids.shape[1])
+
+        def run(
+            params: Any, ids: jax.Array, action: jax.Array, simcas: SimcasConfig, config: GenerateConfig
+        ) -> jax.Array:
+            real = jnp.ones(ids.shape, bool)
+            encoded = encode_and_select(params, case.bart, simcas, ids, real, real[:, 0], action=action)
+            return generate(params, case.bart, config, encoded.compacted.states, encoded.compacted.mask).sequence
+
+        sequence = jax.jit(run, static_argnums=(3, 4))(case.params, ids, action, simcas, config)
+        expected = np.full(sequence.shape, case.bart.pad_token_id)
+        given = arrays[f"{i}/sequences"][0]
+        expected[: len(given)] = given
+        yield case.equal(f"sequence {i}, {config.num_beams} beams", sequence, expected)
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Check]]] = {
+    "forward": check_forward,
+    "ppo": check_ppo,
+    "train": check_train,
+    "generate": check_generate,
+}
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Every case of the folder's manifest.
+
+    Raises:
+      UserError: no manifest or weights, an unreadable .npz, or a case of an unknown kind.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    loaded = load(folder)
+    if "selector" not in loaded.params:
+        raise UserError(f"{folder}: the weights hold no selector, which every case needs")
+    cases = []
+    for name, settings in manifest.items():
+        if name.split("_")[0] not in KINDS:
+            raise UserError(f"{path}: case {name!r} is of no known kind ({', '.join(KINDS)})")
+        file = folder / f"{name}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                cases.append(Case(name, settings, dict(arrays), loaded.config, loaded.params))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from None
+    return cases
+
+
+def check(case: Case) -> list[Check]:
+    """All comparisons of a case.
+
+    Raises:
+      UserError: it lacks an array or a setting.
+    """
+    try:
+        return list(KINDS[case.name.split("_")[0]](case))
+    except KeyError as error:
+        raise UserError(f"case {case.name}: no {error.args[0]!r} in its .npz or in the manifest") from None
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    program.prepare()
+    cases = read_cases(Path(arguments.folder))
+    checks: list[Check] = []
+    with report.Progress(len(cases), unit="cases") as bar:
+        for case in cases:
+            checks += check(case)
+            bar.update(1)
+    failed = sum(not row.holds for row in checks)
+    if arguments.json:
+        rows = [row._asdict() | {"holds": row.holds} for row in checks]
+        print(json.dumps(report.json_ready({"failed": failed, "checks": rows}), indent=1))
+    else:
+        columns = ["case", "quantity", "error", "tolerance", "verdict"]
+        shown = [
+            {**row._asdict(), "error": f"{row.error:.1e}", "verdict": "holds" if row.holds else "EXCEEDED"}
+            for row in checks
+        ]
+        print(report.markdown_table(shown, columns))
+        print(f"\n{len(checks)} comparisons in {len(cases)} cases, {failed} beyond their tolerance")
+    return program.EXIT_ERROR if failed or not checks else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = program.parser("parity", __doc__ or "", EXAMPLES)
+    parser.add_argument("folder", metavar="DIR", help="config.json, weights, manifest.json and .npz files")
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+    arguments = parser.parse_args(argv)
+    return program.guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
