@@ -45,7 +45,7 @@ def get_config():
 
     config.generate.num_beams = 2
     config.generate.max_length = 8
-    config.loop.steps = 1_000
+    config.loop.steps = 800
     config.loop.selector_every = 2
     config.loop.eval_every = config.loop.checkpoint_every = 100
     config.loop.eval_documents = 128
