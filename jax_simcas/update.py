@@ -55,15 +55,18 @@ class UpdateConfig:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes. `step` counts batches, `skipped` those with a non-finite loss."""
+    """Everything that a step changes. `step` counts batches, `skipped` those with a non-finite loss.
 
-    step: Int[Array, ""]
-    skipped: Int[Array, ""]
-    skipped_in_row: Int[Array, ""]
+    A tree of arrays or, as jax.eval_shape and shardings need it, of anything else; so nothing is annotated.
+    """
+
+    step: Any  # int32
+    skipped: Any  # int32
+    skipped_in_row: Any  # int32
     params: Params
     transformer_optimizer: optax.OptState
     selector_optimizer: optax.OptState
-    key: Array
+    key: Any
 
     def replace(self, **changes: Any) -> TrainState:
         return dataclasses.replace(self, **changes)

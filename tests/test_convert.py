@@ -26,7 +26,7 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("path", itertools.permutations(LAYOUTS), ids="-".join)
+@pytest.mark.parametrize("path", list(itertools.permutations(LAYOUTS)), ids="-".join)
 def test_a_round_trip_through_all_layouts_is_exact(path, tmp_path, capsys):
     source = PARITY
     for number, layout in enumerate((*path, path[0])):

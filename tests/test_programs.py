@@ -137,7 +137,7 @@ def test_a_finished_run_is_not_trained_again(workdir, cache, capsys):
 
 
 def test_a_workdir_of_another_run_is_refused(workdir, cache):
-    with pytest.raises(UserError, match=r"optimizer\.max_lr: 0\.035 -> 0\.5"):
+    with pytest.raises(UserError, match=r"optimizer\.max_lr: 0\.021 -> 0\.5"):
         train.train(tiny_config(**{"optimizer.max_lr": 0.5}), workdir, cache, progress=False)
 
 
