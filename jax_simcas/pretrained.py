@@ -32,6 +32,7 @@ SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
 HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
 WEIGHTS = (SAFETENSORS, MSGPACK, HUB_BIN, RELEASED_BIN)
 EXTRA = "jax_simcas.json"
+HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
 OPTIONAL = ("model", "encoder", "chunk_positions", "embedding")
 SELECTOR = ("model", "encoder", "agent")
@@ -98,19 +99,19 @@ def find_folder(source: str) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     texts = ["config.json", EXTRA, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
+    # The hub's client lets through whatever its network library raises, so every kind of error is caught.
     try:
-        try:
-            names = set(HfApi().list_repo_files(source))
-            weights = next((name for name in WEIGHTS if name in names), f"{SAFETENSORS}.index.json")
-            patterns = [*texts, weights, *(["model-*.safetensors"] if weights.endswith("index.json") else [])]
-            return Path(snapshot_download(source, allow_patterns=patterns))
-        except (OSError, HfHubHTTPError):
-            return Path(snapshot_download(source, local_files_only=True))
-    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        names = {file.rfilename for file in HfApi().model_info(source, timeout=HUB_TIMEOUT).siblings or ()}
+        weights = next((name for name in WEIGHTS if name in names), f"{SAFETENSORS}.index.json")
+        patterns = [*texts, weights, *(["model-*.safetensors"] if weights.endswith("index.json") else [])]
+        return Path(snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    try:
+        return Path(snapshot_download(source, local_files_only=True))
+    except Exception:
         raise UserError(
             f"{source}: no such folder, and not to be had from the hub ({reason}); give a local folder"
         ) from None

@@ -41,6 +41,7 @@ def prepare() -> None:
     """Call before the first computation: the persistent compilation cache, and libraries that talk less."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     for name in ("absl", "jax", "orbax", "transformers", "grain"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
