@@ -16,11 +16,13 @@ import jax
 import numpy as np
 import pytest
 
-from jax_simcas import compare, evaluate, program, summarize, train
+from jax_simcas import compare, evaluate, pretrained, program, summarize, train
 from jax_simcas import settings as settings_lib
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data.embedded import EmbeddedSource
+from jax_simcas.data.tokenizer import load_tokenizer, word_level
 from jax_simcas.errors import UserError
+from jax_simcas.model import SimcasConfig, init_params
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("tokens_per_second", "time")
@@ -373,3 +375,37 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, cache, workdir):
     for a, b in zip(rows(tmp_path), rows(workdir), strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose([a[k] for k in a if k != "split"], [b[k] for k in a if k != "split"], rtol=1e-3)
+
+
+def pretrained_folder(folder, extra_tokens=0):
+    """A tiny BART without a selector, as the hub would hold it, with a tokenizer beside it."""
+    words = tuple(f"word-{i}" for i in range(30))
+    word_level(words, folder)
+    size = len(load_tokenizer(folder)) - extra_tokens
+    bart = dataclasses.replace(tiny_config().bart, vocab_size=size)
+    params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), bart, SimcasConfig())
+    pretrained.save(folder, bart, {name: value for name, value in params.items() if name != "selector"})
+    return folder
+
+
+def test_a_pretrained_folder_is_fine_tuned_and_used_as_it_is(cache, tmp_path, capsys):
+    model = pretrained_folder(tmp_path / "bart")
+    rows = [{"document": " ".join(f"word-{(i + j) % 30}" for j in range(60)), "summary": f"word-{i}"} for i in range(9)]
+    write_split(tmp_path / "data", "train", rows)
+    write_split(tmp_path / "data", "validation", rows[:3])
+    settings = dataclasses.replace(jsonl_settings(tmp_path / "data"), pretrained=str(model))
+    train.train(settings, tmp_path / "run", cache, progress=False)
+    assert "no selector in this checkpoint" in capsys.readouterr().err
+    assert evaluate.main([f"--workdir={tmp_path}/run"]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text(rows[0]["document"])
+    for source in (tmp_path / "run", model):
+        assert summarize.main([f"--model={source}", "--max-length=6", str(text)]) == 0
+    assert "no selector in this checkpoint" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(cache, tmp_path, capsys):
+    model = pretrained_folder(tmp_path / "bart", extra_tokens=5)
+    (tmp_path / "text.txt").write_text("word-1")
+    assert summarize.main([f"--model={model}", str(tmp_path / "text.txt")]) == 1
+    assert "tokens but the weights have" in one_line_error(capsys.readouterr().err)
