@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark.stages import STAGES, Task, prepare
+from jax_simcas.benchmark.stages import PEER_STAGES, STAGES, Task, prepare
 
 
 def small(stage, **changes):
@@ -34,11 +34,12 @@ def test_exponents(power):
 
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     flags = ["--stages=encode", "--size=tiny", "--lengths=1024,4096", "--repeats=2", f"--output={tmp_path}"]
+    flags += ["--sides=jax,torch"]
     assert benchmark.main(flags) == 0
     out = capfd.readouterr().out
-    assert "| encode | float32 |" in out and "exponent of time" in out
+    assert "| encode |   jax | float32 |" in out and "| encode | torch | float32 |" in out and "exponent of time" in out
     results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
-    assert [r["length"] for r in results] == [1024, 4096]
+    assert [r["length"] for r in results] == [1024, 4096] * 2
     assert all(len(r["seconds"]) == 2 and min(r["seconds"]) > 0 and min(r["peak_bytes"]) > 1e8 for r in results)
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
@@ -47,6 +48,7 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     ("flag", "message"),
     [
         ("--stages=sleep", "--stages=sleep: expected some of encode"),
+        ("--sides=tensorflow", "--sides=tensorflow: expected some of jax, torch"),
         ("--dtypes=float16", "--dtypes=float16: expected some of float32"),
         ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
         ("--lengths=many", "many"),
@@ -56,3 +58,18 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
 def test_bad_flags_are_named(flag, message, capsys):
     assert benchmark.main([flag]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings
+@pytest.mark.parametrize("stage", PEER_STAGES)
+def test_the_peers_stages_run(stage):
+    pytest.importorskip("torch")
+    from jax_simcas.benchmark.peer_stages import prepared
+
+    run = prepared(small(stage, side="torch"))
+    assert run() is not None
+
+
+def test_a_stage_that_the_peer_lacks_is_named():
+    with pytest.raises(ValueError, match="the PyTorch peer has encode"):
+        small("selector", side="torch")

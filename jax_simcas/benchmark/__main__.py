@@ -15,16 +15,20 @@ import numpy as np
 
 from jax_simcas import program, report
 from jax_simcas.benchmark.plot import plot_growth
-from jax_simcas.benchmark.stages import SIZES, STAGES, Task
+from jax_simcas.benchmark.stages import PEER_STAGES, SIDES, SIZES, STAGES, Task
 from jax_simcas.errors import UserError
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
-  python -m jax_simcas.benchmark --stages encode,select,generate --size base --dtypes float32,bfloat16
+  python -m jax_simcas.benchmark --sides jax,torch --stages encode,transformer,generate --lengths 16384
   python -m jax_simcas.benchmark --quick
 """
 QUICK = {"stages": "encode,select", "lengths": "2048,4096,8192", "size": "tiny", "repeats": 3}
-COLUMNS = ("stage", "dtype", "tokens", "seconds", "spread", "tokens/s", "working MiB", "peak MiB", "compile s")
+COLUMNS = (
+    *("stage", "side", "dtype", "tokens", "seconds", "spread", "tokens/s"),
+    *("working MiB", "peak MiB", "start s"),
+)
+LINE = ("stage", "side", "dtype")  # what one line of the plot is about
 MIB = 2**20
 
 
@@ -46,7 +50,9 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise UserError(f"{self.task.stage} at {self.task.length} tokens: the process ended with code {code}")
+            raise UserError(
+                f"{self.task.stage} ({self.task.side}) at {self.task.length} tokens: the process ended with code {code}"
+            )
         return json.loads(line)
 
     def run(self) -> dict[str, float]:
@@ -93,14 +99,14 @@ def exponent(lengths: list[int], values: list[float]) -> float:
 
 
 def growth(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The exponents of time and working memory of each stage and dtype."""
+    """The exponents of time and working memory of each stage, side and dtype."""
     out = []
-    for stage, dtype in dict.fromkeys((r["stage"], r["dtype"]) for r in results):
-        own = [r for r in results if (r["stage"], r["dtype"]) == (stage, dtype)]
+    for line in dict.fromkeys(tuple(r[name] for name in LINE) for r in results):
+        own = [r for r in results if tuple(r[name] for name in LINE) == line]
         lengths = [r["length"] for r in own]
         seconds = exponent(lengths, [median(r["seconds"]) for r in own])
         memory = exponent(lengths, [median(r["working_bytes"]) for r in own])
-        out.append({"stage": stage, "dtype": dtype, "exponent of time": seconds, "exponent of memory": memory})
+        out.append({**dict(zip(LINE, line, strict=True)), "exponent of time": seconds, "exponent of memory": memory})
     return out
 
 
@@ -108,15 +114,14 @@ def as_row(result: dict[str, Any]) -> dict[str, Any]:
     """A line of the table; the spread is half of what lies between the fastest and the slowest run."""
     seconds = median(result["seconds"])
     return {
-        "stage": result["stage"],
-        "dtype": result["dtype"],
+        **{name: result[name] for name in LINE},
         "tokens": result["length"],
         "seconds": f"{seconds:.3g}",
         "spread": f"±{50 * (max(result['seconds']) - min(result['seconds'])) / seconds:.0f} %",
         "tokens/s": f"{result['length'] / seconds:.0f}",
         "working MiB": f"{median(result['working_bytes']) / MIB:.0f}",
         "peak MiB": f"{max(result['peak_bytes']) / MIB:.0f}",
-        "compile s": f"{result['compile_seconds']:.1f}",
+        "start s": f"{result['prepare_seconds']:.1f}",
     }
 
 
@@ -140,8 +145,18 @@ def run(arguments: Any) -> int:
     try:
         lengths = sorted({int(length) for length in arguments.lengths.split(",")})
         tasks = [
-            Task(stage, arguments.size, length, dtype, arguments.chunk_length, arguments.target, arguments.selected)
+            Task(
+                stage,
+                side,
+                arguments.size,
+                length,
+                dtype,
+                arguments.chunk_length,
+                arguments.target,
+                arguments.selected,
+            )
             for stage in names(arguments.stages, STAGES, "--stages")
+            for side in names(arguments.sides, SIDES, "--sides")
             for dtype in names(arguments.dtypes, ("float32", "bfloat16"), "--dtypes")
             for length in lengths
         ]
@@ -165,6 +180,7 @@ def run(arguments: Any) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = program.parser("benchmark", __doc__ or "", EXAMPLES)
     parser.add_argument("--stages", default="encode", help=f"some of {', '.join(STAGES)} (default encode)")
+    parser.add_argument("--sides", default="jax", help=f"jax, torch (needs torch; {', '.join(PEER_STAGES)}) or both")
     parser.add_argument("--lengths", default="8192,16384,32768,65536", help="tokens of the document")
     parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
     parser.add_argument("--dtypes", default="float32", help="float32, bfloat16 or both")

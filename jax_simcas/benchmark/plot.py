@@ -8,7 +8,7 @@ from typing import Any
 
 
 def plot_growth(results: list[dict[str, Any]], growth: list[dict[str, Any]], path: Path) -> Path:
-    """Draws a panel for seconds and one for working memory; a line for each stage and dtype."""
+    """Draws a panel for seconds and one for working memory; a line for each stage, side and dtype."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -21,9 +21,10 @@ def plot_growth(results: list[dict[str, Any]], growth: list[dict[str, Any]], pat
     for column, (title, name, unit, fitted) in enumerate(panels, 1):
         axes = figure.add_subplot(1, 2, column)
         for line in growth:
-            own = [r for r in results if (r["stage"], r["dtype"]) == (line["stage"], line["dtype"])]
+            named = [line[key] for key in ("stage", "side", "dtype")]
+            own = [r for r in results if [r[key] for key in ("stage", "side", "dtype")] == named]
             points = sorted((r["length"], median(r[name]) / unit) for r in own)
-            label = f"{line['stage']} {line['dtype']}, exponent {line[fitted]:.2f}"
+            label = f"{' '.join(named)}, exponent {line[fitted]:.2f}"
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)

@@ -1,4 +1,4 @@
-"""What is timed: each stage of the method on one random document, compiled and ready to be called again."""
+"""What is timed on our side: each stage of the method on one random document, as a function to compile."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ SIZES = {
 }  # fmt: skip
 
 
+SIDES = ("jax", "torch")
+PEER_STAGES = ("encode", "select", "transformer", "generate")
+
+
 @dataclass(frozen=True)
 class Task:
-    """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included."""
+    """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included.
+
+    side: "jax" is our own code, "torch" the PyTorch peer (float32, or autocast to bfloat16).
+    """
 
     stage: str
+    side: str = "jax"
     size: str = "base"
     length: int = 16_384
     dtype: str = "float32"
@@ -41,6 +49,10 @@ class Task:
     def __post_init__(self) -> None:
         if self.stage not in STAGES:
             raise ValueError(f"stage={self.stage!r}: expected one of {', '.join(STAGES)}")
+        if self.side not in SIDES:
+            raise ValueError(f"side={self.side!r}: expected one of {', '.join(SIDES)}")
+        if self.side == "torch" and self.stage not in PEER_STAGES:
+            raise ValueError(f"stage={self.stage!r}: the PyTorch peer has {', '.join(PEER_STAGES)}")
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r}: expected one of {', '.join(SIZES)}")
         if self.length < self.chunk_length:
@@ -121,7 +133,19 @@ STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
 }
 
 
+def fresh_params(task: Task) -> Any:
+    """Random parameters: the same for both sides."""
+    return jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), task.bart, task.simcas)
+
+
 def prepare(task: Task) -> tuple[Callable, tuple]:
     """The stage as a function to jit, and its arguments, with fresh parameters."""
-    params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), task.bart, task.simcas)
-    return STAGES[task.stage](task, params, document(task))
+    return STAGES[task.stage](task, fresh_params(task), document(task))
+
+
+def compiled(task: Task) -> Callable[[], Any]:
+    """The stage, compiled for its shapes; a call runs it once and waits for the result."""
+    run, arguments = prepare(task)
+    jax.block_until_ready(arguments)
+    executable = jax.jit(run).lower(*arguments).compile()
+    return lambda: jax.block_until_ready(executable(*arguments))

@@ -32,24 +32,25 @@ def forget_peak() -> None:
 
 
 def main() -> None:
-    import jax
-
-    from jax_simcas.benchmark.stages import Task, prepare
+    from jax_simcas.benchmark.stages import Task, compiled
 
     say = lambda **figures: print(json.dumps(figures), flush=True)
     task = Task(**json.loads(sys.argv[1]))
-    run, arguments = prepare(task)
-    jax.block_until_ready(arguments)
     started = time.monotonic()
-    compiled = jax.jit(run).lower(*arguments).compile()
-    compile_seconds = time.monotonic() - started
-    jax.block_until_ready(compiled(*arguments))
-    say(compile_seconds=compile_seconds)
+    if task.side == "torch":
+        from jax_simcas.benchmark.peer_stages import prepared
+
+        run = prepared(task)
+    else:
+        run = compiled(task)
+    prepare_seconds = time.monotonic() - started
+    run()
+    say(prepare_seconds=prepare_seconds)
     for _ in sys.stdin:
         forget_peak()
         rest = resident("VmRSS")
         started = time.monotonic()
-        out = jax.block_until_ready(compiled(*arguments))
+        out = run()
         seconds = time.monotonic() - started
         del out
         peak = resident("VmHWM")

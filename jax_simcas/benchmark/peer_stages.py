@@ -1,0 +1,50 @@
+"""What is timed on the PyTorch peer's side: the same stages, on the same document with the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from jax_simcas.benchmark.peer import Peer
+from jax_simcas.benchmark.stages import Task, document, fresh_params
+from jax_simcas.generate import GenerateConfig
+
+ADAM: Any = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8}
+
+
+def prepared(task: Task) -> Callable[[], Any]:
+    """The stage, ready to run; a call runs it once."""
+    peer = Peer(task.bart, jax.device_get(fresh_params(task)), autocast=task.dtype == "bfloat16").eval()
+    rows = document(task)
+    ids = torch.from_numpy(np.array(rows["input_ids"][0])).long()
+    target = torch.from_numpy(np.array(rows["target_ids"][0])).long()
+    generator = torch.Generator().manual_seed(1)
+    if task.stage == "encode":
+        return lambda: _without_gradient(lambda: peer.encode(ids))
+    if task.stage == "select":
+        hidden = torch.randn(*ids.shape, task.bart.d_model, generator=generator)
+        return lambda: _without_gradient(lambda: peer.select(hidden))
+    if task.stage == "generate":
+        config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
+        selected = torch.randn(task.selected, task.bart.d_model, generator=generator)
+        return lambda: peer.generate(selected, config)
+    optimizer = torch.optim.Adam(peer.bart.parameters(), **ADAM)
+    action = torch.rand(ids.shape[0], ids.shape[1] - 1, generator=generator) < 0.5
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = peer.loss(ids, target, action)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _without_gradient(run: Callable[[], Any]) -> Any:
+    with torch.no_grad():
+        return run()

@@ -1,0 +1,55 @@
+"""The PyTorch peer is held to the same arrays as our own code."""
+
+import numpy as np
+import pytest
+from helpers import MANIFEST, parity_case, parity_model
+
+torch = pytest.importorskip("torch")
+
+from jax_simcas.benchmark.peer import Peer  # noqa: E402
+from jax_simcas.generate import GenerateConfig  # noqa: E402
+
+STATES = 2e-5
+
+
+@pytest.mark.parametrize("case", [name for name in MANIFEST if name.startswith("forward")])
+def test_forward(case):
+    arrays, simcas = parity_case(case)
+    peer = Peer(*parity_model(), align=simcas.align).eval()
+    ids, target = torch.tensor(arrays["input_ids"][0]), torch.tensor(arrays["target_ids"][0])
+    draws = torch.tensor(arrays["sampled_actions"]).bool()
+    with torch.no_grad():
+        selected = peer.select(peer.encode(ids), draws)
+        logits = peer.logits(selected.states, target)
+        loss = peer.loss(ids, target, draws)
+    np.testing.assert_array_equal(selected.action, arrays["actions"].astype(bool))
+    np.testing.assert_allclose(selected.states, arrays["selected"][0], atol=STATES)
+    np.testing.assert_allclose(selected.state, arrays["state_before_chunk"][:, 0], atol=STATES)
+    np.testing.assert_allclose(selected.log_prob, arrays["log_probs"], atol=STATES)
+    np.testing.assert_allclose(logits, arrays["logits"][0], atol=STATES)
+    np.testing.assert_allclose(loss, arrays["smoothed_loss"].reshape(()), rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings in a model's config
+@pytest.mark.parametrize("case", [name for name in MANIFEST if name.startswith("generate")])
+def test_generation(case):
+    arrays, simcas = parity_case(case)
+    peer = Peer(*parity_model(), align=simcas.align).eval()
+    for i, options in enumerate(MANIFEST[case]["settings"]):
+        with torch.no_grad():
+            hidden = peer.encode(torch.tensor(arrays[f"{i}/input_ids"][0]))
+            selected = peer.select(hidden, torch.tensor(arrays[f"{i}/sampled_actions"]).bool())
+        sequence = peer.generate(selected.states, GenerateConfig(**options))
+        np.testing.assert_array_equal(sequence, arrays[f"{i}/sequences"][0])
+
+
+def test_one_step_of_training():
+    arrays, simcas = parity_case("train_mean")
+    peer = Peer(*parity_model(), align=simcas.align).train()
+    peer.bart.config.dropout = 0.0
+    ids, target = torch.tensor(arrays["step1/input_ids"][0]), torch.tensor(arrays["step1/target_ids"][0])
+    loss = peer.loss(ids, target, torch.tensor(arrays["step1/sampled_actions"]).bool())
+    loss.backward()
+    np.testing.assert_allclose(loss.detach(), arrays["losses"][0], rtol=1e-5)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.bart.parameters())
+    assert all(p.grad is None for p in (*peer.actor.parameters(), *peer.critic.parameters()))
