@@ -240,7 +240,7 @@ def _draw_panel(axes: Axes, panel: Panel, series: Series) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _tidy(axes, "both")
     if list(series) != ["train"]:
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
+        axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=_INK)  # "best" may be slow, and warns
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -31,6 +31,6 @@ def plot_growth(results: list[dict[str, Any]], growth: list[dict[str, Any]], pat
         axes.set_xlabel("tokens of the document")
         axes.set_title(title, loc="left", fontsize=10.5)
         axes.grid(True, linewidth=0.4, alpha=0.5)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(loc="upper left", fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     return path
