@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jax_simcas import program, report
+from jax_simcas import plots, program, report
 from jax_simcas.errors import UserError
 from jax_simcas.metrics import Score
 
@@ -36,6 +36,11 @@ def as_score(fields: dict[str, Any]) -> Score:
     return Score(mean, low, high, fields["count"])
 
 
+def percent(share: float) -> str:
+    """`12.3`; a dash where there is nothing to take a share of."""
+    return report.format_score((100 * share, math.nan, math.nan, 0))
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     scores: dict[str, dict[str, Score]] = {}
@@ -46,21 +51,18 @@ def run(arguments: Any) -> int:
             raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
         summary = read_scores(Path(folder))
         scores[name] = {metric: as_score(score) for metric, score in summary["scores"].items()}
-        row: dict[str, Any] = {
-            "run": name,
-            **{metric: report.format_score(score) for metric, score in scores[name].items()},
-        }
-        row["kept %"] = f"{100 * summary['kept_share']:.1f}"
+        row = {"run": name, **{metric: report.format_score(score) for metric, score in scores[name].items()}}
+        row["kept %"] = percent(summary["kept_share"])
         evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
         if RATIO in evidence:
-            row["evidence kept %"] = 100 * evidence["evidence_kept"].mean
-            row["others kept %"] = 100 * evidence["rest_kept"].mean
+            row["evidence kept %"] = percent(evidence["evidence_kept"].mean)
+            row["others kept %"] = percent(evidence["rest_kept"].mean)
             row["times as likely"] = report.format_score(evidence[RATIO], 2)
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(report.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))
     if arguments.plot:
-        print(f"plot: {report.plot_comparison(scores, arguments.plot)}")
+        print(f"plot: {plots.plot_comparison(scores, arguments.plot)}")
     return 0
 
 

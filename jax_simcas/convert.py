@@ -13,7 +13,7 @@ from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.checkpoint import load_params
 from jax_simcas.errors import UserError
-from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER
+from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, checkpoint_step
 
 EXAMPLES = """\
   python -m jax_simcas.convert runs/sumpubmed exported --to hf        # our workdir -> the hub's layout
@@ -32,6 +32,7 @@ class Source(NamedTuple):
     extra: dict[str, Any] | None
     tokenizer: Path  # the folder with its files, if it has any
     named: str
+    notes: tuple[str, ...] = ()  # damaged checkpoints that were passed over
 
 
 def read(source: str, step: Any = "best") -> Source:
@@ -45,7 +46,7 @@ def read(source: str, step: Any = "best") -> Source:
         settings = settings_lib.read_json(folder / CONFIG)
         params, meta = load_params(folder / CHECKPOINTS, step)
         named = f"{source}, step {meta['step']}"
-        return Source(settings.bart, params, dataclasses.asdict(settings), folder / TOKENIZER, named)
+        return Source(settings.bart, params, dataclasses.asdict(settings), folder / TOKENIZER, named, meta["warnings"])
     loaded = pretrained.load(source)
     return Source(loaded.config, loaded.params, loaded.extra or None, loaded.folder, source)
 
@@ -73,8 +74,10 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     program.prepare()
-    step = int(arguments.step) if arguments.step.isdecimal() else arguments.step
+    step = checkpoint_step(arguments.step)
     found, written = convert(arguments.source, Path(arguments.target), arguments.to, step)
+    for note in found.notes:
+        print(f"warning: {note}", file=sys.stderr)
     selector = "with its selector" if "selector" in found.params else "which has no selector"
     print(f"{found.named} ({selector}) -> {written}")
     return 0

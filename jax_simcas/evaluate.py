@@ -21,7 +21,7 @@ from jax_simcas.errors import UserError
 from jax_simcas.inference import capacity_for, generate_batch, select_batch
 from jax_simcas.select import POLICIES
 from jax_simcas.settings import Settings
-from jax_simcas.workdir import CONFIG, Model, load_model, open_source, pipeline_config
+from jax_simcas.workdir import CONFIG, Model, checkpoint_step, load_model, open_source, pipeline_config
 
 EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed
@@ -189,10 +189,7 @@ def run(arguments: Any) -> int:
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
-    step = int(arguments.step) if arguments.step.isdecimal() else arguments.step
-    if step not in ("best", "latest") and not isinstance(step, int):
-        raise UserError(f"--step={step}: expected best, latest or a number")
-    model = load_model(str(workdir), step)
+    model = load_model(str(workdir), checkpoint_step(arguments.step))
     model = model._replace(settings=changed(model.settings, arguments))
     for note in model.notes:
         print(note, file=sys.stderr)
@@ -208,7 +205,7 @@ def run(arguments: Any) -> int:
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
     program.make_folder(folder, "--output")
     started = time.monotonic()
-    lead_words = metrics.average_words([source[i].summary for i in range(len(source))])
+    lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
     with report.Progress(len(source), unit="documents") as bar:
         key = jax.random.key(arguments.seed)
         rows = list(evaluate_documents(model, source, policy, key, lead_words, bar.update))

@@ -9,7 +9,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
@@ -164,9 +164,12 @@ def _bag_f1(a: list[str], b: list[str]) -> float:
     return 2.0 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
 
 
-def average_words(texts: Sequence[str]) -> int:
+def average_words(texts: Iterable[str]) -> int:
     """Mean number of white-space separated words, rounded, at least 1."""
-    return max(1, round(sum(len(text.split()) for text in texts) / max(1, len(texts))))
+    words = texts_seen = 0
+    for text in texts:
+        words, texts_seen = words + len(text.split()), texts_seen + 1
+    return max(1, round(words / max(1, texts_seen)))
 
 
 def lead(document: str, length_words: int) -> str:

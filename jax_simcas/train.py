@@ -27,7 +27,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from jax_simcas import program, report
+from jax_simcas import plots, program, report
 from jax_simcas import settings as settings_lib
 from jax_simcas.checkpoint import Checkpointer
 from jax_simcas.data import pipeline
@@ -244,7 +244,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                 if step % loop.checkpoint_every == 0 or last:
                     scored = validation if step % loop.eval_every == 0 or last else None
                     checkpoints.save(step, state, batches, scored, {"window": window.totals()})
-                    report.plot_training(workdir / "metrics.jsonl", workdir)
+                    plots.plot_training(workdir / "metrics.jsonl", workdir)
                 if stop.requested:
                     break
             checkpoints.wait()

@@ -128,6 +128,17 @@ def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLik
             raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
 
 
+def checkpoint_step(text: str) -> Any:
+    """A --step flag: best, latest or a number.
+
+    Raises:
+      UserError: anything else.
+    """
+    if text not in ("best", "latest") and not text.isdecimal():
+        raise UserError(f"--step={text}: expected best, latest or a number")
+    return int(text) if text.isdecimal() else text
+
+
 def load_model(source: str, step: Any = "best") -> Model:
     """A trained model: a workdir's checkpoint, or a pretrained folder or hub id.
 

@@ -37,12 +37,6 @@ def parity_model():
     return loaded.config, jax.tree.map(jnp.asarray, loaded.params)
 
 
-def parity_case(name):
-    """The arrays of one case, and the method's settings for it."""
-    arrays = dict(np.load(PARITY / f"{name}.npz"))
-    return arrays, SimcasConfig(chunk_length=16, mask_padding=False, align=MANIFEST[name]["align"])
-
-
 @cache
 def tiny_params(bart=TINY, simcas=None, seed=0):
     return init_params(jax.random.key(seed), bart, simcas or SimcasConfig())
@@ -72,9 +66,3 @@ def document(seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, pa
 
 def stack(*documents):
     return jax.tree.map(lambda *x: jnp.stack(x), *documents)
-
-
-def largest_difference(a, b):
-    """Largest absolute difference over two trees of the same structure."""
-    gap = lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
-    return max(jax.tree.leaves(jax.tree.map(gap, a, b)), default=0.0)

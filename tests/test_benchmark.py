@@ -1,6 +1,7 @@
 """The benchmark: every stage runs, exponents are right, and bad flags are named."""
 
 import json
+import math
 
 import jax
 import pytest
@@ -29,7 +30,7 @@ def test_the_document_has_the_length_that_was_asked_for():
 def test_exponents(power):
     lengths = [1, 10, 100]
     assert benchmark.exponent(lengths, [3 * n**power for n in lengths]) == pytest.approx(power)
-    assert benchmark.exponent([5], [1.0]) != benchmark.exponent([5], [1.0])  # NaN: one point has no slope
+    assert math.isnan(benchmark.exponent([5], [1.0]))
 
 
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
@@ -40,7 +41,7 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     assert "| encode |   jax | float32 |" in out and "| encode | torch | float32 |" in out and "exponent of time" in out
     results = json.loads((tmp_path / "benchmark.json").read_text())["results"]
     assert [r["length"] for r in results] == [1024, 4096] * 2
-    assert all(len(r["seconds"]) == 2 and min(r["seconds"]) > 0 and min(r["peak_bytes"]) > 1e8 for r in results)
+    assert all(len(r["seconds"]) == 2 and min(r["seconds"]) > 0 and r["peak_bytes"] > 1e8 for r in results)
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
 
 
@@ -63,11 +64,12 @@ def test_bad_flags_are_named(flag, message, capsys):
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings
 @pytest.mark.parametrize("stage", PEER_STAGES)
 def test_the_peers_stages_run(stage):
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     from jax_simcas.benchmark.peer_stages import prepared
 
     run = prepared(small(stage, side="torch"))
-    assert run() is not None
+    out = run()
+    assert torch.isfinite(out.states if stage == "select" else out).all()
 
 
 def test_a_stage_that_the_peer_lacks_is_named():

@@ -2,20 +2,25 @@
 
 import numpy as np
 import pytest
-from helpers import MANIFEST, parity_case, parity_model
+from helpers import PARITY
 
 torch = pytest.importorskip("torch")
 
 from jax_simcas.benchmark.peer import Peer  # noqa: E402
 from jax_simcas.generate import GenerateConfig  # noqa: E402
+from jax_simcas.parity import read_cases  # noqa: E402
 
 STATES = 2e-5
+CASES = {case.name: case for case in read_cases(PARITY)}
 
 
-@pytest.mark.parametrize("case", [name for name in MANIFEST if name.startswith("forward")])
-def test_forward(case):
-    arrays, simcas = parity_case(case)
-    peer = Peer(*parity_model(), align=simcas.align).eval()
+def peer_of(case):
+    return Peer(case.bart, case.params, align=case.settings["align"])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("forward")])
+def test_forward(name):
+    arrays, peer = CASES[name].arrays, peer_of(CASES[name]).eval()
     ids, target = torch.tensor(arrays["input_ids"][0]), torch.tensor(arrays["target_ids"][0])
     draws = torch.tensor(arrays["sampled_actions"]).bool()
     with torch.no_grad():
@@ -31,11 +36,10 @@ def test_forward(case):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings in a model's config
-@pytest.mark.parametrize("case", [name for name in MANIFEST if name.startswith("generate")])
-def test_generation(case):
-    arrays, simcas = parity_case(case)
-    peer = Peer(*parity_model(), align=simcas.align).eval()
-    for i, options in enumerate(MANIFEST[case]["settings"]):
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("generate")])
+def test_generation(name):
+    arrays, peer = CASES[name].arrays, peer_of(CASES[name]).eval()
+    for i, options in enumerate(CASES[name].settings["settings"]):
         with torch.no_grad():
             hidden = peer.encode(torch.tensor(arrays[f"{i}/input_ids"][0]))
             selected = peer.select(hidden, torch.tensor(arrays[f"{i}/sampled_actions"]).bool())
@@ -44,12 +48,10 @@ def test_generation(case):
 
 
 def test_one_step_of_training():
-    arrays, simcas = parity_case("train_mean")
-    peer = Peer(*parity_model(), align=simcas.align).train()
-    peer.bart.config.dropout = 0.0
+    arrays, peer = CASES["train_mean"].arrays, peer_of(CASES["train_mean"]).train()
     ids, target = torch.tensor(arrays["step1/input_ids"][0]), torch.tensor(arrays["step1/target_ids"][0])
     loss = peer.loss(ids, target, torch.tensor(arrays["step1/sampled_actions"]).bool())
     loss.backward()
     np.testing.assert_allclose(loss.detach(), arrays["losses"][0], rtol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.bart.parameters())
-    assert all(p.grad is None for p in (*peer.actor.parameters(), *peer.critic.parameters()))
+    assert all(p.grad is None for p in peer.actor.parameters())

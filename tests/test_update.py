@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, document, largest_difference, stack, tiny_params
+from helpers import TINY, document, stack, tiny_params
 
 from jax_simcas.model import SimcasConfig
+from jax_simcas.parity import largest_gap
 from jax_simcas.ppo import PPOConfig
 from jax_simcas.update import (
     UpdateConfig,
@@ -40,11 +41,11 @@ def test_each_update_moves_its_own_side_only():
     start = fresh()
     state, metrics = steps(transformer_step)(start, BATCH)
     before, after = split_params(start.params), split_params(state.params)
-    assert largest_difference(before[0], after[0]) > 0 and largest_difference(before[1], after[1]) == 0
+    assert largest_gap(before[0], after[0]) > 0 and largest_gap(before[1], after[1]) == 0
     assert float(metrics["skipped"][0]) == 0 and state.step == 1
     state, metrics = steps(selector_step)(start, BATCH)
     after = split_params(state.params)
-    assert largest_difference(before[0], after[0]) == 0 and largest_difference(before[1], after[1]) > 0
+    assert largest_gap(before[0], after[0]) == 0 and largest_gap(before[1], after[1]) > 0
     assert float(metrics["reward"][0]) > 0 and metrics["reward"][1] == 2
 
 
@@ -78,7 +79,7 @@ def test_accumulation_equals_the_larger_batch():
         part = jax.tree.map(lambda x, i=i: x[i : i + 1], BATCH)
         state, _ = run(state, part, action=action[:1])
         if i == 0:
-            assert largest_difference(state.params, fresh().params) == 0
+            assert largest_gap(state.params, fresh().params) == 0
     # Adam turns the sign of a near-zero gradient into a whole step, so compare all but a few.
     gaps = [
         np.abs(np.asarray(a - b)).ravel()
@@ -100,13 +101,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     assert state.skipped == 1 and state.skipped_in_row == 0
     state, metrics = steps(selector_step)(start, BATCH)
     assert metrics["selector_skipped"][0] == 1
-    assert largest_difference(split_params(state.params)[1], split_params(start.params)[1]) == 0
+    assert largest_gap(split_params(state.params)[1], split_params(start.params)[1]) == 0
 
 
 def test_the_same_key_gives_the_same_step_and_another_step_another_draw():
     run = steps(transformer_step)
     (a, first), (b, again) = run(fresh(), BATCH), run(fresh(), BATCH)
-    assert largest_difference(a.params, b.params) == 0 and first["loss"][0] == again["loss"][0]
+    assert largest_gap(a.params, b.params) == 0 and first["loss"][0] == again["loss"][0]
     _, later = run(fresh().replace(step=jnp.array(5, jnp.int32)), BATCH)
     assert later["selection/kept"][0] != first["selection/kept"][0]
 

@@ -7,14 +7,14 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from jax_simcas import program, report
-from jax_simcas.benchmark.plot import plot_growth
+from jax_simcas import plots, program, report
 from jax_simcas.benchmark.stages import PEER_STAGES, SIDES, SIZES, STAGES, Task
 from jax_simcas.errors import UserError
 
@@ -41,7 +41,7 @@ class Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def read(self) -> dict[str, float]:
-        """The next line of figures.
+        """The next line of figures: start and memory first, then a run's seconds.
 
         Raises:
           UserError: the process ended instead; most often it ran out of memory.
@@ -55,12 +55,12 @@ class Worker:
             )
         return json.loads(line)
 
-    def run(self) -> dict[str, float]:
-        """One timed run."""
+    def run(self) -> float:
+        """Seconds of one run."""
         assert self._process.stdin is not None
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        return self.read()
+        return self.read()["seconds"]
 
     def close(self) -> None:
         self._process.kill()
@@ -72,26 +72,22 @@ def measure(tasks: list[Task], repeats: int) -> list[dict[str, Any]]:
     workers: list[Worker] = []
     try:
         with report.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
-            compiled = []
+            results: list[dict[str, Any]] = []
             for task in tasks:
                 workers.append(Worker(task))
-                compiled.append(workers[-1].read())
+                results.append(dataclasses.asdict(task) | workers[-1].read() | {"seconds": []})
                 bar.update(1)
-            runs: list[list[dict[str, float]]] = [[] for _ in tasks]
             for _ in range(repeats):
-                for worker, figures in zip(workers, runs, strict=True):
-                    figures.append(worker.run())
+                for worker, result in zip(workers, results, strict=True):
+                    result["seconds"].append(worker.run())
                     bar.update(1)
     finally:
         for worker in workers:
             worker.close()
-    return [
-        dataclasses.asdict(task) | first | {name: [figures[name] for figures in all_runs] for name in all_runs[0]}
-        for task, first, all_runs in zip(tasks, compiled, runs, strict=True)
-    ]
+    return results
 
 
-def exponent(lengths: list[int], values: list[float]) -> float:
+def exponent(lengths: list[int], values: Sequence[float | int]) -> float:
     """b of values ~ a * length^b, by least squares of the logarithms; NaN with fewer than two lengths."""
     if len(set(lengths)) < 2 or min(values) <= 0:
         return math.nan
@@ -105,9 +101,21 @@ def growth(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [r for r in results if tuple(r[name] for name in LINE) == line]
         lengths = [r["length"] for r in own]
         seconds = exponent(lengths, [median(r["seconds"]) for r in own])
-        memory = exponent(lengths, [median(r["working_bytes"]) for r in own])
+        memory = exponent(lengths, [r["working_bytes"] for r in own])
         out.append({**dict(zip(LINE, line, strict=True)), "exponent of time": seconds, "exponent of memory": memory})
     return out
+
+
+def as_panels(results: list[dict[str, Any]], summary: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Time and working memory of each line of the plot, labelled with its exponent."""
+    seconds: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
+    for line in summary:
+        own = [r for r in results if all(r[name] == line[name] for name in LINE)]
+        label = " ".join(line[name] for name in LINE)
+        seconds[f"{label}: {line['exponent of time']:.2f}"] = [(r["length"], median(r["seconds"])) for r in own]
+        memory[f"{label}: {line['exponent of memory']:.2f}"] = [(r["length"], r["working_bytes"] / MIB) for r in own]
+    return {"Seconds, and exponent": seconds, "Working memory in MiB, and exponent": memory}
 
 
 def as_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +127,8 @@ def as_row(result: dict[str, Any]) -> dict[str, Any]:
         "seconds": f"{seconds:.3g}",
         "spread": f"±{50 * (max(result['seconds']) - min(result['seconds'])) / seconds:.0f} %",
         "tokens/s": f"{result['length'] / seconds:.0f}",
-        "working MiB": f"{median(result['working_bytes']) / MIB:.0f}",
-        "peak MiB": f"{max(result['peak_bytes']) / MIB:.0f}",
+        "working MiB": f"{result['working_bytes'] / MIB:.0f}",
+        "peak MiB": f"{result['peak_bytes'] / MIB:.0f}",
         "start s": f"{result['prepare_seconds']:.1f}",
     }
 
@@ -143,18 +151,10 @@ def run(arguments: Any) -> int:
     if not sys.platform.startswith("linux"):
         raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
     try:
+        shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected")}
         lengths = sorted({int(length) for length in arguments.lengths.split(",")})
         tasks = [
-            Task(
-                stage,
-                side,
-                arguments.size,
-                length,
-                dtype,
-                arguments.chunk_length,
-                arguments.target,
-                arguments.selected,
-            )
+            Task(stage, side, arguments.size, length, dtype, **shape)
             for stage in names(arguments.stages, STAGES, "--stages")
             for side in names(arguments.sides, SIDES, "--sides")
             for dtype in names(arguments.dtypes, ("float32", "bfloat16"), "--dtypes")
@@ -172,7 +172,7 @@ def run(arguments: Any) -> int:
     if len(lengths) > 1:
         print()
         print(report.markdown_table(summary, list(summary[0])))
-        print(f"\nplot: {plot_growth(results, summary, folder / 'benchmark.png')}")
+        print(f"\nplot: {plots.plot_growth(as_panels(results, summary), folder / 'benchmark.png')}")
     print(f"figures: {folder / 'benchmark.json'}")
     return 0
 

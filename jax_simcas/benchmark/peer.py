@@ -47,7 +47,7 @@ class Selected(NamedTuple):
 
 
 class Peer(nn.Module):
-    """BART, actor and critic, on one document at a time.
+    """BART and the actor, on one document at a time; the selector is not trained here.
 
     Args:
       params: our parameter tree, selector included.
@@ -64,35 +64,33 @@ class Peer(nn.Module):
         hf_config: Any = HFConfig(**fields)
         hf_config._attn_implementation = "sdpa"
         self.bart = BartForConditionalGeneration(hf_config)
-        self.actor, self.critic = Head(config.d_model, 2), Head(config.d_model, 1)
+        self.actor = Head(config.d_model, 2)
         self.config, self.align, self.autocast = config, align, autocast
-        prefix = ".".join(SELECTOR) + "."
+        selector = ".".join(SELECTOR) + "."
+        actor = f"{selector}actor."
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
-        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         missing, unexpected = self.bart.load_state_dict(
-            {k: v for k, v in weights.items() if not k.startswith(prefix)}, strict=False
+            {k: v for k, v in weights.items() if not k.startswith(selector)}, strict=False
         )
         tied = ("embed_tokens.weight", "lm_head.weight")
         if unexpected or not all(name.endswith(tied) for name in missing):
             raise ValueError(f"parameters do not fit: missing {missing}, unexpected {unexpected}")
         self.bart.tie_weights()
-        for head, name in ((self.actor, "actor."), (self.critic, "critic.")):
-            head.load_state_dict({k.removeprefix(name): v for k, v in own.items() if k.startswith(name)})
+        self.actor.load_state_dict({k.removeprefix(actor): v for k, v in weights.items() if k.startswith(actor)})
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             yield
 
-    def encode(self, input_ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """[K, S] ids -> [K, S, D] states; `mask` hides PAD from attention."""
+    def encode(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[K, S] ids -> [K, S, D] states; PAD is attended to, as in the released code."""
         encoder = self.bart.model.encoder
-        visible = None if mask is None or bool(mask.all()) else mask[:, None, None, :]
         with self._precision():
             embedded = encoder.embed_tokens(input_ids)
             hidden = encoder.layernorm_embedding(embedded + encoder.embed_positions(input_ids))
             for number, layer in enumerate(encoder.layers, 1):
-                hidden = layer(hidden, visible)
+                hidden = layer(hidden, None)
                 if number < len(encoder.layers):
                     hidden = self._between(hidden)
         return hidden
@@ -107,21 +105,18 @@ class Peer(nn.Module):
             first, last = first.mean(0, keepdim=True).expand_as(first), last.mean(0, keepdim=True).expand_as(last)
         return torch.cat([first, hidden[:, 1:-1], last], dim=1)
 
-    def select(
-        self, hidden: torch.Tensor, action: torch.Tensor | None = None, mask: torch.Tensor | None = None
-    ) -> Selected:
+    def select(self, hidden: torch.Tensor, action: torch.Tensor | None = None) -> Selected:
         """Walks over the chunks: greedy, or with the given draws; an empty or only chunk keeps everything."""
         kept, actions, log_probs, states = [hidden[:, 0].float().mean(0, keepdim=True)], [], [], []
         total, count = kept[0][0].detach().clone(), 1
         for k in range(hidden.shape[0]):
             candidates = hidden[k, 1:]
-            real = torch.ones(len(candidates), dtype=torch.bool) if mask is None else mask[k, 1:]
             state = total / count
             with torch.no_grad():
                 log_prob = self.actor(candidates.float(), state).log_softmax(-1)
-            choice = (log_prob[:, 1] > log_prob[:, 0] if action is None else action[k]) & real
+            choice = log_prob[:, 1] > log_prob[:, 0] if action is None else action[k]
             if hidden.shape[0] == 1 or not choice.any():
-                choice = real
+                choice = torch.ones_like(choice)
             kept.append(candidates[choice].float())
             total = total + kept[-1].detach().sum(0)
             count += len(kept[-1])

@@ -1,7 +1,7 @@
 """Measures one task in a process of its own, so that its peak memory is its own.
 
-Started by jax_simcas.benchmark with a task as JSON. Writes a line of JSON when compiled and warmed up, then one
-for every line that it reads: seconds and peak bytes of one more run.
+Started by jax_simcas.benchmark with a task as JSON. Writes a line of JSON when compiled, warmed up and measured for
+memory, then one for every line that it reads: the seconds of one more run.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def main() -> None:
         run = compiled(task)
     prepare_seconds = time.monotonic() - started
     run()
-    say(prepare_seconds=prepare_seconds)
+    # Memory in a run of its own: one that has to ask the kernel for every page anew is slower.
+    forget_peak()
+    rest = resident("VmRSS")
+    run()
+    peak = resident("VmHWM")
+    say(prepare_seconds=prepare_seconds, peak_bytes=peak, working_bytes=peak - rest)
     for _ in sys.stdin:
-        forget_peak()
-        rest = resident("VmRSS")
         started = time.monotonic()
-        out = run()
-        seconds = time.monotonic() - started
-        del out
-        peak = resident("VmHWM")
-        say(seconds=seconds, peak_bytes=peak, working_bytes=peak - rest)
+        run()
+        say(seconds=time.monotonic() - started)
 
 
 if __name__ == "__main__":
