@@ -14,7 +14,7 @@ from jax_simcas import select as select_lib
 from jax_simcas.align import ALIGNMENTS, align
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.decoder import decode, init_decoder
-from jax_simcas.bart.encoder import REMAT, encode_chunk, init_encoder
+from jax_simcas.bart.encoder import REMAT, encode_chunks, init_encoder
 from jax_simcas.reward import HYPER_LENGTH, REWARD_SCALE
 from jax_simcas.select import Compacted, Selection
 
@@ -135,7 +135,7 @@ def encode(
     token_mask: Bool[Array, "K S"],
     chunk_mask: Bool[Array, " K"],
     key: Array | None = None,
-) -> tuple[Float[Array, "K S D"], Float[Array, "K L S D"]]:
+) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
     """Encodes the chunks side by side; boundary states meet between layers, over the axis "chunk".
 
     Source: method.md "Encode and align". With `mask_padding=False` PAD is attended to (released code).
@@ -151,22 +151,21 @@ def encode(
     added = chunk_positions(params, simcas, chunks, bart.d_model)
     keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(chunks))
 
-    def one_chunk(ids: Array, visible: Array, real: Array, added: Array | None, key: Array | None) -> tuple:
-        between = lambda x, inner: align(x, real, simcas.align, CHUNK_AXIS, enabled=inner)
-        return encode_chunk(
-            params["model"],
-            bart,
-            ids,
-            visible,
-            between,
-            added=added,
-            key=key,
-            dtype=jnp.dtype(simcas.dtype),
-            remat=simcas.remat,
-        )
+    def between(hidden: Array, inner: Array) -> Array:
+        one_chunk = lambda x, real: align(x, real, simcas.align, CHUNK_AXIS, enabled=inner)
+        return jax.vmap(one_chunk, axis_name=CHUNK_AXIS)(hidden, chunk_mask)
 
-    in_axes = (0, 0, 0, None if added is None else 0, None if keys is None else 0)
-    return jax.vmap(one_chunk, in_axes, axis_name=CHUNK_AXIS)(input_ids, visible, chunk_mask, added, keys)
+    return encode_chunks(
+        params["model"],
+        bart,
+        input_ids,
+        visible,
+        between,
+        added=added,
+        keys=keys,
+        dtype=jnp.dtype(simcas.dtype),
+        remat=simcas.remat,
+    )
 
 
 def candidates(

@@ -1,15 +1,16 @@
-"""BART's encoder for one chunk, with a hook between layers where chunks meet."""
+"""BART's encoder: one layer over one chunk, and chunks side by side with a hook between layers where they meet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import (
@@ -26,6 +27,7 @@ from jax_simcas.bart.layers import (
 )
 
 REMAT = ("none", "dots", "layer")
+TOKENS_AT_ONCE = 512  # of a document's, in one layer on a CPU
 
 
 class EncoderLayer(nn.Module):
@@ -68,45 +70,64 @@ def checkpointed(function: Callable, remat: str) -> Callable:
     raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
 
 
-def encode_chunk(
+def each_chunk(function: Callable, *inputs: Any) -> Any:
+    """`vmap(function)` over chunks [K, S, ...]; on a CPU about 512 tokens at a time.
+
+    There a layer's temporaries for a whole document fall out of the caches and are paged in anew every time; a few
+    chunks at a time keep time and memory linear in K. Other platforms, and short documents, get the plain `vmap`.
+    """
+    chunks, length = inputs[0].shape[:2]
+    at_once = max(1, TOKENS_AT_ONCE // length)
+    everything = jax.vmap(function)
+    if chunks <= at_once:
+        return everything(*inputs)
+    in_turn = lambda *x: lax.map(lambda y: function(*y), x, batch_size=at_once if at_once > 1 else None)
+    return lax.platform_dependent(*inputs, cpu=in_turn, default=everything)
+
+
+def encode_chunks(
     params: Params,
     config: BartConfig,
-    input_ids: Int[Array, " S"],
-    token_mask: Bool[Array, " S"],
+    input_ids: Int[Array, "K S"],
+    token_mask: Bool[Array, "K S"],
     between: Callable[[Array, Array], Array],
     *,
-    added: Float[Array, " D"] | None = None,
-    key: Array | None = None,
+    added: Float[Array, "K D"] | None = None,
+    keys: Key[Array, " K"] | None = None,
     dtype: Any = jnp.float32,
     remat: str = "none",
-) -> tuple[Float[Array, "S D"], Float[Array, "L S D"]]:
-    """Runs the encoder over one chunk at positions 0..S-1.
+) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
+    """Runs the encoder over chunks side by side, each at positions 0..S-1.
 
     Args:
       params: the tree `model`, with `shared` and `encoder`.
       token_mask: what may be attended to.
-      between: (states, is_inner) -> states, applied after every layer; is_inner is False after the last.
-      added: a vector added to every embedded token before layer 0 (the chunk's position).
-      key: dropout key; None switches dropout off.
+      between: (states [K, S, D], is_inner) -> states, applied after every layer; is_inner is False after the last.
+      added: a vector a chunk, added to all its embedded tokens before layer 0 (the chunk's position).
+      keys: a dropout key a chunk; None switches dropout off.
       dtype: compute type of products and states.
 
     Returns:
       The last layer's states, and the input of every layer (for parity tests; free when unused).
     """
-    encoder = params["encoder"]
-    deterministic = key is None
-    keys = jax.random.split(jax.random.key(0) if key is None else key, config.encoder_layers + 1)
-    positions = jnp.arange(input_ids.shape[0])
-    x = embed(params["shared"], encoder, config, input_ids, positions, dtype, added)
-    x = dropout_embedding(x, config, None if deterministic else keys[-1])
-    layer = EncoderLayer(config, dtype)
+    encoder, count = params["encoder"], config.encoder_layers
+    positions = jnp.arange(input_ids.shape[1])
+    layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, count + 1), out_axes=1)(keys)
+
+    def start(ids: Array, added: Array | None, key: Array | None) -> Array:
+        x = embed(params["shared"], encoder, config, ids, positions, dtype, added)
+        return dropout_embedding(x, config, key)
+
+    def one_chunk(layer_params: Params, x: Array, mask: Array, key: Array | None) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        return EncoderLayer(config, dtype).apply({"params": layer_params}, x, mask, key is None, rngs=rngs)
 
     def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
-        layer_params, index, layer_key = inputs
-        rngs = None if deterministic else {"dropout": layer_key}
-        y = layer.apply({"params": layer_params}, x, token_mask, deterministic, rngs=rngs)
-        return between(y, index < config.encoder_layers - 1), x
+        layer_params, index, key = inputs
+        run = checkpointed(partial(one_chunk, layer_params), remat)
+        return between(each_chunk(run, x, token_mask, key), index < count - 1), x
 
-    layers = (stack_layers(encoder["layers"]), jnp.arange(config.encoder_layers), keys[:-1])
-    x, layer_inputs = lax.scan(checkpointed(step, remat), x, layers)
+    x = jax.vmap(start)(input_ids, added, None if layer_keys is None else layer_keys[-1])
+    inner_keys = None if layer_keys is None else layer_keys[:-1]
+    x, layer_inputs = lax.scan(step, x, (stack_layers(encoder["layers"]), jnp.arange(count), inner_keys))
     return final_norm(encoder, config, x, dtype), layer_inputs

@@ -255,6 +255,6 @@ def init_stack(key: Array, layer: nn.Module, layer_inputs: tuple, count: int, co
     return params
 
 
-def final_norm(stack: Params, config: BartConfig, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T D"]:
+def final_norm(stack: Params, config: BartConfig, x: Float[Array, "... D"], dtype: Any) -> Float[Array, "... D"]:
     """mBART's closing layer norm; BART has none."""
     return LayerNorm(dtype).apply({"params": stack["layer_norm"]}, x) if config.final_layer_norm else x
