@@ -1,5 +1,6 @@
 """Invariances of the whole model: alone equals in a batch, padding changes nothing, order of chunks."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from helpers import TINY, document, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas import update
+from jax_simcas.bart import encoder
 from jax_simcas.model import SimcasConfig, candidates, check_fits, encode, encode_and_select, init_params
 
 ALIGN = ["mean", "shift", "none"]
@@ -82,6 +84,17 @@ def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
     mean = jax.tree.map(lambda *g: sum(g) / 3, *[g for _, g in alone])
     for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(("at_once", "remat", "train"), [(8, "none", True), (16, "layer", False)])  # of chunks of 8
+def test_chunks_in_turn_give_what_they_give_together(monkeypatch, at_once, remat, train):
+    bart, simcas = replace(TINY, dropout=0.3, attention_dropout=0.2), SIMCAS.replace(policy="all", remat=remat)
+    batch = stack(*(document(i, chunks=3) for i in range(2)))
+    options = {"bart": bart, "simcas": simcas, "label_smoothing": 0.1, "key": jax.random.key(5), "train": train}
+    gradient = lambda: jax.jit(jax.value_and_grad(lambda p: update.batch_loss(p, batch, **options)[0]))(tiny_params())
+    together = gradient()
+    monkeypatch.setattr(encoder, "TOKENS_AT_ONCE", at_once)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), gradient(), together)
 
 
 def test_a_permutation_of_chunks_permutes_the_states_under_mean():
