@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from jax_simcas.benchmark.peer import Peer
-from jax_simcas.benchmark.stages import Task, document, fresh_params
+from jax_simcas.benchmark.stages import Task, document, fresh_params, half_selected
 from jax_simcas.generate import GenerateConfig
 
 LEARNING_RATE = 1e-4  # any: it is the time of a step that counts
@@ -33,7 +33,7 @@ def prepared(task: Task) -> Callable[[], Any]:
         selected = torch.randn(task.selected, task.bart.d_model, generator=generator)
         return lambda: peer.generate(selected, config)
     optimizer = torch.optim.Adam(peer.bart.parameters(), lr=LEARNING_RATE)
-    action = torch.rand(ids.shape[0], ids.shape[1] - 1, generator=generator) < 0.5
+    action = torch.from_numpy(half_selected(task, rows)[0])
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)

@@ -28,6 +28,8 @@ SIZES = {
 
 SIDES = ("jax", "torch")
 PEER_STAGES = ("encode", "select", "transformer", "generate")
+UPDATES = ("transformer", "selector")  # they take a state and return the next
+UPDATE = UpdateConfig(accumulate_step=1)
 
 
 @dataclass(frozen=True)
@@ -117,18 +119,30 @@ def _generate(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
     return run, (params, hidden[None], batch["chunk_mask"], selection)
 
 
-def _update(step: Callable, task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    config = UpdateConfig(accumulate_step=1)
-    state = init_state(params, config, jax.random.key(0))
-    run = lambda state, batch: step(state, batch, bart=task.bart, simcas=task.simcas, config=config)
-    return run, (state, batch)
+def half_selected(task: Task, batch: Batch) -> np.ndarray:
+    """An action [1, K, N] that keeps a random half of the candidates, the same on both sides."""
+    candidates = np.asarray(batch["token_mask"])[:, :, 1:]
+    rank = np.random.default_rng(2).permutation(candidates.size).reshape(candidates.shape)
+    return candidates & (rank < candidates.size // 2)
+
+
+def _transformer(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    action = half_selected(task, batch)
+    simcas = task.simcas.replace(capacity=int(action.sum()) + 1)
+    run = lambda state, batch, action: transformer_step(state, batch, task.bart, simcas, UPDATE, action)
+    return run, (init_state(params, UPDATE, jax.random.key(0)), batch, jnp.asarray(action))
+
+
+def _selector(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    run = lambda state, batch: selector_step(state, batch, task.bart, task.simcas, UPDATE)
+    return run, (init_state(params, UPDATE, jax.random.key(0)), batch)
 
 
 STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
     "encode": _encode,
     "select": _select,
-    "transformer": lambda *given: _update(transformer_step, *given),
-    "selector": lambda *given: _update(selector_step, *given),
+    "transformer": _transformer,
+    "selector": _selector,
     "generate": _generate,
 }
 
@@ -147,5 +161,14 @@ def compiled(task: Task) -> Callable[[], Any]:
     """The stage, compiled for its shapes; a call runs it once and waits for the result."""
     run, arguments = prepare(task)
     jax.block_until_ready(arguments)
-    executable = jax.jit(run).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(executable(*arguments))
+    updates = task.stage in UPDATES
+    executable = jax.jit(run, donate_argnums=0 if updates else ()).lower(*arguments).compile()
+
+    def once() -> Any:
+        nonlocal arguments
+        result = jax.block_until_ready(executable(*arguments))
+        if updates:  # the old state is gone, as in training
+            arguments = (result[0], *arguments[1:])
+        return result
+
+    return once
