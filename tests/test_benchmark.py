@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark.stages import PEER_STAGES, STAGES, Task, prepare
+from jax_simcas.benchmark.stages import PEER_STAGES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
 
 def small(stage, **changes):
@@ -24,6 +24,21 @@ def test_every_stage_traces(stage, dtype):
 def test_the_document_has_the_length_that_was_asked_for():
     _, (_, ids, mask, real) = prepare(small("encode"))
     assert ids.shape == (4, 32) and mask.all() and real.all()
+
+
+@pytest.mark.parametrize("stage", TRAINING_STAGES)
+def test_training_stages_go_on_from_their_own_state(stage):
+    run = compiled(small(stage))
+    changed = "selector" if stage == "selector" else "model"
+    first, second = (jax.device_get(run()[0].params[changed]) for _ in range(2))
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_half_of_the_tokens_are_selected_and_fit():
+    _, metrics = compiled(small("transformer"))()
+    kept, of = metrics["selection/kept"]
+    assert kept == of // 2 == 62  # of 4 x 31
+    assert metrics["selection/overflow"][0] == 0
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])

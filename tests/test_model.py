@@ -86,8 +86,9 @@ def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize(("at_once", "remat", "train"), [(8, "none", True), (16, "layer", False)])  # of chunks of 8
+@pytest.mark.parametrize(("at_once", "remat", "train"), [(8, "none", True), (16, "layer", False)])
 def test_chunks_in_turn_give_what_they_give_together(monkeypatch, at_once, remat, train):
+    """Three chunks of 8 tokens: one by one, or two and then the third."""
     bart, simcas = replace(TINY, dropout=0.3, attention_dropout=0.2), SIMCAS.replace(policy="all", remat=remat)
     batch = stack(*(document(i, chunks=3) for i in range(2)))
     options = {"bart": bart, "simcas": simcas, "label_smoothing": 0.1, "key": jax.random.key(5), "train": train}

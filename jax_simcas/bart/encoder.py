@@ -27,7 +27,7 @@ from jax_simcas.bart.layers import (
 )
 
 REMAT = ("none", "dots", "layer")
-TOKENS_AT_ONCE = 512  # of a document's, in one layer on a CPU
+TOKENS_AT_ONCE = 512  # of one document, that a layer works on together on a CPU
 
 
 class EncoderLayer(nn.Module):
@@ -112,7 +112,10 @@ def encode_chunks(
     """
     encoder, count = params["encoder"], config.encoder_layers
     positions = jnp.arange(input_ids.shape[1])
-    layer_keys = None if keys is None else jax.vmap(lambda key: jax.random.split(key, count + 1), out_axes=1)(keys)
+    layer_keys = start_keys = None
+    if keys is not None:
+        split = jax.vmap(lambda key: jax.random.split(key, count + 1), out_axes=1)(keys)
+        layer_keys, start_keys = split[:-1], split[-1]
 
     def start(ids: Array, added: Array | None, key: Array | None) -> Array:
         x = embed(params["shared"], encoder, config, ids, positions, dtype, added)
@@ -127,7 +130,6 @@ def encode_chunks(
         run = checkpointed(partial(one_chunk, layer_params), remat)
         return between(each_chunk(run, x, token_mask, key), index < count - 1), x
 
-    x = jax.vmap(start)(input_ids, added, None if layer_keys is None else layer_keys[-1])
-    inner_keys = None if layer_keys is None else layer_keys[:-1]
-    x, layer_inputs = lax.scan(step, x, (stack_layers(encoder["layers"]), jnp.arange(count), inner_keys))
+    x = jax.vmap(start)(input_ids, added, start_keys)
+    x, layer_inputs = lax.scan(step, x, (stack_layers(encoder["layers"]), jnp.arange(count), layer_keys))
     return final_norm(encoder, config, x, dtype), layer_inputs

@@ -79,11 +79,10 @@ def attend_in_turn(
     value: Float[Array, "H C Dh"],
     mask: Bool[Array, "#T C"],
 ) -> Float[Array, "H T Dh"]:
-    """`attend` without the weights; on a CPU, batches (chunks, documents) take turns.
+    """`attend` without the weights; on a CPU, batched documents take turns, and the backward pass computes scores anew.
 
-    There the scores of all chunks at once fall out of the caches: 24 chunks of 512 tokens (12 heads) take 2.6 times
-    as long forward and 2.1 times backward, and 5 times the memory. Other platforms get the plain product, and so
-    do small scores everywhere.
+    That takes a third off the memory of a training step (4 documents of 2,048 tokens, 2 + 2 layers of BART-base: 2.9
+    against 4.5 GB) and 6 % off its time. Other platforms get the plain product, and so do small scores everywhere.
     """
     if query.shape[1] * key.shape[1] < 128 * 128:
         return attend(query, key, value, mask)[0]

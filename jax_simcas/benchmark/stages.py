@@ -28,8 +28,8 @@ SIZES = {
 
 SIDES = ("jax", "torch")
 PEER_STAGES = ("encode", "select", "transformer", "generate")
-UPDATES = ("transformer", "selector")  # they take a state and return the next
-UPDATE = UpdateConfig(accumulate_step=1)
+TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
+UPDATE_CONFIG = UpdateConfig(accumulate_step=1)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def half_selected(task: Task, batch: Batch) -> np.ndarray:
 def _transformer(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
     action = half_selected(task, batch)
     simcas = task.simcas.replace(capacity=int(action.sum()) + 1)
-    run = lambda state, batch, action: transformer_step(state, batch, task.bart, simcas, UPDATE, action)
-    return run, (init_state(params, UPDATE, jax.random.key(0)), batch, jnp.asarray(action))
+    run = lambda state, batch, action: transformer_step(state, batch, task.bart, simcas, UPDATE_CONFIG, action)
+    return run, (init_state(params, UPDATE_CONFIG, jax.random.key(0)), batch, jnp.asarray(action))
 
 
 def _selector(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    run = lambda state, batch: selector_step(state, batch, task.bart, task.simcas, UPDATE)
-    return run, (init_state(params, UPDATE, jax.random.key(0)), batch)
+    run = lambda state, batch: selector_step(state, batch, task.bart, task.simcas, UPDATE_CONFIG)
+    return run, (init_state(params, UPDATE_CONFIG, jax.random.key(0)), batch)
 
 
 STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
@@ -161,13 +161,13 @@ def compiled(task: Task) -> Callable[[], Any]:
     """The stage, compiled for its shapes; a call runs it once and waits for the result."""
     run, arguments = prepare(task)
     jax.block_until_ready(arguments)
-    updates = task.stage in UPDATES
-    executable = jax.jit(run, donate_argnums=0 if updates else ()).lower(*arguments).compile()
+    trains = task.stage in TRAINING_STAGES
+    executable = jax.jit(run, donate_argnums=0 if trains else ()).lower(*arguments).compile()
 
     def once() -> Any:
         nonlocal arguments
         result = jax.block_until_ready(executable(*arguments))
-        if updates:  # the old state is gone, as in training
+        if trains:  # the old state is gone, as in training
             arguments = (result[0], *arguments[1:])
         return result
 
