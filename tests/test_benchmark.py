@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark.stages import PEER_STAGES, STAGES, TRAINING_STAGES, Task, compiled, prepare
+from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
 
 def small(stage, **changes):
@@ -64,7 +64,7 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     ("flag", "message"),
     [
         ("--stages=sleep", "--stages=sleep: expected some of encode"),
-        ("--sides=tensorflow", "--sides=tensorflow: expected some of jax, torch"),
+        ("--sides=tensorflow", "--sides=tensorflow: expected some of jax, torch, released"),
         ("--dtypes=float16", "--dtypes=float16: expected some of float32"),
         ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
         ("--lengths=many", "many"),
@@ -77,7 +77,7 @@ def test_bad_flags_are_named(flag, message, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings
-@pytest.mark.parametrize("stage", PEER_STAGES)
+@pytest.mark.parametrize("stage", SIDES["torch"])
 def test_the_peers_stages_run(stage):
     torch = pytest.importorskip("torch")
     from jax_simcas.benchmark.peer_stages import prepared
@@ -88,5 +88,5 @@ def test_the_peers_stages_run(stage):
 
 
 def test_a_stage_that_the_peer_lacks_is_named():
-    with pytest.raises(ValueError, match="the PyTorch peer has encode"):
+    with pytest.raises(ValueError, match="side torch has encode"):
         small("selector", side="torch")

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from jax_simcas import plots, program, report
-from jax_simcas.benchmark.stages import PEER_STAGES, SIDES, SIZES, STAGES, Task
+from jax_simcas.bart.encoder import REMAT as REMATS
+from jax_simcas.benchmark.stages import REMAT, SIDES, SIZES, STAGES, Task
 from jax_simcas.errors import UserError
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
   python -m jax_simcas.benchmark --sides jax,torch --stages encode,transformer,generate --lengths 16384
+  python -m jax_simcas.benchmark --released ~/SimCAS --released-python ~/released/bin/python --dtypes float32,bfloat16
   python -m jax_simcas.benchmark --quick
 """
 QUICK = {"stages": "encode,select", "lengths": "2048,4096,8192", "size": "tiny", "repeats": 3}
@@ -32,13 +34,44 @@ LINE = ("stage", "side", "dtype")  # what one line of the plot is about
 MIB = 2**20
 
 
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """The authors' code: the user's clone, and the Python that can run it."""
+
+    clone: Path
+    python: str
+
+    def absent(self) -> str | None:
+        """What is missing, in words; None if it can be run."""
+        if not (self.clone / "modeling_bart_ours.py").is_file():
+            return f"{self.clone} is no clone of xjw-nlp/SimCAS (no modeling_bart_ours.py)"
+        needs = "import torch, transformers; assert transformers.__version__.startswith('4.')"
+        try:
+            probe = subprocess.run([self.python, "-c", needs], capture_output=True, check=False)
+        except OSError as error:
+            return f"--released-python={self.python}: {error.strerror}"
+        if probe.returncode:
+            return f"--released-python={self.python} lacks torch or transformers 4 (the authors used 4.42.4)"
+        return None
+
+
+def command(task: Task, released: Released | None) -> list[str]:
+    """What starts the task's process."""
+    fields = dataclasses.asdict(task)
+    if task.side != "released":
+        return [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(fields)]
+    assert released is not None
+    fields["bart"] = {k: v for k, v in task.bart.to_hf().items() if k not in ("architectures", "model_type")}
+    script = Path(__file__).with_name("released.py")
+    return [released.python, str(script), json.dumps(fields), str(released.clone.resolve())]
+
+
 class Worker:
     """A process that holds one compiled task."""
 
-    def __init__(self, task: Task) -> None:
-        command = [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(dataclasses.asdict(task))]
+    def __init__(self, task: Task, released: Released | None = None) -> None:
         self.task = task
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command(task, released), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def read(self) -> dict[str, float]:
         """The next line of figures: start and memory first, then a run's seconds.
@@ -67,14 +100,14 @@ class Worker:
         self._process.communicate()
 
 
-def measure(tasks: list[Task], repeats: int) -> list[dict[str, Any]]:
+def measure(tasks: list[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
     """Figures of every task: all are compiled first, then run in turns, so that all see the same noise."""
     workers: list[Worker] = []
     try:
         with report.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
             results: list[dict[str, Any]] = []
             for task in tasks:
-                workers.append(Worker(task))
+                workers.append(Worker(task, released))
                 results.append(dataclasses.asdict(task) | workers[-1].read() | {"seconds": []})
                 bar.update(1)
             for _ in range(repeats):
@@ -150,20 +183,37 @@ def run(arguments: Any) -> int:
     """The program after its flags are read."""
     if not sys.platform.startswith("linux"):
         raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
+    sides, stages = names(arguments.sides, SIDES, "--sides"), names(arguments.stages, STAGES, "--stages")
+    released = None
+    if arguments.released:
+        released = Released(Path(arguments.released), arguments.released_python)
+        sides = list(dict.fromkeys([*sides, "released"]))
+    if "released" in sides:
+        missing = "give --released PATH, a clone of xjw-nlp/SimCAS" if released is None else released.absent()
+        if missing:
+            print(f"skipped: the released code: {missing}", file=sys.stderr)
+            sides.remove("released")
+    for side in sides:
+        lacking = [stage for stage in stages if stage not in SIDES[side]]
+        if lacking:
+            print(f"skipped: side {side} has no stage {', '.join(lacking)}", file=sys.stderr)
     try:
-        shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected")}
+        shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected", "remat")}
         lengths = sorted({int(length) for length in arguments.lengths.split(",")})
         tasks = [
             Task(stage, side, arguments.size, length, dtype, **shape)
-            for stage in names(arguments.stages, STAGES, "--stages")
-            for side in names(arguments.sides, SIDES, "--sides")
+            for stage in stages
+            for side in sides
+            if stage in SIDES[side]
             for dtype in names(arguments.dtypes, ("float32", "bfloat16"), "--dtypes")
             for length in lengths
         ]
     except ValueError as error:
         raise UserError(str(error)) from None
+    if not tasks:
+        raise UserError("nothing is left to measure")
     folder = program.make_folder(Path(arguments.output), "--output")
-    results = measure(tasks, arguments.repeats)
+    results = measure(tasks, arguments.repeats, released)
     summary = growth(results)
     (folder / "benchmark.json").write_text(
         json.dumps(report.json_ready({"results": results, "growth": summary}), indent=1) + "\n", encoding="utf-8"
@@ -180,13 +230,16 @@ def run(arguments: Any) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = program.parser("benchmark", __doc__ or "", EXAMPLES)
     parser.add_argument("--stages", default="encode", help=f"some of {', '.join(STAGES)} (default encode)")
-    parser.add_argument("--sides", default="jax", help=f"jax, torch (needs torch; {', '.join(PEER_STAGES)}) or both")
+    parser.add_argument("--sides", default="jax", help="some of jax, torch (the peer; needs torch) and released")
+    parser.add_argument("--released", metavar="PATH", help="a clone of the authors' code: adds the side released")
+    parser.add_argument("--released-python", metavar="PY", default=sys.executable, help="that has transformers 4.42.4")
     parser.add_argument("--lengths", default="8192,16384,32768,65536", help="tokens of the document")
     parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
     parser.add_argument("--dtypes", default="float32", help="float32, bfloat16 or both")
     parser.add_argument("--chunk-length", type=program.positive, default=512)
     parser.add_argument("--target", type=program.positive, default=256, help="tokens of the summary")
     parser.add_argument("--selected", type=program.positive, default=2_048, help="states that generation reads")
+    parser.add_argument("--remat", default=REMAT, choices=REMATS, help=f"in our training steps (default {REMAT})")
     parser.add_argument("--repeats", type=program.positive, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--output", default="runs/benchmark", help="for benchmark.json and benchmark.png")
     parser.add_argument("--quick", action="store_true", help="a tiny model and short documents; under two minutes")

@@ -28,6 +28,9 @@ def prepared(task: Task) -> Callable[[], Any]:
     if task.stage == "select":
         hidden = torch.randn(*ids.shape, task.bart.d_model, generator=generator)
         return lambda: _without_gradient(lambda: peer.select(hidden))
+    if task.stage == "decode":
+        states = torch.randn(task.selected, task.bart.d_model, generator=generator)
+        return lambda: _without_gradient(lambda: peer.logits(states, target))
     if task.stage == "generate":
         config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
         selected = torch.randn(task.selected, task.bart.d_model, generator=generator)

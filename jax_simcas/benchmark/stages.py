@@ -14,8 +14,9 @@ from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.chunk import chunk_tokens
 from jax_simcas.generate import GenerateConfig
 from jax_simcas.inference import generate_batch
-from jax_simcas.model import SimcasConfig, encode, init_params
-from jax_simcas.select import Selection, select
+from jax_simcas.model import SimcasConfig, decode_selected, encode, init_params
+from jax_simcas.reward import candidate_rewards, document_reward
+from jax_simcas.select import Compacted, Selection, select
 from jax_simcas.update import Batch, UpdateConfig, init_state, selector_step, transformer_step
 
 SIZES = {
@@ -26,8 +27,7 @@ SIZES = {
 }  # fmt: skip
 
 
-SIDES = ("jax", "torch")
-PEER_STAGES = ("encode", "select", "transformer", "generate")
+REMAT = "dots"  # in training steps: on a CPU the fastest, and it halves what grows with the document
 TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
 UPDATE_CONFIG = UpdateConfig(accumulate_step=1)
 
@@ -36,7 +36,9 @@ UPDATE_CONFIG = UpdateConfig(accumulate_step=1)
 class Task:
     """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included.
 
-    side: "jax" is our own code, "torch" the PyTorch peer (float32, or autocast to bfloat16).
+    side: "jax" is our own code, "torch" the PyTorch peer, "released" the authors' code; for both of those, bfloat16 is
+    autocast's.
+    remat: what our own training steps recompute.
     """
 
     stage: str
@@ -46,15 +48,14 @@ class Task:
     dtype: str = "float32"
     chunk_length: int = 512
     target: int = 256  # tokens of the summary
-    selected: int = 2_048  # states that generation reads
+    selected: int = 2_048  # states that generation and decoding read
+    remat: str = REMAT
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ValueError(f"stage={self.stage!r}: expected one of {', '.join(STAGES)}")
         if self.side not in SIDES:
             raise ValueError(f"side={self.side!r}: expected one of {', '.join(SIDES)}")
-        if self.side == "torch" and self.stage not in PEER_STAGES:
-            raise ValueError(f"stage={self.stage!r}: the PyTorch peer has {', '.join(PEER_STAGES)}")
+        if self.stage not in SIDES[self.side]:
+            raise ValueError(f"stage={self.stage!r}: side {self.side} has {', '.join(SIDES[self.side])}")
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r}: expected one of {', '.join(SIZES)}")
         if self.length < self.chunk_length:
@@ -66,7 +67,7 @@ class Task:
 
     @property
     def simcas(self) -> SimcasConfig:
-        return SimcasConfig(chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype)
+        return SimcasConfig(chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype, remat=self.remat)
 
 
 def document(task: Task) -> Batch:
@@ -101,6 +102,33 @@ def _select(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
         return select(selector, hidden, token_mask[:, 1:], chunk_mask, policy="greedy")
 
     return run, (params["selector"], _states(task, batch), batch["token_mask"][0], batch["chunk_mask"][0])
+
+
+def _decode(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    states = jax.random.normal(jax.random.key(1), (task.selected, task.bart.d_model), jnp.dtype(task.dtype))
+    target = (batch["target_ids"][0], batch["target_mask"][0])
+
+    def run(params: Any, states: jax.Array, *target: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        index = jnp.arange(len(states) - 1)
+        compacted = Compacted(states, jnp.ones(len(states), bool), index, jnp.zeros((), jnp.int32))
+        return decode_selected(params, task.bart, task.simcas, compacted, *target)
+
+    return run, (params, states, *target)
+
+
+def _reward(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+    logits = jax.random.normal(jax.random.key(1), (task.target, task.bart.vocab_size))
+    action = jnp.asarray(half_selected(task, batch)[0])
+    index = jnp.flatnonzero(action)
+    attention = jnp.full(len(index) + 1, 1.0 / (len(index) + 1))
+    target = (batch["target_ids"][0], batch["target_mask"][0])
+
+    def run(logits: jax.Array, attention: jax.Array, index: jax.Array, action: jax.Array, *rest: jax.Array) -> Any:
+        *target, mask = rest
+        reward = document_reward(logits, *target)
+        return candidate_rewards(reward, attention, index, action, mask)
+
+    return run, (logits, attention, index, action, *target, batch["token_mask"][0, :, 1:])
 
 
 def _generate(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
@@ -141,9 +169,16 @@ def _selector(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
 STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
     "encode": _encode,
     "select": _select,
+    "decode": _decode,
+    "reward": _reward,
     "transformer": _transformer,
     "selector": _selector,
     "generate": _generate,
+}
+SIDES = {  # and the stages that can be timed apart on each
+    "jax": tuple(STAGES),
+    "torch": ("encode", "select", "decode", "transformer", "generate"),
+    "released": ("encode", "transformer", "generate"),
 }
 
 

@@ -10,7 +10,9 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -31,18 +33,11 @@ def forget_peak() -> None:
     CLEAR.write_text("5")
 
 
-def main() -> None:
-    from jax_simcas.benchmark.stages import Task, compiled
-
+def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
+    """Prepares a run, measures its memory, and then times one run for every line that comes in."""
     say = lambda **figures: print(json.dumps(figures), flush=True)
-    task = Task(**json.loads(sys.argv[1]))
     started = time.monotonic()
-    if task.side == "torch":
-        from jax_simcas.benchmark.peer_stages import prepared
-
-        run = prepared(task)
-    else:
-        run = compiled(task)
+    run = prepare()
     prepare_seconds = time.monotonic() - started
     run()
     # Memory in a run of its own: one that has to ask the kernel for every page anew is slower.
@@ -55,6 +50,18 @@ def main() -> None:
         started = time.monotonic()
         run()
         say(seconds=time.monotonic() - started)
+
+
+def main() -> None:
+    from jax_simcas.benchmark.stages import Task, compiled
+
+    task = Task(**json.loads(sys.argv[1]))
+    if task.side == "torch":
+        from jax_simcas.benchmark.peer_stages import prepared
+
+        serve(lambda: prepared(task))
+    else:
+        serve(lambda: compiled(task))
 
 
 if __name__ == "__main__":
