@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import pytest
@@ -90,3 +91,79 @@ def test_the_peers_stages_run(stage):
 def test_a_stage_that_the_peer_lacks_is_named():
     with pytest.raises(ValueError, match="side torch has encode"):
         small("selector", side="torch")
+
+
+# The least that a clone of the authors' code has to offer, in their names.
+CLONE = {
+    "label_smoothing_loss.py": """
+from torch import nn
+class label_smoothing_loss(nn.Module):
+    def __init__(self, ignore_index, epsilon):
+        super().__init__()
+    def forward(self, scores, gold):
+        return nn.functional.cross_entropy(scores, gold)
+""",
+    "modeling_bart_ours.py": """
+import torch
+from torch import nn
+class Agent(nn.Module):
+    def get_action_and_value(self, states, background, action=None):
+        return action, None, None, None
+class Encoder(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embed, self.agent = nn.Embedding(config.vocab_size, config.d_model), Agent()
+    def forward(self, input_ids, attention_mask=None, return_dict=None):
+        hidden = self.embed(input_ids)
+        actions = [self.agent.get_action_and_value(hidden[:, k, 1:], None)[0] for k in range(hidden.shape[1])]
+        assert sum(int(action.sum()) for action in actions) == 62  # half of 4 x 31
+        return hidden
+class Inner(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.encoder = Encoder(config)
+class BartSimCAS(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.model, self.head = Inner(config), nn.Linear(config.d_model, config.vocab_size)
+""",
+    "model.py": """
+from torch import nn
+class SimCAS(nn.Module):
+    def forward(self, ids, target):
+        return {"probs": self.model.head(self.model.model.encoder(ids).mean((1, 2))).expand(1, target.shape[1], -1)}
+    def generate(self, encoder_outputs, **options):
+        assert options["num_beams"] == 4
+        return encoder_outputs[0]
+""",
+}
+
+
+@pytest.mark.parametrize("stage", SIDES["released"])
+def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_path):
+    pytest.importorskip("torch")
+    for name, text in CLONE.items():
+        (tmp_path / name).write_text(text)
+    worker = benchmark.Worker(small(stage, side="released"), benchmark.Released(tmp_path, sys.executable))
+    try:
+        assert worker.read()["peak_bytes"] > 1e8
+        assert worker.run() > 0
+    finally:
+        worker.close()
+
+
+def test_the_released_code_is_skipped_with_a_word_where_absent(tmp_path, capfd):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    run = lambda *flags: benchmark.main(["--sides=released", f"--output={tmp_path}/out", *flags])
+    assert run() == 1 and "give --released PATH" in capfd.readouterr().err
+    assert run(f"--released={clone}") == 1 and "is no clone of xjw-nlp/SimCAS" in capfd.readouterr().err
+    (clone / "modeling_bart_ours.py").touch()
+    assert run(f"--released={clone}", "--released-python=/nowhere/python") == 1
+    assert "--released-python=/nowhere/python: No such file" in capfd.readouterr().err
+    assert run(f"--released={clone}") == 1 and "lacks torch or transformers 4" in capfd.readouterr().err
+
+
+def test_stages_that_a_side_lacks_are_said(tmp_path, capfd):
+    assert benchmark.main(["--sides=torch", "--stages=reward", f"--output={tmp_path}"]) == 1
+    assert "skipped: side torch has no stage reward" in capfd.readouterr().err

@@ -101,23 +101,33 @@ class Worker:
 
 
 def measure(tasks: list[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
-    """Figures of every task: all are compiled first, then run in turns, so that all see the same noise."""
+    """Figures of every task: all are compiled first, then run in turns, so that all see the same noise.
+
+    A task whose process ends, most often for want of memory, is named on stderr and left out.
+    """
+    running: list[tuple[Worker, dict[str, Any]]] = []
     workers: list[Worker] = []
     try:
         with report.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
-            results: list[dict[str, Any]] = []
             for task in tasks:
                 workers.append(Worker(task, released))
-                results.append(dataclasses.asdict(task) | workers[-1].read() | {"seconds": []})
+                try:
+                    running.append((workers[-1], dataclasses.asdict(task) | workers[-1].read() | {"seconds": []}))
+                except UserError as error:
+                    print(f"left out: {error}", file=sys.stderr)
                 bar.update(1)
             for _ in range(repeats):
-                for worker, result in zip(workers, results, strict=True):
-                    result["seconds"].append(worker.run())
+                for worker, result in list(running):
+                    try:
+                        result["seconds"].append(worker.run())
+                    except (UserError, BrokenPipeError) as error:
+                        print(f"left out: {error}", file=sys.stderr)
+                        running.remove((worker, result))
                     bar.update(1)
     finally:
         for worker in workers:
             worker.close()
-    return results
+    return [result for _, result in running]
 
 
 def exponent(lengths: list[int], values: Sequence[float | int]) -> float:
@@ -214,6 +224,8 @@ def run(arguments: Any) -> int:
         raise UserError("nothing is left to measure")
     folder = program.make_folder(Path(arguments.output), "--output")
     results = measure(tasks, arguments.repeats, released)
+    if not results:
+        raise UserError("every process ended before it was measured; its own words are above")
     summary = growth(results)
     (folder / "benchmark.json").write_text(
         json.dumps(report.json_ready({"results": results, "growth": summary}), indent=1) + "\n", encoding="utf-8"
@@ -224,7 +236,7 @@ def run(arguments: Any) -> int:
         print(report.markdown_table(summary, list(summary[0])))
         print(f"\nplot: {plots.plot_growth(as_panels(results, summary), folder / 'benchmark.png')}")
     print(f"figures: {folder / 'benchmark.json'}")
-    return 0
+    return 0 if len(results) == len(tasks) else 1
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,7 +43,7 @@ def prepared(task: SimpleNamespace) -> Callable[[], Any]:
     from transformers.modeling_outputs import BaseModelOutput
 
     torch.manual_seed(0)
-    config: Any = BartConfig(**task.bart, dropout=0.0)
+    config: Any = BartConfig(**task.bart)
     model = SimCAS.__new__(SimCAS)  # its constructor only knows how to load a checkpoint
     nn.Module.__init__(model)
     model.model, model.pad_token_id = BartSimCAS(config), config.pad_token_id
