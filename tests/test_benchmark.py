@@ -90,7 +90,7 @@ def test_the_peers_stages_run(stage):
 
 def test_a_stage_that_the_peer_lacks_is_named():
     with pytest.raises(ValueError, match="side torch has encode"):
-        small("selector", side="torch")
+        small("reward", side="torch")
 
 
 # The least that a clone of the authors' code has to offer, in their names.

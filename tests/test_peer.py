@@ -7,8 +7,10 @@ from helpers import PARITY
 torch = pytest.importorskip("torch")
 
 from jax_simcas.benchmark.peer import Peer  # noqa: E402
+from jax_simcas.benchmark.peer_ppo import experience, ppo_update  # noqa: E402
 from jax_simcas.generate import GenerateConfig  # noqa: E402
-from jax_simcas.parity import read_cases  # noqa: E402
+from jax_simcas.parity import SELECTOR_LR, after_training, read_cases  # noqa: E402
+from jax_simcas.ppo import PPOConfig  # noqa: E402
 
 STATES = 2e-5
 CASES = {case.name: case for case in read_cases(PARITY)}
@@ -55,3 +57,24 @@ def test_one_step_of_training():
     np.testing.assert_allclose(loss.detach(), arrays["losses"][0], rtol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.bart.parameters())
     assert all(p.grad is None for p in peer.actor.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ppo")])
+def test_ppo(name):
+    case, peer = CASES[name], peer_of(CASES[name]).eval()
+    arrays = case.arrays
+    ids, target = torch.tensor(arrays["input_ids"][0]), torch.tensor(arrays["target_ids"][0])
+    epochs, chunks, _ = arrays["token_orders"].shape
+    config = PPOConfig(epochs=epochs, minibatch_size=int(arrays["minibatch_size"]))
+    seen = experience(peer, ids, target, config, torch.tensor(arrays["actions"]).bool())
+    np.testing.assert_allclose(seen.reward, arrays["rewards"], rtol=1e-4)
+    np.testing.assert_allclose(seen.value, arrays["values"], atol=STATES)
+    np.testing.assert_allclose(seen.selected.log_prob, arrays["log_probs"], atol=STATES)
+    np.testing.assert_allclose(seen.advantage, arrays["advantages"], rtol=1e-4, atol=STATES)
+    np.testing.assert_allclose(seen.returns, arrays["returns"], rtol=1e-4, atol=STATES)
+    optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], SELECTOR_LR)
+    orders = arrays["token_orders"], arrays["chunk_orders"].reshape(epochs, -1, chunks)
+    losses = ppo_update(peer, optimizer, seen, *(torch.tensor(x) for x in orders), config)
+    np.testing.assert_allclose(losses, arrays["losses"], rtol=1e-4, atol=2e-6)
+    after = after_training(case)["selector"]["actor"]["dense_1"]["kernel"]
+    np.testing.assert_allclose(peer.actor.dense_1.weight.detach().T, after, atol=2e-4)

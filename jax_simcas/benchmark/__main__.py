@@ -71,7 +71,9 @@ class Worker:
 
     def __init__(self, task: Task, released: Released | None = None) -> None:
         self.task = task
-        self._process = subprocess.Popen(command(task, released), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command(task, released), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def read(self) -> dict[str, float]:
         """The next line of figures: start and memory first, then a run's seconds.

@@ -47,7 +47,7 @@ class Selected(NamedTuple):
 
 
 class Peer(nn.Module):
-    """BART and the actor, on one document at a time; the selector is not trained here.
+    """BART, the actor and the critic, on one document at a time.
 
     Args:
       params: our parameter tree, selector included.
@@ -64,10 +64,9 @@ class Peer(nn.Module):
         hf_config: Any = HFConfig(**fields)
         hf_config._attn_implementation = "sdpa"
         self.bart = BartForConditionalGeneration(hf_config)
-        self.actor = Head(config.d_model, 2)
+        self.actor, self.critic = Head(config.d_model, 2), Head(config.d_model, 1)
         self.config, self.align, self.autocast = config, align, autocast
         selector = ".".join(SELECTOR) + "."
-        actor = f"{selector}actor."
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
         missing, unexpected = self.bart.load_state_dict(
             {k: v for k, v in weights.items() if not k.startswith(selector)}, strict=False
@@ -76,7 +75,9 @@ class Peer(nn.Module):
         if unexpected or not all(name.endswith(tied) for name in missing):
             raise ValueError(f"parameters do not fit: missing {missing}, unexpected {unexpected}")
         self.bart.tie_weights()
-        self.actor.load_state_dict({k.removeprefix(actor): v for k, v in weights.items() if k.startswith(actor)})
+        for name, head in (("actor", self.actor), ("critic", self.critic)):
+            own = f"{selector}{name}."
+            head.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
@@ -130,6 +131,22 @@ class Peer(nn.Module):
         with self._precision():
             out = self.bart.model.decoder(target_ids[None], encoder_hidden_states=selected[None], use_cache=False)
             return self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
+
+    def logits_and_attention(
+        self, selected: torch.Tensor, target_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `logits`, and the mean cross-attention weight [1 + n] of every selected state; not with sdpa."""
+        with self._precision():
+            decoder: Any = self.bart.model.decoder
+            out = decoder(
+                target_ids[None], encoder_hidden_states=selected[None], use_cache=False, output_attentions=True
+            )
+            logits = self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
+        return logits, torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
+
+    def value(self, candidates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The critic's value [N] of every candidate."""
+        return self.critic(candidates.float(), state).squeeze(-1)
 
     def loss(self, input_ids: torch.Tensor, target_ids: torch.Tensor, action: torch.Tensor | None = None) -> Any:
         """Label-smoothed cross-entropy of one document without padding."""

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from jax_simcas.benchmark.peer import Peer
-from jax_simcas.benchmark.stages import Task, document, fresh_params, half_selected
+from jax_simcas.benchmark.peer_ppo import experience, ppo_update
+from jax_simcas.benchmark.stages import UPDATE_CONFIG, Task, document, fresh_params, half_selected
 from jax_simcas.generate import GenerateConfig
 
 LEARNING_RATE = 1e-4  # any: it is the time of a step that counts
@@ -35,6 +36,8 @@ def prepared(task: Task) -> Callable[[], Any]:
         config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
         selected = torch.randn(task.selected, task.bart.d_model, generator=generator)
         return lambda: peer.generate(selected, config)
+    if task.stage == "selector":
+        return _selector(peer, ids, target, task.chunk_length - 1)
     optimizer = torch.optim.Adam(peer.bart.parameters(), lr=LEARNING_RATE)
     action = torch.from_numpy(half_selected(task, rows)[0])
 
@@ -44,6 +47,21 @@ def prepared(task: Task) -> Callable[[], Any]:
         loss.backward()
         optimizer.step()
         return loss.detach()
+
+    return step
+
+
+def _selector(peer: Peer, ids: torch.Tensor, target: torch.Tensor, candidates: int) -> Callable[[], torch.Tensor]:
+    config, chunks = UPDATE_CONFIG.ppo, len(ids)
+    optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], UPDATE_CONFIG.selector_lr)
+    rounds = -(-candidates // config.minibatch_size)
+    shuffled = lambda length, *shape: torch.rand(*shape, length).argsort(-1)
+
+    def step() -> torch.Tensor:
+        draws = torch.rand(chunks, candidates) < 0.5  # as a fresh actor's
+        seen = experience(peer, ids, target, config, draws)
+        orders = shuffled(candidates, config.epochs, chunks), shuffled(chunks, config.epochs, rounds)
+        return ppo_update(peer, optimizer, seen, *orders, config)
 
     return step
 

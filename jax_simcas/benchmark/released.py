@@ -4,7 +4,7 @@ Run as a file by that environment's Python (torch, transformers 4.42.4; neither 
 
   PYTHON released.py TASK_AS_JSON CLONE
 
-It drives the clone's public classes and changes nothing in them; the weights are random. Two hooks on its agent make the
+It drives the clone's classes and changes no file of it; the weights are random. Two hooks on its agent make the
 comparison like with like: `encode` stops where selection begins, and training is given which half to select.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from worker import serve  # type: ignore[import-not-found]  # beside this file
+from worker import serve  # beside this file
 
 
 class SelectionBegins(Exception):
@@ -36,9 +36,9 @@ def document(task: SimpleNamespace, config: Any) -> tuple[torch.Tensor, torch.Te
 
 def prepared(task: SimpleNamespace) -> Callable[[], Any]:
     """The stage, ready to run; a call runs it once."""
-    from label_smoothing_loss import label_smoothing_loss  # type: ignore[import-not-found]  # the clone's
-    from model import SimCAS  # type: ignore[import-not-found]
-    from modeling_bart_ours import BartSimCAS  # type: ignore[import-not-found]
+    from label_smoothing_loss import label_smoothing_loss  # the clone's
+    from model import SimCAS
+    from modeling_bart_ours import BartSimCAS
     from transformers import BartConfig
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -73,9 +73,7 @@ def prepared(task: SimpleNamespace) -> Callable[[], Any]:
 
         def generate() -> Any:
             with torch.no_grad(), precision():
-                return model.generate(
-                    encoder_outputs=BaseModelOutput(selected), attention_mask=None, **options
-                )
+                return model.generate(encoder_outputs=BaseModelOutput(selected), attention_mask=None, **options)
 
         return generate
     candidates = ids[0, :, 1:].numel()

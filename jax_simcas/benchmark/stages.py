@@ -67,7 +67,9 @@ class Task:
 
     @property
     def simcas(self) -> SimcasConfig:
-        return SimcasConfig(chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype, remat=self.remat)
+        return SimcasConfig(
+            chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype, remat=self.remat
+        )
 
 
 def document(task: Task) -> Batch:
@@ -108,10 +110,10 @@ def _decode(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
     states = jax.random.normal(jax.random.key(1), (task.selected, task.bart.d_model), jnp.dtype(task.dtype))
     target = (batch["target_ids"][0], batch["target_mask"][0])
 
-    def run(params: Any, states: jax.Array, *target: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def run(params: Any, states: jax.Array, target_ids: jax.Array, target_mask: jax.Array) -> Any:
         index = jnp.arange(len(states) - 1)
         compacted = Compacted(states, jnp.ones(len(states), bool), index, jnp.zeros((), jnp.int32))
-        return decode_selected(params, task.bart, task.simcas, compacted, *target)
+        return decode_selected(params, task.bart, task.simcas, compacted, target_ids, target_mask)
 
     return run, (params, states, *target)
 
@@ -121,14 +123,13 @@ def _reward(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
     action = jnp.asarray(half_selected(task, batch)[0])
     index = jnp.flatnonzero(action)
     attention = jnp.full(len(index) + 1, 1.0 / (len(index) + 1))
-    target = (batch["target_ids"][0], batch["target_mask"][0])
+    ids, mask, candidates = (batch[name][0] for name in ("target_ids", "target_mask", "token_mask"))
 
-    def run(logits: jax.Array, attention: jax.Array, index: jax.Array, action: jax.Array, *rest: jax.Array) -> Any:
-        *target, mask = rest
-        reward = document_reward(logits, *target)
-        return candidate_rewards(reward, attention, index, action, mask)
+    def run(logits: jax.Array, ids: jax.Array, mask: jax.Array, *selected: jax.Array) -> jax.Array:
+        attention, index, action, candidates = selected
+        return candidate_rewards(document_reward(logits, ids, mask), attention, index, action, candidates)
 
-    return run, (logits, attention, index, action, *target, batch["token_mask"][0, :, 1:])
+    return run, (logits, ids, mask, attention, index, action, candidates[:, 1:])
 
 
 def _generate(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
@@ -177,7 +178,7 @@ STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
 }
 SIDES = {  # and the stages that can be timed apart on each
     "jax": tuple(STAGES),
-    "torch": ("encode", "select", "decode", "transformer", "generate"),
+    "torch": ("encode", "select", "decode", "transformer", "selector", "generate"),
     "released": ("encode", "transformer", "generate"),
 }
 
