@@ -15,7 +15,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
-from jax_simcas.bart.decoder import CrossCache, cross_cache, decode_step, init_self_cache, stack_decoder
+from jax_simcas.bart.decoder import CrossCache, cross_cache, decode_step, init_self_cache
+from jax_simcas.bart.layers import stack_layers
 
 Params = Any
 NEVER = -1e9  # the score of what must not win, as in transformers
@@ -146,7 +147,7 @@ def search(
     """`generate` for several documents: one loop, one step counter; a finished document's state stays."""
     total = config.max_length
     start, advance, result = GREEDY_SEARCH if config.num_beams == 1 else BEAM_SEARCH
-    params = stack_decoder(params)
+    params = stack_layers(params)
     layers_first = CrossCache._make((1, 1, 0))  # the decoder scans over layers
     project = lambda s, m: cross_cache(params, bart, s, m, dtype)
     cross = jax.vmap(project, out_axes=layers_first)(selected, selected_mask)

@@ -29,6 +29,7 @@ from ml_collections import config_flags
 
 from jax_simcas import plots, program, report
 from jax_simcas import settings as settings_lib
+from jax_simcas.bart.layers import stack_layers
 from jax_simcas.checkpoint import Checkpointer
 from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -180,7 +181,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
     for note in (*getattr(source, "notes", ()), *getattr(held_out, "notes", ())):
         print(f"warning: {note}", file=sys.stderr)
     batches = pipeline.make_iterator(source, model.tokenizer, config, training=True)
-    state = init_state(model.params, settings.optimizer, jax.random.key(loop.seed))
+    state = init_state(stack_layers(model.params), settings.optimizer, jax.random.key(loop.seed))
     with Checkpointer(
         workdir / CHECKPOINTS, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
     ) as checkpoints:

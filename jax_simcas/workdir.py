@@ -16,6 +16,7 @@ import jax
 
 from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
+from jax_simcas.bart.layers import unstack_layers
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data import embedded, pipeline, sources
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -152,7 +153,7 @@ def load_model(source: str, step: Any = "best") -> Model:
         tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
         check_vocabulary(tokenizer, settings, folder)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
-        return Model(settings, params, tokenizer, notes)
+        return Model(settings, unstack_layers(params), tokenizer, notes)
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")
     default = Settings(pretrained=source)

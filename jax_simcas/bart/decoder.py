@@ -22,7 +22,7 @@ from jax_simcas.bart.layers import (
     embed,
     final_norm,
     init_stack,
-    stack_layers,
+    stacked_layers,
     sublayer,
 )
 
@@ -178,7 +178,7 @@ def decode(
             return x, None
         return x, jnp.einsum("htc,t->c", weights, share) / config.decoder_attention_heads
 
-    x, attention = lax.scan(checkpointed(step, remat), x, (stack_layers(decoder["layers"]), keys[:-1]))
+    x, attention = lax.scan(checkpointed(step, remat), x, (stacked_layers(decoder), keys[:-1]))
     logits = logits_of(params, final_norm(decoder, config, x, dtype), dtype)
     return logits, attention.mean(axis=0) if with_weights else None
 
@@ -193,7 +193,7 @@ def cross_cache(
     """Cross-attention keys and values of all layers, for `decode_step`."""
     layer = DecoderLayer(config, dtype)
     project = lambda p: layer.apply({"params": p}, selected.astype(dtype), method="cross_key_value")
-    key, value = lax.map(project, _stacked(params["model"]["decoder"]))
+    key, value = lax.map(project, stacked_layers(params["model"]["decoder"]))
     return CrossCache(key, value, selected_mask)
 
 
@@ -217,7 +217,7 @@ def decode_step(
     """Logits after one more token of every beam.
 
     Args:
-      params: the whole tree; stack the layers once, outside a loop, with `stack_decoder`.
+      params: the whole tree; stack the layers once, outside a loop, with `stack_layers`.
       token: the token at `position` (0 is the decoder start token).
       ancestors: row t of beam b's history lies in cache slot ancestors[b, t]; None: in slot b.
     """
@@ -249,18 +249,6 @@ def decode_step(
             method="step",
         ), None
 
-    inputs = (_stacked(decoder), jnp.arange(config.decoder_layers), cross.key, cross.value)
+    inputs = (stacked_layers(decoder), jnp.arange(config.decoder_layers), cross.key, cross.value)
     (x, self_cache), _ = lax.scan(step, (x, self_cache), inputs)
     return logits_of(params, final_norm(decoder, config, x, dtype), dtype), self_cache
-
-
-def _stacked(decoder: Params) -> Params:
-    return decoder["stacked"] if "stacked" in decoder else stack_layers(decoder["layers"])
-
-
-def stack_decoder(params: Params) -> Params:
-    """`params` with the decoder's layers stacked once, so that a decoding loop doesn't do it every step."""
-    model = params["model"]
-    decoder = {k: v for k, v in model["decoder"].items() if k != "layers"}
-    decoder["stacked"] = stack_layers(model["decoder"]["layers"])
-    return {**params, "model": {**model, "decoder": decoder}}

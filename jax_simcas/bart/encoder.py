@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import (
+    PRODUCT,
     Attention,
     FeedForward,
     LayerNorm,
@@ -22,12 +23,12 @@ from jax_simcas.bart.layers import (
     embed,
     final_norm,
     init_stack,
-    stack_layers,
+    stacked_layers,
     sublayer,
 )
 
 REMAT = ("none", "dots", "layer")
-TOKENS_AT_ONCE = 512  # of one document, that a layer works on together on a CPU
+TOKENS_AT_ONCE = 1024  # of one document, that a layer works on together on a CPU
 
 
 class EncoderLayer(nn.Module):
@@ -66,7 +67,7 @@ def checkpointed(function: Callable, remat: str) -> Callable:
     if remat == "layer":
         return jax.checkpoint(function)
     if remat == "dots":
-        return jax.checkpoint(function, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
     raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
 
 
@@ -131,5 +132,5 @@ def encode_chunks(
         return between(each_chunk(run, x, token_mask, key), index < count - 1), x
 
     x = jax.vmap(start)(input_ids, added, start_keys)
-    x, layer_inputs = lax.scan(step, x, (stack_layers(encoder["layers"]), jnp.arange(count), layer_keys))
+    x, layer_inputs = lax.scan(step, x, (stacked_layers(encoder), jnp.arange(count), layer_keys))
     return final_norm(encoder, config, x, dtype), layer_inputs

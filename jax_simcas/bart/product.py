@@ -1,0 +1,85 @@
+"""x W in mixed precision, as a primitive of its own: its backward products run in the operands' type too.
+
+`lax.dot_general` with bfloat16 operands and a float32 result hands a float32 cotangent to both of its backward
+products, which then run in float32: on a CPU at a fifth of the speed, elsewhere with twice the bytes. A `custom_vjp`
+would make a weight gradient a chunk under `vmap` and sum them afterwards; a primitive says what batching means.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+product_p = Primitive("product")
+
+
+def product(x: Float[Array, "*rows I"], kernel: Float[Array, "I O"]) -> Float[Array, "*rows O"]:
+    """x W with both operands in the dtype of x, summed in float32.
+
+    Differentiable: the cotangent is rounded to the dtype of x before it meets W or x; the gradient of W is float32.
+    `vmap` over x makes more rows of one product.
+    """
+    return product_p.bind(x, kernel)
+
+
+def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
+    return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return _dot(x, kernel.astype(x.dtype), x.ndim - 1, 0)
+
+
+def _input_gradient(cotangent: Any, x: Any, kernel: Array) -> Any:
+    """G W^T."""
+    if type(cotangent) is ad.Zero:
+        return ad.Zero(x.aval)
+    dtype = x.aval.dtype
+    return _dot(cotangent.astype(dtype), kernel.astype(dtype), cotangent.ndim - 1, 1).astype(dtype)
+
+
+def _kernel_gradient(cotangent: Any, x: Array, kernel: Any) -> Any:
+    """x^T G, over all rows at once."""
+    if type(cotangent) is ad.Zero:
+        return ad.Zero(kernel.aval)
+    rows = lambda x: x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    plain = lambda x, g: _dot(x, g, 0, 0)
+    operands = rows(x), rows(cotangent).astype(x.dtype)
+    gradient = (
+        plain(*operands)
+        if x.dtype == jnp.float32
+        else lax.platform_dependent(*operands, cpu=_kernel_gradient_on_cpu, default=plain)
+    )
+    return gradient.astype(kernel.aval.dtype)
+
+
+def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
+    """XLA:CPU only has fast bfloat16 products that sum over the last axis of the left operand: 5 times as fast.
+
+    So x^T is laid out anew, in two blocks of rows: a plain transpose would be folded into the product.
+    """
+    count, width = x.shape
+    x, cotangent = (jnp.pad(y, ((0, count % 2), (0, 0))) for y in (x, cotangent))
+    blocks = lax.optimization_barrier(x.reshape(2, -1, width).transpose(2, 0, 1))
+    return _dot(blocks.reshape(width, -1), cotangent, 1, 0)
+
+
+def _batched(operands: tuple, axes: tuple) -> tuple[Array, int]:
+    x, kernel = operands
+    if axes[1] is None:
+        return product(jnp.moveaxis(x, axes[0], 0), kernel), 0
+    return jax.vmap(_product, axes)(x, kernel), 0  # a kernel of its own for each: nothing to be gained
+
+
+product_p.def_impl(jax.jit(_product))
+product_p.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[1]), dtype=jnp.float32))
+ad.defbilinear(product_p, _input_gradient, _kernel_gradient)
+batching.primitive_batchers[product_p] = _batched
+mlir.register_lowering(product_p, mlir.lower_fun(_product, multiple_results=False))

@@ -1,0 +1,111 @@
+"""The products and the attention that carry their own gradients, and the two layouts of the layers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, document, stack, tiny_params
+from jax import lax
+
+from jax_simcas import update
+from jax_simcas.bart.layers import attend, attention, stack_layers, unstack_layers
+from jax_simcas.bart.product import product
+from jax_simcas.model import SimcasConfig
+
+TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def close(a, b, dtype):
+    scale = float(jnp.abs(b.astype(jnp.float32)).max())
+    np.testing.assert_allclose(a.astype(jnp.float32) / scale, b.astype(jnp.float32) / scale, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("rows", [(6,), (7,), (3, 5), (2, 3, 4)])
+def test_product_and_its_gradients(rows, dtype):
+    """Odd and even numbers of rows, since bfloat16 gradients on a CPU take the rows in two blocks."""
+    x, kernel, g = normal(0, *rows, 8, dtype=dtype), normal(1, 8, 12), normal(2, *rows, 12, dtype=dtype)
+    plain = lambda x, kernel: jnp.einsum("...i,io->...o", x.astype(jnp.float32), kernel)
+    value, pull = jax.vjp(product, x, kernel)
+    expected, expected_pull = jax.vjp(plain, x, kernel)
+    close(value, expected, dtype)
+    assert value.dtype == jnp.float32
+    gradients = jax.jit(pull)(g.astype(jnp.float32))
+    for a, b, operand in zip(gradients, expected_pull(g.astype(jnp.float32)), (x, kernel), strict=True):
+        assert a.dtype == operand.dtype
+        close(a, b, dtype)
+
+
+def test_the_backward_products_of_bfloat16_take_bfloat16_and_give_the_kernel_float32():
+    loss = lambda x, kernel: product(x, kernel).sum()
+    operands = normal(0, 6, 8, dtype=jnp.bfloat16), normal(1, 8, 12)
+    dots = [eqn for eqn in all_equations(jax.make_jaxpr(jax.grad(loss, (0, 1)))(*operands).jaxpr) if is_dot(eqn)]
+    assert dots and all(v.aval.dtype == jnp.bfloat16 for eqn in dots for v in eqn.invars)
+
+
+def is_dot(equation):
+    return equation.primitive is lax.dot_general_p
+
+
+def all_equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from all_equations(inner)
+
+
+def test_vmap_makes_one_product_of_all_rows():
+    x, kernel = normal(0, 4, 6, 8), normal(1, 8, 12)
+    loss = lambda kernel: jnp.square(jax.vmap(product, (0, None))(x, kernel)).sum()
+    gradient = jax.make_jaxpr(jax.grad(loss))(kernel)
+    (dot,) = [e for e in all_equations(gradient.jaxpr) if is_dot(e)]
+    assert dot.outvars[0].aval.shape == kernel.shape
+    np.testing.assert_allclose(jax.vmap(product, (1, None), 1)(x, kernel), x @ kernel, rtol=1e-5)
+    each = normal(2, 4, 8, 12)
+    np.testing.assert_allclose(jax.vmap(product)(x, each), x @ each, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("batched", [False, True])
+def test_attention_has_the_value_and_gradient_of_attend(batched, dtype):
+    lead = (3,) if batched else ()
+    query, g = (normal(i, *lead, 2, 5, 4, dtype=dtype) for i in (0, 1))
+    key, value = (normal(i, *lead, 2, 7, 4, dtype=dtype) for i in (2, 3))
+    mask = jnp.broadcast_to((jnp.arange(7) < 5)[None], (*lead, 1, 7))
+    plain = lambda q, k, v, m: attend(q, k, v, m)[0]
+    wide = [x.astype(jnp.float32) for x in (query, key, value)]
+    over = (lambda f: jax.vmap(f)) if batched else (lambda f: f)
+    out, pull = jax.vjp(lambda *x: over(attention)(*x, mask), query, key, value)
+    expected, expected_pull = jax.vjp(lambda *x: over(plain)(*x, mask), *wide)
+    close(out, expected, dtype)
+    for a, b in zip(pull(g), expected_pull(g.astype(jnp.float32)), strict=True):
+        assert a.dtype == dtype
+        close(a, b, dtype)
+
+
+def test_causal_attention_has_the_gradient_of_attend():
+    query, key, value = (normal(i, 2, 6, 4) for i in range(3))
+    mask = jnp.tril(jnp.ones((6, 6), bool))
+    loss = lambda function: jax.grad(lambda *x: jnp.square(function(*x, mask)).sum(), argnums=(0, 1, 2))
+    for a, b in zip(loss(attention)(query, key, value), loss(lambda *x: attend(*x)[0])(query, key, value), strict=True):
+        close(a, b, jnp.float32)
+
+
+def test_stacked_layers_hold_the_same_model():
+    params, simcas = tiny_params(), SimcasConfig(chunk_length=8, policy="all")
+    stacked = stack_layers(params)
+    assert "0" not in stacked["model"]["encoder"]["layers"]
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(stacked), stacked)
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(params), params)
+    batch = stack(document(0), document(1))
+    gradient = jax.jit(jax.value_and_grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0]))
+    (loss, plain), (same, grads) = gradient(params), gradient(stacked)
+    np.testing.assert_allclose(loss, same, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unstack_layers(grads), plain)
