@@ -26,7 +26,9 @@ class DataConfig:
     """Where rows come from and how they become batches.
 
     source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`; "embedded" generates the embedded task.
-    input_template: what the encoder reads; `{document}` and, for query-based data, `{query}`.
+    input_template: what the encoder reads; `{document}` and, where rows have them, `{query}` and `{context}`.
+    parts_at: where a document of several parts is split; training joins them by `join_parts` in random order.
+    draw_answer: training learns a random one of a row's answers instead of the first.
     tokenizer: a folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE
       tokens on the training split when there is no pretrained model.
     task: "summarization" is scored with ROUGE, "answers" with exact match and F1.
@@ -41,6 +43,9 @@ class DataConfig:
     fields: Fields = field(default_factory=Fields)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     input_template: str = "{document}"
+    parts_at: str = ""
+    join_parts: str = "</s>"
+    draw_answer: bool = False
     task: str = "summarization"
     tokenizer: str = ""
     vocab_size: int = 8_192
@@ -63,12 +68,14 @@ class DataConfig:
 class LoopConfig:
     """How long to train, and how often to do what; all counts are optimizer steps.
 
+    epochs: passes over the training rows, in place of `steps`; 0: `steps` counts.
     selector_every: the selector learns from every batch of each such step; 0: never.
     best_metric: which validation figure makes a checkpoint the best.
     max_skipped: non-finite batches in a row after which training stops.
     """
 
     steps: int = 1_000
+    epochs: int = 0
     log_every: int = 10
     eval_every: int = 200
     eval_documents: int = 64
@@ -83,6 +90,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "eval_every", "eval_documents", "checkpoint_every", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.epochs < 0:
+            raise ValueError(f"epochs={self.epochs}: expected at least 0")
         if self.best_metric not in ("nll", "loss"):
             raise ValueError(f"best_metric={self.best_metric!r}: expected one of nll, loss")
 

@@ -73,7 +73,7 @@ def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dic
     static = {"bart": settings.bart, "simcas": settings.simcas}
     config = pipeline_config(settings)
     started = time.monotonic()
-    row = Row(id="", document=text, summary="", answers=(), query=query, evidence=None)
+    row = pipeline.arranged(Row(id="", document=text, summary="", query=query), config)
     features = pipeline.featurize(row, model.tokenizer, config)
     batch = pipeline.pad_batch([features], config, model.tokenizer.pad_token_id)
     tokenized = time.monotonic()

@@ -13,6 +13,7 @@ exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, afte
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import signal
 import sys
@@ -49,6 +50,7 @@ EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
 # A resumed run may differ in these: they change how long and how often, not what a step does.
 FREE_ON_RESUME = (
     "loop.steps",
+    "loop.epochs",
     "loop.log_every",
     "loop.eval_every",
     "loop.eval_documents",
@@ -161,7 +163,9 @@ def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[s
 
 
 def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True) -> Outcome:
-    """Trains to `settings.loop.steps` optimizer steps, from the newest good checkpoint if there is one.
+    """Trains for `settings.loop.steps` optimizer steps, or `epochs` passes over the rows.
+
+    Goes on from the newest good checkpoint if there is one.
 
     Raises:
       UserError: anything that the user can mend; too many non-finite steps in a row.
@@ -181,6 +185,9 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
     for note in (*getattr(source, "notes", ()), *getattr(held_out, "notes", ())):
         print(f"warning: {note}", file=sys.stderr)
     batches = pipeline.make_iterator(source, model.tokenizer, config, training=True)
+    if loop.epochs:
+        rows_a_step = config.batch_size * settings.optimizer.accumulate_step
+        loop = dataclasses.replace(loop, steps=-(-loop.epochs * len(source) // rows_a_step))
     state = init_state(stack_layers(model.params), settings.optimizer, jax.random.key(loop.seed))
     with Checkpointer(
         workdir / CHECKPOINTS, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
@@ -194,7 +201,8 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                 print(f"warning: {warning}", file=sys.stderr)
             print(f"resuming at step {step} of {loop.steps}", file=sys.stderr)
         if step >= loop.steps:
-            print(f"step {step} of {loop.steps} is done; raise --config.loop.steps to go on", file=sys.stderr)
+            flag = "epochs" if loop.epochs else "steps"
+            print(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on", file=sys.stderr)
             return Outcome(step, {}, False)
 
         evaluate = jax.jit(

@@ -63,6 +63,9 @@ def pipeline_config(settings: Settings) -> pipeline.PipelineConfig:
         seed=settings.loop.seed,
         workers=data.workers,
         decoder_start=settings.bart.decoder_start_token_id,
+        parts_at=data.parts_at,
+        join_parts=data.join_parts,
+        draw_answer=data.draw_answer,
     )
 
 

@@ -1,5 +1,6 @@
 """Tiny models and documents that many tests share."""
 
+import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import SimcasConfig, init_params
 from jax_simcas.pretrained import load
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 PARITY = Path(__file__).parent / "data" / "parity"
 MANIFEST = json.loads((PARITY / "manifest.json").read_text())
 
@@ -28,6 +31,14 @@ TINY = BartConfig(
     dropout=0.0,
     init_std=0.3,
 )
+
+
+def read_config(name):
+    """(settings, docstring) of configs/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return settings_lib.from_config(module.get_config()), module.__doc__
 
 
 @cache

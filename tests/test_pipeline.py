@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.pipeline import SENTENCE_END, PipelineConfig, featurize, make_iterator, pad_batch
+from jax_simcas.data.pipeline import SENTENCE_END, PipelineConfig, arranged, featurize, make_iterator, pad_batch
 from jax_simcas.data.sources import Fields, JsonlSource, Row
 from jax_simcas.errors import UserError
 
@@ -237,6 +237,52 @@ def test_few_shapes(words, source):
     for batch in take(make_iterator(source, words, one, training=True), 11):
         features = featurize(source[int(batch["row_index"][0])], words, CONFIG)
         same(batch, pad_batch([features | {"row_index": batch["row_index"][0]}], CONFIG, 1))
+
+
+def test_context(words):
+    """One pass over the template: what a query says is not taken for a place in it."""
+    config = dataclasses.replace(CONFIG, input_template="{query} : {context} : {document}", max_input_len=60)
+    row = Row("1", "w0 w1", "w3", query="{context} ask", context="w7 w8")
+    features = featurize(row, words, config)
+    shown = words.decode(features["input_ids"][features["token_mask"]], skip_special_tokens=True)
+    assert shown.endswith("ask : w7 w8 : w0 w1") and shown.count("w7") == 1
+    with pytest.raises(UserError, match=r"row 1: no context, .* config\.data\.fields\.context"):
+        featurize(dataclasses.replace(row, context=None), words, config)
+
+
+PARTS = dataclasses.replace(CONFIG, parts_at="|||||", join_parts="</s>", draw_answer=True, max_input_len=60)
+
+
+def test_parts_and_answers_keep_their_order_but_in_training():
+    row = Row("1", "|||||".join("abcdef"), "x", answers=("x", "y", "z"), evidence=((0, 1),))
+    still = arranged(row, PARTS)
+    assert still.document == "a</s>b</s>c</s>d</s>e</s>f" and still.summary == "x" and still.evidence is None
+    drawn = [arranged(row, PARTS, np.random.default_rng(i)) for i in range(30)]
+    assert all(sorted(other.document.split("</s>")) == list("abcdef") for other in drawn)
+    assert len({other.document for other in drawn}) > 20 and {other.summary for other in drawn} == {"x", "y", "z"}
+    assert arranged(row, CONFIG, np.random.default_rng(0)) == row
+
+
+def test_training_shuffles_parts_anew_each_epoch_and_resumes(words):
+    document = "|||||".join(f" {word} " for word in WORDS[:8])
+    rows = [Row(str(i), document, f"w{i}", answers=(f"w{i}", f"w{i + 20}")) for i in range(3)]
+    config = dataclasses.replace(PARTS, batch_size=1)
+    run = lambda **options: make_iterator(rows, words, dataclasses.replace(config, **options), training=True)
+    whole = run()
+    first = take(whole, 6)
+    state = json.loads(json.dumps(whole.get_state()))
+    rest = take(whole, 12)
+    text = lambda batch: words.decode(batch["input_ids"][batch["token_mask"]], skip_special_tokens=True)
+    assert len({text(batch) for batch in first + rest}) > 12
+    assert all(sorted(text(batch).split()) == sorted(WORDS[:8]) for batch in first + rest)
+    assert len({tuple(batch["target_ids"][0]) for batch in first + rest}) > 3
+    assert (first[0]["input_ids"] == words.eos_token_id).sum() >= 8  # </s> is the token itself
+    resumed = run()
+    resumed.set_state(state)
+    for a, b in zip(rest, take(resumed, 12), strict=True):
+        same(a, b)
+    for a, b in zip(first, take(run(), 6), strict=True):
+        same(a, b)
 
 
 # Order

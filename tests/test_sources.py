@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers import read_config
 
 from jax_simcas.data import sources
 from jax_simcas.data.sources import Fields, First, JsonlSource, Row, open_split
@@ -61,6 +62,48 @@ def test_fields(tmp_path):
     assert JsonlSource(path, fields, tmp_path)[0] == Row("n", "d", "s", query="q", evidence=((0, 1),))
     without = Fields("article", "highlights", evidence="", id="")
     assert JsonlSource(path, without, tmp_path)[0] == Row("1", "d", "s")
+
+
+# A row of each published data set, in the shape that it is published in, and what its config reads of it.
+PUBLISHED = {
+    "arxiv": ({"article": "a b", "abstract": "c"}, Row("1", "a b", "c")),
+    "govreport": ({"id": "GAO", "report": "a b", "summary": "c"}, Row("GAO", "a b", "c")),
+    "summscreen": ({"Transcript": ["X: a", "Y: b"], "Recap": ["c", "d"]}, Row("1", "X: a\nY: b", "c", ("c", "d"))),
+    "multinews": ({"document": "a|||||b", "summary": "c"}, Row("1", "a|||||b", "c")),
+    "wcep": ({"document": "a</s>b", "summary": "c"}, Row("1", "a</s>b", "c")),
+    "narrativeqa": (
+        {
+            "document": {"id": "x", "text": "a b", "summary": {"text": "p"}},
+            "question": {"text": "q?"},
+            "answers": [{"text": "c"}, {"text": "d"}],
+        },
+        Row("1", "a b", "c", ("c", "d"), query="q?", context="p"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows(name, tmp_path):
+    record, row = PUBLISHED[name]
+    settings, _ = read_config(name)
+    assert JsonlSource(write(tmp_path / "rows.jsonl", [record]), settings.data.fields, tmp_path)[0] == row
+
+
+def test_fields_within_fields(tmp_path):
+    fields = Fields(document="a.b", summary="c.d")
+    record = {"a.b": "first", "a": {"b": "second"}, "c": {"d": "e"}}
+    assert JsonlSource(write(tmp_path / "rows.jsonl", [record]), fields, tmp_path)[0] == Row("1", "first", "e")
+    for wrong, message in (
+        (
+            {"a": {"x": 1}, "c": {"d": "e"}},
+            r"no field 'a\.b'; its fields are 'x' \(set config\.data\.fields\.document\)",
+        ),
+        ({"a": "text", "c": {"d": "e"}}, r"no field 'a\.b'; its fields are 'a', 'c'"),
+        ({"a": {"b": ["x", 1]}, "c": {"d": "e"}}, r"field 'a\.b' is a list, expected texts in it"),
+        ({"a": {"b": "x"}, "c": {"d": [{"no": "e"}]}}, r"field 'c\.d' is a list, expected texts in it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            JsonlSource(write(tmp_path / "wrong.jsonl", [wrong]), fields, tmp_path)
 
 
 def test_the_pass_over_the_rows_is_kept_by_content(source, tmp_path, monkeypatch):
@@ -124,7 +167,7 @@ BAD = {
         r":2: no field 'document'; its fields are 'text', 'summary' \(set config",
     ),
     "no fields": (b"{}", r":2: no field 'document'; its fields are none"),
-    "type": (b'{"document": ["a"], "summary": ""}', r":2: field 'document' is list, expected text"),
+    "type": (b'{"document": 5, "summary": ""}', r":2: field 'document' is int, expected text"),
     "null": (b'{"document": "a", "summary": null}', r":2: field 'summary' is NoneType, expected text"),
     "answers": (b'{"document": "a", "summary": ["", 3]}', r":2: field 'summary' is a list, expected texts in it"),
     "query": (b'{"document": "a", "summary": "b"}', r":2: no field 'query'"),

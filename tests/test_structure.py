@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import CONFIGS, read_config
 
-from jax_simcas import settings as settings_lib
 from jax_simcas.generate import generate
 from jax_simcas.model import check_fits, init_params
 from jax_simcas.update import init_state, selector_step, transformer_step
@@ -25,7 +24,6 @@ FLOORS = [
     {"update", "generate", "inference", "settings", "presets", "workdir", "program"},
     {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark"},
 ]
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def floor(module):
@@ -75,17 +73,10 @@ def test_the_pure_floors_have_no_flags_files_or_printing():
                 assert not {"absl", "ml_collections", "pathlib", "os"} & {name.split(".")[0] for name in names}, own
 
 
-def read_config(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return settings_lib.from_config(module.get_config()), module.__doc__
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_built_and_traced(path):
-    settings, doc = read_config(path)
-    assert f"python -m jax_simcas.train --config=configs/{path.name}" in doc
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_every_config_is_built_and_traced(name):
+    settings, doc = read_config(name)
+    assert f"python -m jax_simcas.train --config=configs/{name}.py" in doc
     vocabulary = settings.data.vocab_size
     bart = dataclasses.replace(settings.bart, vocab_size=vocabulary)
     simcas, config, batch = settings.simcas, settings.optimizer, settings.data.batch_size

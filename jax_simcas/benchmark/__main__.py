@@ -28,7 +28,7 @@ EXAMPLES = """\
 QUICK = {"stages": "encode,select", "lengths": "2048,4096,8192", "size": "tiny", "repeats": 3}
 COLUMNS = (
     *("stage", "side", "dtype", "tokens", "seconds", "spread", "tokens/s"),
-    *("working MiB", "peak MiB", "start s"),
+    *("working MiB", "peak MiB", "compile s", "start s"),
 )
 LINE = ("stage", "side", "dtype")  # what one line of the plot is about
 MIB = 2**20
@@ -174,6 +174,7 @@ def as_row(result: dict[str, Any]) -> dict[str, Any]:
         "tokens/s": f"{result['length'] / seconds:.0f}",
         "working MiB": f"{result['working_bytes'] / MIB:.0f}",
         "peak MiB": f"{result['peak_bytes'] / MIB:.0f}",
+        "compile s": f"{result['compile_seconds']:.1f}" if result["compile_seconds"] else "–",
         "start s": f"{result['prepare_seconds']:.1f}",
     }
 

@@ -34,17 +34,16 @@ def visible_attention(peer: Peer) -> Iterator[None]:
         peer.bart.set_attn_implementation("sdpa")
 
 
-@torch.no_grad()
-def rewards(peer: Peer, selected: Selected, target_ids: torch.Tensor) -> torch.Tensor:
+def rewards(
+    logits: torch.Tensor, attention: torch.Tensor, action: torch.Tensor, target_ids: torch.Tensor
+) -> torch.Tensor:
     """[K, N]: R a_j / (1 - a_0) for a kept candidate; for a skipped one R over the length that counts."""
-    with visible_attention(peer):
-        logits, attention = peer.logits_and_attention(selected.states, target_ids)
     log_prob = logits[:-1].float().log_softmax(-1).gather(1, target_ids[1:, None])
     total = REWARD_SCALE * log_prob.mean().exp()
-    count = len(selected.states) - 1
-    length = count if count > HYPER_LENGTH else max(selected.action.numel(), HYPER_LENGTH)
-    out = torch.full(selected.action.shape, float(total / length))
-    out[selected.action] = total * attention[1:] / (1 - attention[0])
+    count = len(attention) - 1
+    length = count if count > HYPER_LENGTH else max(action.numel(), HYPER_LENGTH)
+    out = torch.full(action.shape, float(total / length))
+    out[action] = total * attention[1:] / (1 - attention[0])
     return out
 
 
@@ -55,7 +54,9 @@ def experience(
     """Encodes, selects (or takes the given draws), decodes, rewards, and weighs by generalised advantages."""
     hidden = peer.encode(ids)
     selected = peer.select(hidden, action)
-    reward = rewards(peer, selected, target_ids)
+    with visible_attention(peer):
+        logits, attention = peer.logits_and_attention(selected.states, target_ids)
+    reward = rewards(logits, attention, selected.action, target_ids)
     value = torch.stack([peer.value(hidden[k, 1:], selected.state[k]) for k in range(len(hidden))])
     advantage, later, next_value = torch.zeros_like(value), torch.zeros(value.shape[1]), torch.zeros(())
     for k in reversed(range(len(hidden))):

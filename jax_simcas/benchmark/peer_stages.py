@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from jax_simcas.benchmark.peer import Peer
-from jax_simcas.benchmark.peer_ppo import experience, ppo_update
+from jax_simcas.benchmark.peer_ppo import experience, ppo_update, rewards
 from jax_simcas.benchmark.stages import UPDATE_CONFIG, Task, document, fresh_params, half_selected
 from jax_simcas.generate import GenerateConfig
 
@@ -32,6 +32,11 @@ def prepared(task: Task) -> Callable[[], Any]:
     if task.stage == "decode":
         states = torch.randn(task.selected, task.bart.d_model, generator=generator)
         return lambda: _without_gradient(lambda: peer.logits(states, target))
+    if task.stage == "reward":
+        action = torch.from_numpy(half_selected(task, rows)[0])
+        logits = torch.randn(task.target, task.bart.vocab_size, generator=generator)
+        attention = torch.full((int(action.sum()) + 1,), 1.0 / (int(action.sum()) + 1))
+        return lambda: _without_gradient(lambda: rewards(logits, attention, action, target))
     if task.stage == "generate":
         config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
         selected = torch.randn(task.selected, task.bart.d_model, generator=generator)

@@ -105,4 +105,4 @@ def prepared(task: SimpleNamespace) -> Callable[[], Any]:
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
     given_task = SimpleNamespace(**json.loads(sys.argv[1]))
-    serve(lambda: prepared(given_task))
+    serve(lambda: (prepared(given_task), 0.0))

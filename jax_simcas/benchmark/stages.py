@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -193,7 +194,7 @@ STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
 }
 SIDES = {  # and the stages that can be timed apart on each
     "jax": tuple(STAGES),
-    "torch": ("encode", "select", "decode", "transformer", "selector", "generate"),
+    "torch": ("encode", "select", "decode", "reward", "transformer", "selector", "generate"),
     "released": ("encode", "transformer", "generate"),
 }
 
@@ -208,12 +209,14 @@ def prepare(task: Task) -> tuple[Callable, tuple]:
     return STAGES[task.stage](task, fresh_params(task), document(task))
 
 
-def compiled(task: Task) -> Callable[[], Any]:
-    """The stage, compiled for its shapes; a call runs it once and waits for the result."""
+def compiled(task: Task) -> tuple[Callable[[], Any], float]:
+    """The stage, compiled for its shapes, and the seconds that took; a call runs it once and waits for the result."""
     run, arguments = prepare(task)
     jax.block_until_ready(arguments)
     trains = task.stage in TRAINING_STAGES
+    started = time.monotonic()
     executable = jax.jit(run, donate_argnums=0 if trains else ()).lower(*arguments).compile()
+    seconds = time.monotonic() - started
 
     def once() -> Any:
         nonlocal arguments
@@ -222,4 +225,4 @@ def compiled(task: Task) -> Callable[[], Any]:
             arguments = (result[0], *arguments[1:])
         return result
 
-    return once
+    return once, seconds

@@ -33,11 +33,11 @@ def forget_peak() -> None:
     CLEAR.write_text("5")
 
 
-def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
-    """Prepares a run, measures its memory, and then times one run for every line that comes in."""
+def serve(prepare: Callable[[], tuple[Callable[[], Any], float]]) -> None:
+    """Prepares a run (and says for how long it compiled), measures its memory, then times one for every line read."""
     say = lambda **figures: print(json.dumps(figures), flush=True)
     started = time.monotonic()
-    run = prepare()
+    run, compile_seconds = prepare()
     prepare_seconds = time.monotonic() - started
     run()
     # Memory in a run of its own: one that has to ask the kernel for every page anew is slower.
@@ -45,7 +45,7 @@ def serve(prepare: Callable[[], Callable[[], Any]]) -> None:
     rest = resident("VmRSS")
     run()
     peak = resident("VmHWM")
-    say(prepare_seconds=prepare_seconds, peak_bytes=peak, working_bytes=peak - rest)
+    say(prepare_seconds=prepare_seconds, compile_seconds=compile_seconds, peak_bytes=peak, working_bytes=peak - rest)
     for _ in sys.stdin:
         started = time.monotonic()
         run()
@@ -59,7 +59,7 @@ def main() -> None:
     if task.side == "torch":
         from jax_simcas.benchmark.peer_stages import prepared
 
-        serve(lambda: prepared(task))
+        serve(lambda: (prepared(task), 0.0))
     else:
         serve(lambda: compiled(task))
 

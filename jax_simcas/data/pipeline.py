@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Features = dict[str, Any]
 # A sentence ends at . ! or ? (and closing quotes or brackets) before white space, at their full-width forms, or
 # at a line's end. An abbreviation's full stop counts too: one more place where a chunk may end does no harm.
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+(?=\s)|[。！？][”’」』）]*+|\n")
+TEMPLATE_FIELD = re.compile(r"\{(query|context)\}")
 SPECIALS_OF_TARGET = 3  # decoder start, BOS, EOS
 BATCHES_AHEAD = 4
 
@@ -31,6 +33,8 @@ class PipelineConfig:
     max_input_len counts the document's own BOS and EOS, max_target_len the decoder's start token too.
     chunk_buckets, target_buckets: lengths that batches are padded to; beyond them, powers of two.
     workers: processes that prepare training batches; evaluation needs none.
+    parts_at: where documents of several parts are split ("" for none); the parts are joined by `join_parts`.
+    draw_answer: training takes a random one of a row's answers, not always the first.
     """
 
     chunk_length: int
@@ -44,6 +48,9 @@ class PipelineConfig:
     seed: int = 0
     workers: int = 0
     decoder_start: int = 2
+    parts_at: str = ""
+    join_parts: str = "</s>"
+    draw_answer: bool = False
 
     def __post_init__(self) -> None:
         if self.input_template.count("{document}") != 1:
@@ -61,6 +68,22 @@ class PipelineConfig:
         return most_chunks(self.max_input_len - 2, self.chunk_length, sentences=self.chunking == "sentences")
 
 
+def arranged(row: Row, config: PipelineConfig, rng: np.random.Generator | None = None) -> Row:
+    """The row as the model is shown it: a document's parts joined anew, in random order if there is an `rng`.
+
+    With an `rng` (training) and `draw_answer` a random one of its answers is the summary. Marked evidence is lost
+    where parts move. Source: method.md "Published settings". Deviation: evaluation keeps the order of the parts.
+    """
+    if config.parts_at:
+        parts = row.document.split(config.parts_at)
+        order = range(len(parts)) if rng is None else rng.permutation(len(parts))
+        document = config.join_parts.join(parts[i] for i in order)
+        row = dataclasses.replace(row, document=document, evidence=None)
+    if config.draw_answer and rng is not None and row.answers:
+        row = dataclasses.replace(row, summary=row.answers[rng.integers(len(row.answers))])
+    return row
+
+
 def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
     """One row as numpy arrays, not yet padded to a bucket.
 
@@ -74,13 +97,17 @@ def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
     special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     if not row.document.strip():
         raise UserError(f"row {row.id}: its document is empty")
-    if row.query is None and "{query}" in config.input_template:
-        raise UserError(
-            f"row {row.id}: no query, which input_template={config.input_template!r} asks for; "
-            "name its field in config.data.fields.query"
-        )
-    before, after = config.input_template.split("{document}")
-    before, after = (part.replace("{query}", row.query or "") for part in (before, after))
+    shown = {"query": row.query, "context": row.context}
+    for name, value in shown.items():
+        if value is None and f"{{{name}}}" in config.input_template:
+            raise UserError(
+                f"row {row.id}: no {name}, which input_template={config.input_template!r} asks for; "
+                f"name its field in config.data.fields.{name}"
+            )
+    before, after = (
+        TEMPLATE_FIELD.sub(lambda match: shown[match[1]] or "", part)
+        for part in config.input_template.split("{document}")
+    )
     text = before + row.document + after
     encoded = encode_text(tokenizer, text)
     limit = config.max_input_len - 2
@@ -188,12 +215,15 @@ def make_iterator(
     else:
         step = size * shard_count
         rows = grain.MapDataset.range(-(-len(source) // step) * step)
-    batches = (
-        rows[shard_index::shard_count]
-        .map(_Featurize(source, encoder, config))
-        .batch(size, drop_remainder=training, batch_fn=_Pad(config, encoder.pad_token_id, size))
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
+    rows = rows[shard_index::shard_count]
+    featurized = (
+        rows.random_map(_FeaturizeForTraining(source, encoder, config))
+        if training
+        else rows.map(_Featurize(source, encoder, config))
     )
+    batches = featurized.batch(
+        size, drop_remainder=training, batch_fn=_Pad(config, encoder.pad_token_id, size)
+    ).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
     if config.workers and training:
         from absl import flags
 
@@ -213,10 +243,18 @@ class _Featurize(grain.transforms.Map):
         self._source, self._encoder, self._config = source, encoder, config
 
     def map(self, index: Any) -> Features:
-        index = int(index)
-        if index >= len(self._source):
-            return {}
-        return featurize(self._source[index], self._encoder, self._config) | {"row_index": index}
+        return self._features(int(index), None) if int(index) < len(self._source) else {}
+
+    def _features(self, index: int, rng: np.random.Generator | None) -> Features:
+        row = arranged(self._source[index], self._config, rng)
+        return featurize(row, self._encoder, self._config) | {"row_index": index}
+
+
+class _FeaturizeForTraining(_Featurize, grain.transforms.RandomMap):
+    """The same with a generator of its own for every row of every epoch."""
+
+    def random_map(self, index: Any, rng: np.random.Generator) -> Features:
+        return self._features(int(index), rng)
 
 
 class _Pad:

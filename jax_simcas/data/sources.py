@@ -28,7 +28,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Row:
-    """One document. `answers` are all references; `evidence` are [start, end) characters that matter."""
+    """One document. `answers` are all references; `evidence` are [start, end) characters that matter.
+
+    `query` and `context` (a second, shorter text, such as a plot summary) are there for templates to show.
+    """
 
     id: str
     document: str
@@ -36,17 +39,22 @@ class Row:
     answers: tuple[str, ...] = ()
     query: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
+    context: str | None = None
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of a JSON object's fields. `summary` may hold one text or a list of answers; "" is not read."""
+    """Names of a JSON object's fields; "" is not read. A dot leads into an object: `document.text`.
+
+    `document` may hold a text or a list of lines, `summary` a text, a list of texts or of objects with a `text`.
+    """
 
     document: str = "document"
     summary: str = "summary"
     query: str = ""
     id: str = "id"
     evidence: str = "evidence"
+    context: str = ""
 
 
 class JsonlSource:
@@ -189,36 +197,55 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
     where = f"{path}:{number}"
     record = _record(line, where, number)
 
-    def text(name: str, what: str) -> str:
-        if name not in record:
-            known = ", ".join(map(repr, record)) or "none"
+    def field(name: str, what: str) -> Any:
+        found, missing = _field(record, name)
+        if missing:
+            known = ", ".join(map(repr, missing[0])) or "none"
             raise UserError(f"{where}: no field {name!r}; its fields are {known} (set config.data.fields.{what})")
-        if not isinstance(record[name], str):
-            given = type(record[name]).__name__
-            raise UserError(f"{where}: field {name!r} is {given}, expected text (config.data.fields.{what})")
-        return _encodable(record[name])
+        return found
 
-    document = text(fields.document, "document")
+    def text(name: str, what: str) -> str:
+        found = field(name, what)
+        if not isinstance(found, str):
+            given = type(found).__name__
+            raise UserError(f"{where}: field {name!r} is {given}, expected text (config.data.fields.{what})")
+        return _encodable(found)
+
+    def texts(name: str, what: str) -> tuple[str, ...]:
+        plain = [item["text"] if isinstance(item, dict) and "text" in item else item for item in field(name, what)]
+        if not all(isinstance(item, str) for item in plain):
+            raise UserError(f"{where}: field {name!r} is a list, expected texts in it (config.data.fields.{what})")
+        return tuple(map(_encodable, plain))
+
+    is_list = lambda name: isinstance(_field(record, name)[0], list)
+    lines = is_list(fields.document)
+    document = "\n".join(texts(fields.document, "document")) if lines else text(fields.document, "document")
     answers: tuple[str, ...] = ()
-    if isinstance(record.get(fields.summary), list):
-        given = record[fields.summary]
-        if not all(isinstance(answer, str) for answer in given):
-            raise UserError(
-                f"{where}: field {fields.summary!r} is a list, expected texts in it (config.data.fields.summary)"
-            )
-        answers = tuple(_encodable(answer) for answer in given if answer.strip())
+    if is_list(fields.summary):
+        answers = tuple(answer for answer in texts(fields.summary, "summary") if answer.strip())
         summary = answers[0] if answers else ""
     else:
         summary = text(fields.summary, "summary")
-    name = record.get(fields.id)
+    name = _field(record, fields.id)[0]
     return Row(
         id=_encodable(str(number if name is None else name)),
         document=document,
         summary=summary,
         answers=answers,
         query=text(fields.query, "query") if fields.query else None,
+        context=text(fields.context, "context") if fields.context else None,
         evidence=_evidence(record.get(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
     )
+
+
+def _field(record: dict[str, Any], name: str) -> tuple[Any, tuple[dict[str, Any], ...]]:
+    """(value, ()) of a field, or (None, (the object that lacks it,)). A name with dots is tried as it is first."""
+    if name in record:
+        return record[name], ()
+    first, _, rest = name.partition(".")
+    if rest and isinstance(record.get(first), dict):
+        return _field(record[first], rest)
+    return None, (record,)
 
 
 def _record(line: bytes, where: str, number: int) -> dict[str, Any]:

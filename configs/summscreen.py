@@ -1,0 +1,28 @@
+"""Transcripts of television episodes and their recaps (SummScreen).
+
+python -m jax_simcas.train --config=configs/summscreen.py --workdir=runs/summscreen --config.data.data_dir=DATA
+
+DATA holds train.jsonl[.gz], validation and test, with the fields Transcript (a list of
+lines) and Recap (a list: the first counts).
+Published test result of BART-base: ROUGE-1/2/L 43.45/12.74/18.38, BERTScore 62.46. BART-large:
+--config.pretrained=facebook/bart-large
+"""
+
+from jax_simcas.presets import published_config
+
+
+def get_config():
+    config = published_config()
+    config.data.fields.document = "Transcript"
+    config.data.fields.summary = "Recap"
+
+    config.optimizer.accumulate_step = 8
+    config.optimizer.warmup = 6_400
+    config.optimizer.max_lr = 8e-3
+
+    config.generate.max_length = 750 + 2  # new tokens, decoder start and BOS
+    config.generate.min_length = 50 + 1
+    config.generate.length_penalty = 4.0
+
+    config.loop.seed = 777
+    return config
