@@ -15,8 +15,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
-from jax_simcas.bart.decoder import CrossCache, cross_cache, decode_step, init_self_cache
-from jax_simcas.bart.layers import stack_layers
+from jax_simcas.bart.decoder import CrossCache, cross_cache, decode_step, for_generation, init_self_cache
 
 Params = Any
 NEVER = -1e9  # the score of what must not win, as in transformers
@@ -147,10 +146,8 @@ def search(
     """`generate` for several documents: one loop, one step counter; a finished document's state stays."""
     total = config.max_length
     start, advance, result = GREEDY_SEARCH if config.num_beams == 1 else BEAM_SEARCH
-    params = stack_layers(params)
-    layers_first = CrossCache._make((1, 1, 0))  # the decoder scans over layers
-    project = lambda s, m: cross_cache(params, bart, s, m, dtype)
-    cross = jax.vmap(project, out_axes=layers_first)(selected, selected_mask)
+    params = for_generation(params, dtype)
+    cross = jax.vmap(lambda s, m: cross_cache(params, bart, s, m, dtype))(selected, selected_mask)
     copies = lambda x: jnp.broadcast_to(x, (selected.shape[0], *x.shape))
 
     def step(carry: tuple) -> tuple:
@@ -163,7 +160,7 @@ def search(
             new = advance(state, scores, length, bart, config)
             return jax.tree.map(lambda n, o: jnp.where(state.unfinished, n, o), new, state), cache
 
-        state, cache = jax.vmap(one, in_axes=(0, 0, layers_first))(state, cache, cross)
+        state, cache = jax.vmap(one)(state, cache, cross)
         return length + 1, state, cache
 
     unfinished = lambda carry: (carry[0] < total) & carry[1].unfinished.any()

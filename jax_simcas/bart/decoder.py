@@ -22,24 +22,28 @@ from jax_simcas.bart.layers import (
     embed,
     final_norm,
     init_stack,
+    layers_apart,
     stacked_layers,
     sublayer,
+    unstack_layers,
 )
+
+FEW_ROWS = 16  # of a step of generation
 
 
 class CrossCache(NamedTuple):
-    """Keys and values of the selected states, computed once a document and shared by all beams."""
+    """Keys and values of the selected states in each layer, computed once a document and shared by all beams."""
 
-    key: Float[Array, "L H C Dh"]
-    value: Float[Array, "L H C Dh"]
+    key: tuple[Float[Array, "H C Dh"], ...]
+    value: tuple[Float[Array, "H C Dh"], ...]
     mask: Bool[Array, " C"]
 
 
 class SelfCache(NamedTuple):
-    """Keys and values of the tokens decoded so far; row t is written at step t."""
+    """One layer's keys and values of the tokens decoded so far; row t is written at step t."""
 
-    key: Float[Array, "L beams H T Dh"]
-    value: Float[Array, "L beams H T Dh"]
+    key: Float[Array, "beams H T Dh"]
+    value: Float[Array, "beams H T Dh"]
 
 
 class DecoderLayer(nn.Module):
@@ -91,29 +95,28 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "beams D"],
         position: Int[Array, ""],
-        index: Int[Array, ""],
         self_cache: SelfCache,
         cross_key: Float[Array, "H C Dh"],
         cross_value: Float[Array, "H C Dh"],
         cross_mask: Bool[Array, " C"],
         history: Bool[Array, "beams R"],
     ) -> tuple[Float[Array, "beams D"], SelfCache]:
-        """One token per beam; writes row `position` of layer `index` of the cache."""
+        """One token per beam; writes row `position` of the layer's cache."""
         cache = self_cache
 
         def attention(y: Array) -> Array:
             nonlocal cache
             key, value = self.self_attn.key_value(y)  # [H, beams, Dh]
-            rows = lambda kv: kv.transpose(1, 0, 2)[None, :, :, None, :]
-            start = (index, 0, 0, position, 0)
+            rows = lambda kv: kv.transpose(1, 0, 2)[:, :, None, :]
+            start = (0, 0, position, 0)
             cache = SelfCache(
                 lax.dynamic_update_slice(cache.key, rows(key), start),
                 lax.dynamic_update_slice(cache.value, rows(value), start),
             )
             # Every beam looks at every slot's rows, and the mask leaves it its own ancestors: a product and a
             # mask instead of a gather that would copy the cache.
-            flat = lambda kv: lax.dynamic_index_in_dim(kv, index, 0, False).transpose(1, 0, 2, 3)
-            keys, values = (kv.reshape(kv.shape[0], -1, kv.shape[-1]) for kv in map(flat, cache))
+            flat = lambda kv: kv.transpose(1, 0, 2, 3).reshape(kv.shape[1], -1, kv.shape[-1])
+            keys, values = map(flat, cache)
             context, _ = attend(self.self_attn.query(y), keys, values, history)
             return self.self_attn.merge(context)
 
@@ -136,7 +139,12 @@ def init_decoder(key: Array, config: BartConfig) -> Params:
 def logits_of(params: Params, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T V"]:
     """x E^T + final_logits_bias with the shared embedding E, in float32. `params` is the whole tree."""
     embedding = params["model"]["shared"]["embedding"].astype(dtype)
-    products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
+    if x.shape[0] <= FEW_ROWS:
+        # With so few rows it is E that takes the time: on the left it is read as it lies, on the right laid out anew.
+        by_token = jnp.einsum("vd,td->vt", embedding, x.astype(dtype), preferred_element_type=jnp.float32)
+        products = lax.optimization_barrier(by_token).T
+    else:
+        products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
     return products + params["final_logits_bias"][0]
 
 
@@ -193,15 +201,15 @@ def cross_cache(
     """Cross-attention keys and values of all layers, for `decode_step`."""
     layer = DecoderLayer(config, dtype)
     project = lambda p: layer.apply({"params": p}, selected.astype(dtype), method="cross_key_value")
-    key, value = lax.map(project, stacked_layers(params["model"]["decoder"]))
+    key, value = zip(*map(project, layers_apart(params["model"]["decoder"])), strict=True)
     return CrossCache(key, value, selected_mask)
 
 
-def init_self_cache(config: BartConfig, beams: int, max_length: int, dtype: Any = jnp.float32) -> SelfCache:
-    """An empty cache for `max_length` tokens of each beam."""
+def init_self_cache(config: BartConfig, beams: int, max_length: int, dtype: Any = jnp.float32) -> tuple[SelfCache, ...]:
+    """An empty cache a layer, for `max_length` tokens of each beam."""
     heads = config.decoder_attention_heads
-    shape = (config.decoder_layers, beams, heads, max_length, config.d_model // heads)
-    return SelfCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    shape = (beams, heads, max_length, config.d_model // heads)
+    return tuple(SelfCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.decoder_layers))
 
 
 def decode_step(
@@ -209,20 +217,22 @@ def decode_step(
     config: BartConfig,
     token: Int[Array, " beams"],
     position: Int[Array, ""],
-    self_cache: SelfCache,
+    self_cache: tuple[SelfCache, ...],
     cross: CrossCache,
     ancestors: Int[Array, "beams T"] | None = None,
     dtype: Any = jnp.float32,
-) -> tuple[Float[Array, "beams V"], SelfCache]:
+) -> tuple[Float[Array, "beams V"], tuple[SelfCache, ...]]:
     """Logits after one more token of every beam.
 
+    Layer by layer, without a scan: a step takes as long as its weights take to read, and a scan copies them first.
+
     Args:
-      params: the whole tree; stack the layers once, outside a loop, with `stack_layers`.
+      params: the whole tree; for a loop bring it into shape once, outside, with `for_generation`.
       token: the token at `position` (0 is the decoder start token).
       ancestors: row t of beam b's history lies in cache slot ancestors[b, t]; None: in slot b.
     """
     decoder = params["model"]["decoder"]
-    beams, length = token.shape[0], self_cache.key.shape[3]
+    beams, length = token.shape[0], self_cache[0].key.shape[2]
     if ancestors is None:
         ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
     # The row being written belongs to the beam that writes it.
@@ -233,22 +243,19 @@ def decode_step(
     x = embed(params["model"]["shared"], decoder, config, token, positions, dtype)
     layer = DecoderLayer(config, dtype)
 
-    def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        x, cache = carry
-        layer_params, index, key, value = inputs
-        return layer.apply(
-            {"params": layer_params},
-            x,
-            position,
-            index,
-            cache,
-            key,
-            value,
-            cross.mask,
-            history,
-            method="step",
-        ), None
+    written = []
+    for layer_params, cache, key, value in zip(layers_apart(decoder), self_cache, cross.key, cross.value, strict=True):
+        x, cache = layer.apply(
+            {"params": layer_params}, x, position, cache, key, value, cross.mask, history, method="step"
+        )
+        written.append(cache)
+    return logits_of(params, final_norm(decoder, config, x, dtype), dtype), tuple(written)
 
-    inputs = (stacked_layers(decoder), jnp.arange(config.decoder_layers), cross.key, cross.value)
-    (x, self_cache), _ = lax.scan(step, (x, self_cache), inputs)
-    return logits_of(params, final_norm(decoder, config, x, dtype), dtype), self_cache
+
+def for_generation(params: Params, dtype: Any) -> Params:
+    """The tree with its layers apart and its decoder's and embedding's matrices in `dtype`, as a step reads them."""
+    params = unstack_layers(params)
+    model = params["model"]
+    matrices = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, tree)
+    decoder = {**model["decoder"], "layers": matrices(model["decoder"]["layers"])}
+    return {**params, "model": {**model, "decoder": decoder, "shared": matrices(model["shared"])}}

@@ -281,17 +281,18 @@ def stacked_layers(stack: Params) -> Params:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
 
 
+def layers_apart(stack: Params) -> list[Params]:
+    """The layers of an encoder or decoder one by one, whichever way the tree holds them."""
+    layers = stack["layers"]
+    if "0" in layers:
+        return [layers[str(i)] for i in range(len(layers))]
+    return [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(jax.tree.leaves(layers)[0].shape[0])]
+
+
 def unstack_layers(params: Params) -> Params:
     """The published layout of a tree that `stack_layers` may have changed."""
-
-    def apart(stack: Params) -> Params:
-        layers = stack["layers"]
-        if "0" in layers:
-            return stack
-        count = jax.tree.leaves(layers)[0].shape[0]
-        return {**stack, "layers": {str(i): jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count)}}
-
     model = params["model"]
+    apart = lambda stack: {**stack, "layers": {str(i): layer for i, layer in enumerate(layers_apart(stack))}}
     return {**params, "model": {**model, **{name: apart(model[name]) for name in ("encoder", "decoder")}}}
 
 
