@@ -71,19 +71,26 @@ def checkpointed(function: Callable, remat: str) -> Callable:
     raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
 
 
-def each_chunk(function: Callable, *inputs: Any) -> Any:
-    """`vmap(function)` over chunks [K, S, ...]; on a CPU about 512 tokens at a time.
+def each_chunk(function: Callable, states: Float[Array, "K S D"], *inputs: Any) -> Float[Array, "K S D"]:
+    """`vmap(function)` over chunks; on a CPU about 1,024 tokens at a time.
 
     There a layer's temporaries for a whole document fall out of the caches and are paged in anew every time; a few
     chunks at a time keep time and memory linear in K. Other platforms, and short documents, get the plain `vmap`.
     """
-    chunks, length = inputs[0].shape[:2]
+    chunks, length = states.shape[:2]
     at_once = max(1, TOKENS_AT_ONCE // length)
     everything = jax.vmap(function)
     if chunks <= at_once:
-        return everything(*inputs)
-    in_turn = lambda *x: lax.map(lambda y: function(*y), x, batch_size=at_once if at_once > 1 else None)
-    return lax.platform_dependent(*inputs, cpu=in_turn, default=everything)
+        return everything(states, *inputs)
+
+    def in_turn(states: Array, *inputs: Any) -> Array:
+        # As float32 in and out of the loop: to put a few rows into a bfloat16 array XLA:CPU converts all of it.
+        dtype, wide = states.dtype, jnp.float32
+        one = lambda x: function(x[0].astype(dtype), *x[1:]).astype(wide)
+        size = at_once if at_once > 1 else None
+        return lax.map(one, (states.astype(wide), *inputs), batch_size=size).astype(dtype)
+
+    return lax.platform_dependent(states, *inputs, cpu=in_turn, default=everything)
 
 
 def encode_chunks(
