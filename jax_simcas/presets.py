@@ -39,7 +39,8 @@ def published_config() -> ConfigDict:
     """What all published settings share: BART-base, chunks of 512 tokens, 16,384 tokens in.
 
     Source: method.md "Published settings". Deviation: the selector learns in every 50th step, also where that step is
-    evaluated; inference is greedy (`--config.simcas.policy=sample` draws, as the released code does).
+    evaluated; inference is greedy (`--config.simcas.policy=sample` draws, as the released code does); products are in
+    bfloat16 and layers are recomputed (`--config.simcas.dtype=float32 --config.simcas.remat=none`).
     """
     config = default_config()
     config.pretrained = "facebook/bart-base"

@@ -3,7 +3,7 @@
 import pytest
 from helpers import read_config
 
-# accumulate, warmup, max_lr, min..max new tokens, length penalty, seed. Source: the released code's config.py
+# accumulate, warmup, max_lr, min..max new tokens, length penalty, seed. Source: method.md "Published settings"
 PUBLISHED = {
     "arxiv": (8, 10_000, 1e-2, 50, 300, 5.0, 5555),
     "pubmed": (16, 10_000, 1e-2, 40, 400, 4.0, 555),

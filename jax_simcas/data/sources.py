@@ -198,11 +198,15 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
     record = _record(line, where, number)
 
     def field(name: str, what: str) -> Any:
-        found, missing = _field(record, name)
-        if missing:
-            known = ", ".join(map(repr, missing[0])) or "none"
+        holder, key = _holder(record, name)
+        if key not in holder:
+            known = ", ".join(map(repr, holder)) or "none"
             raise UserError(f"{where}: no field {name!r}; its fields are {known} (set config.data.fields.{what})")
-        return found
+        return holder[key]
+
+    def optional(name: str) -> Any:
+        holder, key = _holder(record, name)
+        return holder.get(key)
 
     def text(name: str, what: str) -> str:
         found = field(name, what)
@@ -217,16 +221,15 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
             raise UserError(f"{where}: field {name!r} is a list, expected texts in it (config.data.fields.{what})")
         return tuple(map(_encodable, plain))
 
-    is_list = lambda name: isinstance(_field(record, name)[0], list)
-    lines = is_list(fields.document)
+    lines = isinstance(optional(fields.document), list)
     document = "\n".join(texts(fields.document, "document")) if lines else text(fields.document, "document")
     answers: tuple[str, ...] = ()
-    if is_list(fields.summary):
+    if isinstance(optional(fields.summary), list):
         answers = tuple(answer for answer in texts(fields.summary, "summary") if answer.strip())
         summary = answers[0] if answers else ""
     else:
         summary = text(fields.summary, "summary")
-    name = _field(record, fields.id)[0]
+    name = optional(fields.id)
     return Row(
         id=_encodable(str(number if name is None else name)),
         document=document,
@@ -234,18 +237,16 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
         answers=answers,
         query=text(fields.query, "query") if fields.query else None,
         context=text(fields.context, "context") if fields.context else None,
-        evidence=_evidence(record.get(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
+        evidence=_evidence(optional(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
     )
 
 
-def _field(record: dict[str, Any], name: str) -> tuple[Any, tuple[dict[str, Any], ...]]:
-    """(value, ()) of a field, or (None, (the object that lacks it,)). A name with dots is tried as it is first."""
-    if name in record:
-        return record[name], ()
+def _holder(record: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The object that a field lies in, and its name there; a name with dots is tried as it is first."""
     first, _, rest = name.partition(".")
-    if rest and isinstance(record.get(first), dict):
-        return _field(record[first], rest)
-    return None, (record,)
+    if name not in record and rest and isinstance(record.get(first), dict):
+        return _holder(record[first], rest)
+    return record, name
 
 
 def _record(line: bytes, where: str, number: int) -> dict[str, Any]:
