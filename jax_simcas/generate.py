@@ -146,8 +146,8 @@ def search(
     """`generate` for several documents: one loop, one step counter; a finished document's state stays."""
     total = config.max_length
     start, advance, result = GREEDY_SEARCH if config.num_beams == 1 else BEAM_SEARCH
-    params = for_generation(params, dtype)
     cross = jax.vmap(lambda s, m: cross_cache(params, bart, s, m, dtype))(selected, selected_mask)
+    weights = for_generation(params, dtype)
     copies = lambda x: jnp.broadcast_to(x, (selected.shape[0], *x.shape))
 
     def step(carry: tuple) -> tuple:
@@ -155,7 +155,7 @@ def search(
 
         def one(state: Any, cache: Any, cross: CrossCache) -> tuple:
             token = lax.dynamic_index_in_dim(state.running, length - 1, axis=1, keepdims=False)
-            logits, cache = decode_step(params, bart, token, length - 1, cache, cross, state.ancestors, dtype)
+            logits, cache = decode_step(weights, bart, token, length - 1, cache, cross, state.ancestors, dtype)
             scores = processed(jax.nn.log_softmax(logits, axis=-1), state.running, length, bart, config)
             new = advance(state, scores, length, bart, config)
             return jax.tree.map(lambda n, o: jnp.where(state.unfinished, n, o), new, state), cache
@@ -164,7 +164,7 @@ def search(
         return length + 1, state, cache
 
     unfinished = lambda carry: (carry[0] < total) & carry[1].unfinished.any()
-    empty = start(bart, config), init_self_cache(bart, config.num_beams, total, dtype)
+    empty = start(bart, config), init_self_cache(bart, config.num_beams, total)
     states, caches = jax.tree.map(copies, empty)
     _, states, _ = lax.while_loop(unfinished, step, (jnp.array(1), states, caches))
     return jax.vmap(lambda state: result(state, config))(states)

@@ -13,13 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.encoder import checkpointed
 from jax_simcas.bart.layers import (
+    TRANSPOSED,
     Attention,
     FeedForward,
     LayerNorm,
     Params,
     attend,
+    attend_few_rows,
     dropout_embedding,
     embed,
+    few_rows,
     final_norm,
     init_stack,
     layers_apart,
@@ -28,22 +31,20 @@ from jax_simcas.bart.layers import (
     unstack_layers,
 )
 
-FEW_ROWS = 16  # of a step of generation
-
 
 class CrossCache(NamedTuple):
     """Keys and values of the selected states in each layer, computed once a document and shared by all beams."""
 
-    key: tuple[Float[Array, "H C Dh"], ...]
-    value: tuple[Float[Array, "H C Dh"], ...]
+    key: tuple[Float[Array, "H Dh C"], ...]
+    value: tuple[Float[Array, "H Dh C"], ...]
     mask: Bool[Array, " C"]
 
 
 class SelfCache(NamedTuple):
-    """One layer's keys and values of the tokens decoded so far; row t is written at step t."""
+    """One layer's keys and values of the tokens decoded so far; slot b's of step t lies in row t * beams + b."""
 
-    key: Float[Array, "beams H T Dh"]
-    value: Float[Array, "beams H T Dh"]
+    key: Float[Array, "H R Dh"]
+    value: Float[Array, "H R Dh"]
 
 
 class DecoderLayer(nn.Module):
@@ -96,32 +97,27 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "beams D"],
         position: Int[Array, ""],
         self_cache: SelfCache,
-        cross_key: Float[Array, "H C Dh"],
-        cross_value: Float[Array, "H C Dh"],
+        cross_key: Float[Array, "H Dh C"],
+        cross_value: Float[Array, "H Dh C"],
         cross_mask: Bool[Array, " C"],
         history: Bool[Array, "beams R"],
     ) -> tuple[Float[Array, "beams D"], SelfCache]:
-        """One token per beam; writes row `position` of the layer's cache."""
+        """One token per beam; writes the rows of step `position` of the layer's cache."""
         cache = self_cache
 
         def attention(y: Array) -> Array:
             nonlocal cache
-            key, value = self.self_attn.key_value(y)  # [H, beams, Dh]
-            rows = lambda kv: kv.transpose(1, 0, 2)[:, :, None, :]
-            start = (0, 0, position, 0)
-            cache = SelfCache(
-                lax.dynamic_update_slice(cache.key, rows(key), start),
-                lax.dynamic_update_slice(cache.value, rows(value), start),
-            )
+            new = self.self_attn.key_value(y)  # [H, beams, Dh] each
+            start = (0, position * y.shape[0], 0)
+            write = lambda old, row: lax.dynamic_update_slice(old, row.astype(old.dtype), start)
+            cache = jax.tree.map(write, cache, SelfCache(*new))
             # Every beam looks at every slot's rows, and the mask leaves it its own ancestors: a product and a
             # mask instead of a gather that would copy the cache.
-            flat = lambda kv: kv.transpose(1, 0, 2, 3).reshape(kv.shape[1], -1, kv.shape[-1])
-            keys, values = map(flat, cache)
-            context, _ = attend(self.self_attn.query(y), keys, values, history)
+            context, _ = attend(self.self_attn.query(y).astype(cache.key.dtype), *cache, history)
             return self.self_attn.merge(context)
 
         def cross(y: Array) -> Array:
-            context, _ = attend(self.encoder_attn.query(y), cross_key, cross_value, cross_mask[None, :])
+            context = attend_few_rows(self.encoder_attn.query(y), cross_key, cross_value, cross_mask[None, :])
             return self.encoder_attn.merge(context)
 
         feed_forward = lambda y: self.mlp(y, True)
@@ -138,12 +134,11 @@ def init_decoder(key: Array, config: BartConfig) -> Params:
 
 def logits_of(params: Params, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T V"]:
     """x E^T + final_logits_bias with the shared embedding E, in float32. `params` is the whole tree."""
-    embedding = params["model"]["shared"]["embedding"].astype(dtype)
-    if x.shape[0] <= FEW_ROWS:
-        # With so few rows it is E that takes the time: on the left it is read as it lies, on the right laid out anew.
-        by_token = jnp.einsum("vd,td->vt", embedding, x.astype(dtype), preferred_element_type=jnp.float32)
-        products = lax.optimization_barrier(by_token).T
+    shared = params["model"]["shared"]
+    if TRANSPOSED in shared:
+        products = few_rows(x.astype(dtype), shared[TRANSPOSED])
     else:
+        embedding = shared["embedding"].astype(dtype)
         products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
     return products + params["final_logits_bias"][0]
 
@@ -200,16 +195,24 @@ def cross_cache(
 ) -> CrossCache:
     """Cross-attention keys and values of all layers, for `decode_step`."""
     layer = DecoderLayer(config, dtype)
-    project = lambda p: layer.apply({"params": p}, selected.astype(dtype), method="cross_key_value")
+
+    def project(layer_params: Params) -> tuple[Array, Array]:
+        key, value = layer.apply({"params": layer_params}, selected.astype(dtype), method="cross_key_value")
+        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+
     key, value = zip(*map(project, layers_apart(params["model"]["decoder"])), strict=True)
     return CrossCache(key, value, selected_mask)
 
 
-def init_self_cache(config: BartConfig, beams: int, max_length: int, dtype: Any = jnp.float32) -> tuple[SelfCache, ...]:
-    """An empty cache a layer, for `max_length` tokens of each beam."""
+def init_self_cache(config: BartConfig, beams: int, max_length: int) -> tuple[SelfCache, ...]:
+    """An empty cache a layer, for `max_length` tokens of each beam.
+
+    In float32 whatever the compute type: to write a row into a bfloat16 array XLA:CPU converts all of it (at 512 tokens
+    1.3 times the time of everything).
+    """
     heads = config.decoder_attention_heads
-    shape = (beams, heads, max_length, config.d_model // heads)
-    return tuple(SelfCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.decoder_layers))
+    shape = (heads, max_length * beams, config.d_model // heads)
+    return tuple(SelfCache(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.decoder_layers))
 
 
 def decode_step(
@@ -232,13 +235,14 @@ def decode_step(
       ancestors: row t of beam b's history lies in cache slot ancestors[b, t]; None: in slot b.
     """
     decoder = params["model"]["decoder"]
-    beams, length = token.shape[0], self_cache[0].key.shape[2]
+    beams = token.shape[0]
+    length = self_cache[0].key.shape[1] // beams
     if ancestors is None:
         ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
     # The row being written belongs to the beam that writes it.
     ancestors = ancestors.at[:, position].set(jnp.arange(beams))
-    own = ancestors[:, None, :] == jnp.arange(beams)[None, :, None]
-    history = (own & (jnp.arange(length) <= position)).reshape(beams, beams * length)
+    own = ancestors[:, :, None] == jnp.arange(beams)
+    history = (own & (jnp.arange(length) <= position)[:, None]).reshape(beams, length * beams)
     positions = jnp.full((beams,), position)
     x = embed(params["model"]["shared"], decoder, config, token, positions, dtype)
     layer = DecoderLayer(config, dtype)
@@ -253,9 +257,17 @@ def decode_step(
 
 
 def for_generation(params: Params, dtype: Any) -> Params:
-    """The tree with its layers apart and its decoder's and embedding's matrices in `dtype`, as a step reads them."""
-    params = unstack_layers(params)
-    model = params["model"]
-    matrices = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.ndim == 2 else x, tree)
-    decoder = {**model["decoder"], "layers": matrices(model["decoder"]["layers"])}
-    return {**params, "model": {**model, "decoder": decoder, "shared": matrices(model["shared"])}}
+    """The tree as `decode_step` reads it: the decoder's layers apart, and all that a step multiplies as W^T in `dtype`.
+
+    `cross_cache` wants the tree as it was.
+    """
+    model = unstack_layers(params)["model"]
+
+    def transposed(tree: Params) -> Params:
+        if "kernel" not in tree:
+            return {name: transposed(x) if isinstance(x, dict) else x for name, x in tree.items()}
+        return {TRANSPOSED: tree["kernel"].astype(dtype).T, "bias": tree["bias"]}
+
+    decoder = {**model["decoder"], "layers": transposed(model["decoder"]["layers"])}
+    shared = {**model["shared"], TRANSPOSED: model["shared"]["embedding"].astype(dtype)}
+    return {**params, "model": {**model, "decoder": decoder, "shared": shared}}
