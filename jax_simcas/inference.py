@@ -13,6 +13,7 @@ from jax_simcas.bart.config import BartConfig
 from jax_simcas.generate import GenerateConfig, Generation, generate
 from jax_simcas.model import SimcasConfig, candidates, encode
 from jax_simcas.select import Selection, compact, most_probable, select
+from jax_simcas.sharding import over_documents
 from jax_simcas.update import Batch
 
 Params = Any
@@ -57,7 +58,7 @@ def select_batch(
         return hidden, selection
 
     rows = (batch["input_ids"], batch["token_mask"], batch["chunk_mask"])
-    return jax.vmap(one)(*rows, keys, budget)
+    return over_documents(one)(*rows, keys, budget)
 
 
 @partial(jax.jit, static_argnames=("bart", "simcas", "config", "capacity"))
@@ -78,7 +79,7 @@ def generate_batch(
         compacted = compact(hidden, chunk_mask, selection, capacity)
         return generate(params, bart, config, compacted.states, compacted.mask, dtype=jnp.dtype(simcas.dtype))
 
-    return jax.vmap(one)(hidden, chunk_mask, selection)
+    return over_documents(one)(hidden, chunk_mask, selection)
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:

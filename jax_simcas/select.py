@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_simcas.sharding import constrain
+
 POLICIES = ("sample", "greedy", "threshold", "topk", "all", "random")
 Params = Any
 
@@ -136,17 +138,20 @@ def select(
         given = _rank(noise.ravel()).reshape(noise.shape) < budget
     else:
         given = jnp.zeros_like(candidate_mask)
+    # All S positions, of which the first is no candidate: cutting it off would lay all states out anew, one row on.
+    first_skipped = lambda x, fill: jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((1, 0),), constant_values=fill)
+    hidden = constrain(hidden, None, "tokens", None)
     chunk_count = chunk_mask.sum()
     keys = jax.random.split(jax.random.key(0) if key is None else key, hidden.shape[0])
     actor, params = _actor(selector), {"params": selector["actor"]}
-    part = actor.apply(params, hidden[:, 1:].astype(jnp.float32), method="candidate_part")
+    part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
     obeys_budget = action is None and policy in ("topk", "random")
 
     def choose(keep_prob: Array, mask: Array, key: Array, given: Array) -> Array:
         if action is not None or policy == "random":
             return given
         if policy == "sample":
-            return jax.random.uniform(key, keep_prob.shape) < keep_prob
+            return first_skipped(jax.random.uniform(key, (keep_prob.shape[0] - 1,)), 1.0) < keep_prob
         if policy == "greedy":
             return keep_prob > 0.5
         if policy == "threshold":
@@ -174,7 +179,10 @@ def select(
         return (total, count + action.sum()), Selection(action, log_prob, keep_prob, state, mask)
 
     carry = (document_state(hidden, chunk_mask), jnp.ones(()))
-    return lax.scan(step, carry, (part, hidden[:, 1:], candidate_mask, keys, given))[1]
+    inputs = (part, hidden, first_skipped(candidate_mask, False), keys, first_skipped(given, False))
+    taken: Selection = lax.scan(step, carry, inputs)[1]
+    action, log_prob, keep_prob = (x[:, 1:] for x in taken[:3])
+    return Selection(action, log_prob, keep_prob, taken.state, candidate_mask)
 
 
 def _rank(x: Float[Array, " N"]) -> Int[Array, " N"]:

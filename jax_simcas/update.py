@@ -17,6 +17,7 @@ from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import Encoded, SimcasConfig, decode_selected, encode_and_select
 from jax_simcas.ppo import Losses, PPOConfig, Rollout, advantages, draw_orders, masked_mean, ppo_update
 from jax_simcas.reward import candidate_rewards, document_reward, target_log_prob
+from jax_simcas.sharding import over_documents
 
 Params = Any
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
@@ -231,7 +232,7 @@ def batch_loss(
         return loss, target_log_prob(out.logits, *target), out.encoded
 
     in_axes = (0, 0, None if action is None else 0)
-    losses, (log_prob, tokens), encoded = jax.vmap(one, in_axes)(batch, keys, action)
+    losses, (log_prob, tokens), encoded = over_documents(one, in_axes)(batch, keys, action)
     real = batch["chunk_mask"].any(axis=-1)
     loss = masked_mean(losses, real)
     metrics = {
@@ -317,7 +318,7 @@ def rollout(
         return Rollout(hidden, selection.state, *taken), reward, out.encoded
 
     in_axes = (0, 0, None if action is None else 0)
-    return jax.lax.stop_gradient(jax.vmap(one, in_axes)(batch, keys, action))
+    return jax.lax.stop_gradient(over_documents(one, in_axes)(batch, keys, action))
 
 
 def selector_step(

@@ -18,7 +18,7 @@ from jax_simcas.update import init_state, selector_step, transformer_step
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
+    {"sharding", "chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
     {"bart", "data"},
     {"model", "pretrained"},
     {"update", "generate", "inference", "settings", "presets", "workdir", "program"},

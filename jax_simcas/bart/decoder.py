@@ -30,6 +30,7 @@ from jax_simcas.bart.layers import (
     sublayer,
     unstack_layers,
 )
+from jax_simcas.sharding import constrain
 
 
 class CrossCache(NamedTuple):
@@ -113,7 +114,8 @@ class DecoderLayer(nn.Module):
             cache = jax.tree.map(write, cache, SelfCache(*new))
             # Every beam looks at every slot's rows, and the mask leaves it its own ancestors: a product and a
             # mask instead of a gather that would copy the cache.
-            context, _ = attend(self.self_attn.query(y).astype(cache.key.dtype), *cache, history)
+            query = self.self_attn.query(y).astype(cache.key.dtype)
+            context, _ = attend(query, cache.key, cache.value, history)
             return self.self_attn.merge(context)
 
         def cross(y: Array) -> Array:
@@ -166,6 +168,7 @@ def decode(
     deterministic = key is None
     keys = jax.random.split(jax.random.key(0) if key is None else key, config.decoder_layers + 1)
     positions = jnp.arange(target_ids.shape[0])
+    selected = constrain(selected, None, None)
     x = embed(params["model"]["shared"], decoder, config, target_ids, positions, dtype)
     x = dropout_embedding(x, config, None if deterministic else keys[-1])
     layer = DecoderLayer(config, dtype)
@@ -177,6 +180,7 @@ def decode(
         x, weights = layer.apply(
             {"params": layer_params}, x, selected.astype(dtype), selected_mask, deterministic, with_weights, rngs=rngs
         )
+        x = constrain(x, None, None)  # left free, it would be spread over the chunk axis, which is idle here
         if not with_weights:
             return x, None
         return x, jnp.einsum("htc,t->c", weights, share) / config.decoder_attention_heads

@@ -26,6 +26,7 @@ from jax_simcas.bart.layers import (
     stacked_layers,
     sublayer,
 )
+from jax_simcas.sharding import constrain
 
 REMAT = ("none", "dots", "layer")
 TOKENS_AT_ONCE = 1024  # of one document, that a layer works on together on a CPU
@@ -136,8 +137,9 @@ def encode_chunks(
     def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
         layer_params, index, key = inputs
         run = checkpointed(partial(one_chunk, layer_params), remat)
-        return between(each_chunk(run, x, token_mask, key), index < count - 1), x
+        x_next = constrain(each_chunk(run, x, token_mask, key), "chunks", None, None)
+        return between(x_next, index < count - 1), x
 
-    x = jax.vmap(start)(input_ids, added, start_keys)
+    x = constrain(jax.vmap(start)(input_ids, added, start_keys), "chunks", None, None)
     x, layer_inputs = lax.scan(step, x, (stacked_layers(encoder), jnp.arange(count), layer_keys))
     return final_norm(encoder, config, x, dtype), layer_inputs

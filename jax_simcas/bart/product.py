@@ -7,7 +7,6 @@ would make a weight gradient a chunk under `vmap` and sum them afterwards; a pri
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -49,14 +48,12 @@ def _kernel_gradient(cotangent: Any, x: Array, kernel: Any) -> Any:
     """x^T G, over all rows at once."""
     if type(cotangent) is ad.Zero:
         return ad.Zero(kernel.aval)
-    rows = lambda x: x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    plain = lambda x, g: _dot(x, g, 0, 0)
-    operands = rows(x), rows(cotangent).astype(x.dtype)
-    gradient = (
-        plain(*operands)
-        if x.dtype == jnp.float32
-        else lax.platform_dependent(*operands, cpu=_kernel_gradient_on_cpu, default=plain)
-    )
+
+    def plain(x: Array, g: Array) -> Array:
+        rows = tuple(range(x.ndim - 1))  # summed as they are: documents and chunks may lie on different mesh axes
+        return lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+
+    gradient = lax.platform_dependent(x, cotangent.astype(x.dtype), cpu=_kernel_gradient_on_cpu, default=plain)
     return gradient.astype(kernel.aval.dtype)
 
 
@@ -65,6 +62,9 @@ def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
 
     So x^T is laid out anew, in two blocks of rows: a plain transpose would be folded into the product.
     """
+    x, cotangent = (y.reshape(-1, y.shape[-1]) for y in (x, cotangent))
+    if x.dtype == jnp.float32:
+        return _dot(x, cotangent, 0, 0)
     count, width = x.shape
     x, cotangent = (jnp.pad(y, ((0, count % 2), (0, 0))) for y in (x, cotangent))
     blocks = lax.optimization_barrier(x.reshape(2, -1, width).transpose(2, 0, 1))

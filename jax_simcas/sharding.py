@@ -1,0 +1,207 @@
+"""Sharding: a mesh of four named axes, and one table from what an array's dimensions mean to the axes they lie on.
+
+data    copies of everything, each with documents of its own
+fsdp    documents as well; parameters and optimizer state lie in pieces, and are gathered a layer at a time
+chunk   the chunks of one document
+tensor  the heads, the inner width of feed-forward layers, and the vocabulary
+
+Any of them may be 1. The functions of the method don't know the mesh: they name the dimensions of an array
+(`constrain`), which does nothing until a program enters a mesh with `jax.set_mesh`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+DOCUMENTS = ("data", "fsdp")  # the mesh axes that documents lie on; `vmap(spmd_axis_name=DOCUMENTS)`
+
+# What a dimension means -> the mesh axes that it is split over.
+RULES: dict[str, tuple[str, ...]] = {
+    "documents": DOCUMENTS,
+    "chunks": ("chunk",),
+    "tokens": ("chunk",),  # of a chunk, while the policy walks over the chunks
+    "width": ("fsdp",),
+    "heads": ("tensor",),
+    "inner": ("tensor",),
+    "vocabulary": ("tensor",),
+}
+
+# The end of a parameter's path -> what its last dimensions mean; further ones before them (stacked layers) stay whole.
+PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"shared/embedding", ("vocabulary", "width")),
+    (r"(embed|chunk)_positions/embedding", (None, "width")),
+    (r"[qkv]_proj/kernel", ("width", "heads")),
+    (r"[qkv]_proj/bias", ("heads",)),
+    (r"(encoder|self)_attn/out_proj/kernel", ("heads", "width")),
+    (r"fc1/kernel", ("width", "inner")),
+    (r"fc1/bias", ("inner",)),
+    (r"fc2/kernel", ("inner", "width")),
+    (r"(_attn/out_proj|fc2)/bias", (None,)),
+    (r"layer_?norm(_embedding)?/(scale|bias)", (None,)),
+    (r"final_logits_bias", (None, "vocabulary")),
+    (r"(actor|critic)/\w+/kernel", (None, None)),  # small, and needed whole at every chunk
+    (r"(actor|critic)/\w+/bias", (None,)),
+)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1: all devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    chunk: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise ValueError(f"{name}={size}: expected at least 1, or -1 for all devices that are left")
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"{sizes}: only one axis can be -1 (all devices that are left)")
+
+
+AXES = tuple(item.name for item in fields(MeshConfig))
+
+
+def fitted(config: MeshConfig, devices: int) -> dict[str, int]:
+    """The size of each axis on so many devices.
+
+    Axes that ask for more than there is get the largest divisor of what is left, the innermost first, so that one
+    config runs on one device and on a pod.
+
+    Raises:
+      ValueError: the axes need fewer devices than there are.
+    """
+    sizes, left = {}, devices
+    for name in reversed(AXES):
+        if (wanted := getattr(config, name)) != -1:
+            sizes[name] = int(np.gcd(wanted, left))
+            left //= sizes[name]
+    for name in AXES:
+        if getattr(config, name) == -1:
+            sizes[name], left = left, 1
+    if left > 1:
+        asked = ", ".join(f"{name}={getattr(config, name)}" for name in AXES)
+        raise ValueError(f"{asked}: leaves all but one in {left} of {devices} devices idle; set one axis to -1")
+    return {name: sizes[name] for name in AXES}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of the job's), neighbours in the innermost axes."""
+    devices = jax.devices() if devices is None else list(devices)
+    shape = tuple(fitted(config, len(devices)).values())
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def partition(dimensions: Iterable[str | None], rules: dict[str, tuple[str, ...]] = RULES) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions have these meanings; None stays whole.
+
+    Raises:
+      ValueError: a meaning that is not in the table, or two dimensions on the same mesh axis.
+    """
+    dimensions = tuple(dimensions)
+    for name in dimensions:
+        if name is not None and name not in rules:
+            raise ValueError(f"dimension {name!r}: expected None or one of {', '.join(rules)}")
+    taken = [axis for name in dimensions if name is not None for axis in rules[name]]
+    if len(set(taken)) < len(taken):
+        raise ValueError(f"dimensions {dimensions}: two of them lie on the same mesh axis ({', '.join(taken)})")
+    return PartitionSpec(*(None if name is None else rules[name] for name in dimensions))
+
+
+def constrain(x: Array, *dimensions: str | None) -> Array:
+    """Pins the layout of an array inside jit, by what its dimensions mean; without a mesh, the array itself.
+
+    Under `vmap(..., spmd_axis_name=...)` the mapped dimension lies on those axes.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(dimensions))
+
+
+def over_documents(function: Callable, in_axes: Any = 0) -> Callable:
+    """`vmap` over documents, which lie on the mesh axes `data` and `fsdp` if there is a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jax.vmap(function, in_axes)
+    return jax.vmap(function, in_axes, spmd_axis_name=DOCUMENTS)
+
+
+def parameter_dimensions(path: str, rank: int) -> tuple[str | None, ...]:
+    """What the dimensions of the parameter at `path` ("model/encoder/...") mean; leading ones are layers.
+
+    Raises:
+      ValueError: no line of the table fits.
+    """
+    for pattern, dimensions in PARAMETERS:
+        if re.search(f"({pattern})$", path) and rank >= len(dimensions):
+            return (None,) * (rank - len(dimensions)) + dimensions
+    raise ValueError(f"parameter {path} with {rank} dimensions: no line of sharding.PARAMETERS fits; add one")
+
+
+def path_of(keys: tuple) -> str:
+    """ "params/model/shared/embedding" for a key path of jax.tree_util."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys)
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Where each array of a training state (or of parameters alone) lies: a NamedSharding a leaf.
+
+    Adam's moments lie where their parameters do, as their paths end alike; scalars and keys lie everywhere. A
+    dimension that its mesh axes don't divide (50,265 words over 4 devices) stays whole.
+
+    Args:
+      state: arrays or, from jax.eval_shape, their shapes.
+    """
+    sizes = dict(mesh.shape)
+
+    def one(keys: tuple, leaf: Any) -> NamedSharding:
+        if not leaf.shape:
+            return replicated(mesh)
+        dimensions = parameter_dimensions(path_of(keys), len(leaf.shape))
+        pieces = [math.prod(sizes[axis] for axis in RULES.get(name or "", ())) for name in dimensions]
+        divided = zip(dimensions, leaf.shape, pieces, strict=True)
+        return NamedSharding(mesh, partition(name if size % count == 0 else None for name, size, count in divided))
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+    """Documents over `data` and `fsdp`; chunks of `input_ids`, `token_mask`, `chunk_mask` over `chunk`."""
+
+    def one(keys: tuple, leaf: Any) -> NamedSharding:
+        chunked = path_of(keys) in ("input_ids", "token_mask", "chunk_mask")
+        dimensions = ("documents", "chunks") if chunked else ("documents",)
+        return NamedSharding(mesh, partition(dimensions))
+
+    return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process holds whole -> global arrays, of which each device gets its piece only."""
+    place = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, partial(np.asarray(x).__getitem__))
+    return jax.tree.map(place, tree, shardings)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """A batch of which every process holds its own documents -> global arrays."""
+    shardings = batch_shardings(mesh, batch)
+    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, shardings)
