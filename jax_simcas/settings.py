@@ -18,6 +18,7 @@ from jax_simcas.data.sources import Fields
 from jax_simcas.errors import UserError
 from jax_simcas.generate import GenerateConfig
 from jax_simcas.model import SimcasConfig
+from jax_simcas.sharding import MeshConfig
 from jax_simcas.update import UpdateConfig
 
 
@@ -107,6 +108,7 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 def default_config() -> config_dict.ConfigDict:

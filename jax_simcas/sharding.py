@@ -76,35 +76,36 @@ class MeshConfig:
 AXES = tuple(item.name for item in fields(MeshConfig))
 
 
-def fitted(config: MeshConfig, devices: int) -> dict[str, int]:
-    """The size of each axis on so many devices.
+def fitted(config: MeshConfig, devices: int, documents: int) -> dict[str, int]:
+    """The size of each axis on so many devices, for batches of so many documents.
 
-    Axes that ask for more than there is get the largest divisor of what is left, the innermost first, so that one
-    config runs on one device and on a pod.
+    An axis that asks for more than there is gets the largest divisor of what is left, the innermost first, so that one
+    config runs on one device and on a pod. `data=-1` and `fsdp=-1` take no more devices than divide the documents.
 
     Raises:
-      ValueError: the axes need fewer devices than there are.
+      ValueError: no axis is -1 and the axes need fewer devices than there are.
     """
+    wanted = {item.name: getattr(config, item.name) for item in fields(config)}
     sizes, left = {}, devices
     for name in reversed(AXES):
-        if (wanted := getattr(config, name)) != -1:
-            sizes[name] = int(np.gcd(wanted, left))
+        if wanted[name] != -1:
+            sizes[name] = math.gcd(wanted[name], left)
             left //= sizes[name]
     for name in AXES:
-        if getattr(config, name) == -1:
-            sizes[name], left = left, 1
+        if wanted[name] == -1:
+            places = sizes.get("fsdp", 1) * sizes.get("data", 1)
+            sizes[name] = math.gcd(left, max(documents // places, 1)) if name in DOCUMENTS else left
+            left = 1
     if left > 1:
-        asked = ", ".join(f"{name}={getattr(config, name)}" for name in AXES)
-        raise ValueError(f"{asked}: leaves all but one in {left} of {devices} devices idle; set one axis to -1")
+        asked = ", ".join(f"{name}={size}" for name, size in wanted.items())
+        raise ValueError(f"{asked} on {devices} devices: all but one in {left} would be idle; set one axis to -1")
     return {name: sizes[name] for name in AXES}
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of the job's), neighbours in the innermost axes."""
-    devices = jax.devices() if devices is None else list(devices)
-    shape = tuple(fitted(config, len(devices)).values())
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+def make_mesh(sizes: dict[str, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh of those sizes over as many devices; the innermost axis gets neighbours."""
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), list(devices), allow_split_physical_axes=True)
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def partition(dimensions: Iterable[str | None], rules: dict[str, tuple[str, ...]] = RULES) -> PartitionSpec:
@@ -201,7 +202,22 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch of which every process holds its own documents -> global arrays."""
-    shardings = batch_shardings(mesh, batch)
-    return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, np.asarray(x)), batch, shardings)
+def local_documents(mesh: Mesh, documents: int) -> tuple[int, ...]:
+    """Which of a batch's documents lie on devices of this process: those are the ones that it has to read."""
+    pieces = NamedSharding(mesh, partition(("documents",))).addressable_devices_indices_map((documents,)).values()
+    return tuple(sorted({place for index in pieces if index for place in range(documents)[index[0]]}))
+
+
+def put_batch(batch: Any, mesh: Mesh, places: Sequence[int], documents: int) -> Any:
+    """A batch of which this process holds the documents at `places` -> global arrays of all `documents`."""
+    row_of = {place: row for row, place in enumerate(places)}
+
+    def one(x: np.ndarray, sharding: NamedSharding) -> Array:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            rows = [row_of[place] for place in range(documents)[index[0]]]
+            return x[rows][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((documents, *x.shape[1:]), sharding, piece)
+
+    return jax.tree.map(one, batch, batch_shardings(mesh, batch))

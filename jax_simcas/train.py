@@ -13,8 +13,10 @@ exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, afte
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import os
 import signal
 import sys
 import time
@@ -26,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from jax_simcas import plots, program, report
@@ -36,7 +39,9 @@ from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.sources import First
 from jax_simcas.errors import UserError
+from jax_simcas.job import Job, guarded, is_main, join, make_job
 from jax_simcas.settings import Settings
+from jax_simcas.sharding import replicated, state_shardings
 from jax_simcas.update import (
     batch_loss,
     init_state,
@@ -44,7 +49,7 @@ from jax_simcas.update import (
     selector_step,
     transformer_step,
 )
-from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, new_model, open_source, pipeline_config
+from jax_simcas.workdir import CONFIG, TOKENIZER, Workdir, new_model, open_source, pipeline_config
 
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
 # A resumed run may differ in these: they change how long and how often, not what a step does.
@@ -58,8 +63,11 @@ FREE_ON_RESUME = (
     "loop.keep_checkpoints",
     "loop.max_skipped",
     "data.data_dir",
+    "data.workers",
     "generate.",
+    "mesh.",
 )
+STEP_FIELDS = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")  # what steps see of a batch
 
 Totals = dict[str, tuple[float, float]]  # name -> (sum, count)
 
@@ -86,11 +94,6 @@ def means(totals: Totals) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count}
 
 
-def arrays_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the compiled steps see of a batch."""
-    return {k: batch[k] for k in ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")}
-
-
 def cut_shares(batch: dict[str, np.ndarray]) -> Totals:
     """How many documents and targets of a batch were longer than the limits, and so cut."""
     rows = float(batch["row_mask"].sum())
@@ -107,10 +110,9 @@ def say_cut(figures: dict[str, float], settings: Settings, said: set[str]) -> No
         if share and name not in said:
             said.add(name)
             tokens = getattr(settings.simcas, limit)
-            print(
+            say(
                 f"warning: {100 * share:.0f} % of the {what} are cut to {tokens} tokens (config.simcas.{limit}); "
-                f"data/{name} in metrics.jsonl goes on counting",
-                file=sys.stderr,
+                f"data/{name} in metrics.jsonl goes on counting"
             )
 
 
@@ -135,13 +137,12 @@ class Window:
         return totals
 
 
-def prepare_workdir(settings: Settings, workdir: Path) -> None:
-    """Creates the workdir, or checks that it belongs to a run with the same settings.
+def check_workdir(settings: Settings, workdir: Path) -> None:
+    """Writes the settings to the workdir, or checks that it belongs to a run with the same.
 
     Raises:
-      UserError: it cannot be written, or holds a run that differs in more than length and frequency.
+      UserError: it holds a run that differs in more than length, frequency and devices.
     """
-    program.make_folder(workdir, "--workdir")
     path = workdir / CONFIG
     if path.exists():
         changed = settings_lib.differences(settings_lib.read_json(path), settings)
@@ -151,109 +152,144 @@ def prepare_workdir(settings: Settings, workdir: Path) -> None:
                 f"--workdir={workdir} holds a run with other settings ({'; '.join(changed)}): "
                 "use these, or another workdir"
             )
-    path.write_text(settings_lib.to_json(settings), encoding="utf-8")
+    if is_main():
+        report.replace_file(path, settings_lib.to_json(settings).encode())
 
 
 def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[str, float]:
     """Teacher-forced figures on validation documents, with the policy of inference."""
     totals: Totals = {}
     for batch in batches:
-        totals = add(totals, jax.device_get(evaluate(params, arrays_of(batch))))
+        totals = add(totals, jax.device_get(evaluate(params, batch)))
     return means(totals)
 
 
-def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True) -> Outcome:
+def say(*notes: str) -> None:
+    """Tells the user, once for all processes."""
+    if is_main():
+        for note in notes:
+            print(note, file=sys.stderr)
+
+
+def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool = True) -> Outcome:
     """Trains for `settings.loop.steps` optimizer steps, or `epochs` passes over the rows.
 
-    Goes on from the newest good checkpoint if there is one.
+    Goes on from the newest good checkpoint if there is one, on whatever devices there are now. Of several processes
+    each calls this alike.
 
     Raises:
       UserError: anything that the user can mend; too many non-finite steps in a row.
     """
-    program.make_folder(workdir, "--workdir")
-    model = new_model(settings, cache, workdir / TOKENIZER)
+    job = make_job(settings.mesh, settings.data.batch_size)
+    with jax.set_mesh(job.mesh):
+        return train_on(job, settings, where, cache, progress)
+
+
+def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool) -> Outcome:
+    """`train` on the mesh of a job."""
+    folder = Workdir.at(where, cache)
+    workdir = folder.local
+    model = new_model(settings, cache, job.mesh, workdir / TOKENIZER)
     settings = model.settings
-    prepare_workdir(settings, workdir)
-    tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
-    for note in model.notes:
-        print(note, file=sys.stderr)
+    check_workdir(settings, workdir)
+    if is_main():
+        tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
+    say(*model.notes)
 
     loop, bart, simcas = settings.loop, settings.bart, settings.simcas
     config = pipeline_config(settings)
     source = open_source(settings, settings.data.train_split, cache)
     held_out = open_source(settings, settings.data.validation_split, cache)
-    for note in (*getattr(source, "notes", ()), *getattr(held_out, "notes", ())):
-        print(f"warning: {note}", file=sys.stderr)
-    batches = pipeline.make_iterator(source, model.tokenizer, config, training=True)
+    say(*(f"warning: {note}" for rows in (source, held_out) for note in getattr(rows, "notes", ())))
     if loop.epochs:
         rows_a_step = config.batch_size * settings.optimizer.accumulate_step
         loop = dataclasses.replace(loop, steps=-(-loop.epochs * len(source) // rows_a_step))
-    state = init_state(stack_layers(model.params), settings.optimizer, jax.random.key(loop.seed))
+
+    fresh = lambda params: init_state(stack_layers(params), settings.optimizer, jax.random.key(loop.seed))
+    shardings = state_shardings(job.mesh, jax.eval_shape(fresh, model.params))
+    state = jax.jit(fresh, out_shardings=shardings)(model.params)
+    model = model._replace(params=None)  # or they would lie there twice
+    arrays = lambda batch: job.put(batch, STEP_FIELDS, model.tokenizer.pad_token_id)
     with Checkpointer(
-        workdir / CHECKPOINTS, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
+        folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
     ) as checkpoints:
-        restored = checkpoints.restore(state, batches)
+        restored = checkpoints.restore(state, None)
         step, totals = 0, {}
         if restored is not None:
             step, state = restored.step, restored.state
             totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
-            for warning in restored.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
-            print(f"resuming at step {step} of {loop.steps}", file=sys.stderr)
+            say(*(f"warning: {warning}" for warning in restored.warnings), f"resuming at step {step} of {loop.steps}")
         if step >= loop.steps:
             flag = "epochs" if loop.epochs else "steps"
-            print(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on", file=sys.stderr)
+            say(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on")
             return Outcome(step, {}, False)
 
+        batches = pipeline.make_iterator(
+            source,
+            model.tokenizer,
+            config,
+            training=True,
+            start=step * settings.optimizer.accumulate_step,
+            places=job.places,
+        )
         evaluate = jax.jit(
             lambda params, batch: batch_loss(params, batch, bart, simcas, settings.optimizer.label_smoothing)[1]
         )
         options: Any = {"bart": bart, "simcas": simcas, "config": settings.optimizer}
-        transformer = jax.jit(partial(transformer_step, **options), donate_argnums=0)
-        selector = jax.jit(partial(selector_step, **options), donate_argnums=0)
+        compiled = partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(job.mesh)))
+        transformer = compiled(partial(transformer_step, **options))
+        selector = compiled(partial(selector_step, **options))
         rate = learning_rate(settings.optimizer)
         window, seen_tokens, since = Window(totals), 0, time.monotonic()
         validation: dict[str, float] = {}
         first, stop, said = step + 1, Stop(), set[str]()
         with (
             stop,
-            report.MetricsWriter(workdir, resume_step=step) as writer,
-            report.Progress(loop.steps, initial=step, disable=not progress) as bar,
+            report.MetricsWriter(workdir, resume_step=step) if is_main() else contextlib.nullcontext() as writer,
+            report.Progress(loop.steps, initial=step, disable=not (progress and is_main())) as bar,
         ):
             for step in range(first, loop.steps + 1):
                 learn_selection = loop.selector_every and step % loop.selector_every == 0
                 for batch in itertools.islice(batches, settings.optimizer.accumulate_step):
-                    arrays = arrays_of(batch)
-                    state, metrics = transformer(state, arrays)
+                    placed = arrays(batch)
+                    state, metrics = transformer(state, placed)
                     window.push(metrics)
                     if learn_selection:
-                        state, metrics = selector(state, arrays)
+                        state, metrics = selector(state, placed)
                         # Its draw is another one; the transformer's own counts what was kept.
                         window.push({k: v for k, v in metrics.items() if not k.startswith("selection/")})
                     window.push(cut_shares(batch))
-                    seen_tokens += int(arrays["token_mask"].sum())
+                    seen_tokens += int(batch["token_mask"].sum())
                 bar.update(1)
-                last = step == loop.steps or stop.requested
+                last = stop.now(step) or step == loop.steps
                 if step % loop.log_every == 0 or last:
                     figures = means(window.take())
                     now = time.monotonic()
-                    speed, seen_tokens, since = seen_tokens / (now - since), 0, now
+                    speed, seen_tokens, since = seen_tokens * jax.process_count() / (now - since), 0, now
                     figures |= {"learning_rate": float(rate(step - 1)), "tokens_per_second": speed}
-                    writer.write(step, "train", figures)
+                    if writer:
+                        writer.write(step, "train", figures)
                     say_cut(figures, settings, said)
                     bar.show(figures)
                     give_up_if_not_finite(int(state.skipped_in_row), step, settings, checkpoints)
                 if step % loop.eval_every == 0 or last:
                     held = pipeline.make_iterator(
-                        First(held_out, loop.eval_documents), model.tokenizer, config, training=False
+                        First(held_out, loop.eval_documents),
+                        model.tokenizer,
+                        config,
+                        training=False,
+                        places=job.places,
                     )
-                    validation = validate(evaluate, state.params, held)
-                    writer.write(step, "validation", validation)
+                    validation = validate(evaluate, state.params, map(arrays, held))
+                    if writer:
+                        writer.write(step, "validation", validation)
                     since, seen_tokens = time.monotonic(), 0
                 if step % loop.checkpoint_every == 0 or last:
                     scored = validation if step % loop.eval_every == 0 or last else None
-                    checkpoints.save(step, state, batches, scored, {"window": window.totals()})
-                    plots.plot_training(workdir / "metrics.jsonl", workdir)
+                    checkpoints.save(step, state, None, scored, {"window": window.totals()})
+                    if writer:
+                        plots.plot_training(workdir / "metrics.jsonl", workdir)
+                        folder.publish()
                 if stop.requested:
                     break
             checkpoints.wait()
@@ -274,22 +310,30 @@ def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoint
 
 
 class Stop:
-    """Notes SIGTERM, so that the loop can save and leave after the step at hand."""
+    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one."""
 
     requested = False
 
     def __enter__(self) -> Stop:
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        # Of several processes jax's own handler tells the others.
+        self._before = signal.signal(signal.SIGTERM, self._note) if jax.process_count() == 1 else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def now(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
 
     def _note(self, *_: object) -> None:
         self.requested = True
 
 
-def main(config: Any, workdir: str) -> int:
+def main(config: Any, workdir: str, distributed: str = "") -> int:
     """The program after its flags are read."""
     if config is None:
         raise UserError("--config is missing: --config=configs/NAME.py")
@@ -300,11 +344,12 @@ def main(config: Any, workdir: str) -> int:
     if not workdir:
         raise UserError("--workdir is missing: the folder for checkpoints and figures")
     program.prepare()
-    outcome = train(settings, Path(workdir), program.cache_dir())
+    join(distributed)
+    outcome = train(settings, workdir, program.cache_dir())
     if outcome.preempted:
-        print(f"stopped by SIGTERM; step {outcome.step} is saved, the same command goes on", file=sys.stderr)
+        say(f"stopped by SIGTERM; step {outcome.step} is saved, the same command goes on")
         return EXIT_PREEMPTED
-    if outcome.metrics:
+    if outcome.metrics and is_main():
         figures = ", ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items() if k in ("nll", "loss"))
         print(f"step {outcome.step}: validation {figures}; see {workdir}/curves.png")
     return 0
@@ -324,8 +369,11 @@ def _parse(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     CONFIG_FLAG = config_flags.DEFINE_config_file("config", None, "Config file: configs/NAME.py.")
-    WORKDIR_FLAG = flags.DEFINE_string("workdir", "", "Folder for checkpoints and figures.")
+    WORKDIR_FLAG = flags.DEFINE_string("workdir", "", "Folder for checkpoints and figures; may be gs://...")
+    DISTRIBUTED_FLAG = flags.DEFINE_string(
+        "distributed", "", "auto (TPU pod, Slurm) or HOST:PORT,COUNT,INDEX: one of several processes."
+    )
     app.run(
-        lambda _: sys.exit(program.guarded(lambda: main(CONFIG_FLAG.value, WORKDIR_FLAG.value))),
+        lambda _: sys.exit(guarded(lambda: main(CONFIG_FLAG.value, WORKDIR_FLAG.value, DISTRIBUTED_FLAG.value))),
         flags_parser=_parse,
     )

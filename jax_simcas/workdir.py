@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
+from jax.sharding import Mesh
 
+from jax_simcas import program, report
 from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import unstack_layers
@@ -24,6 +27,7 @@ from jax_simcas.errors import UserError
 from jax_simcas.model import check_fits, init_params
 from jax_simcas.pretrained import from_pretrained
 from jax_simcas.settings import Settings
+from jax_simcas.sharding import put, state_shardings
 
 Params = Any
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
@@ -36,6 +40,50 @@ class Model(NamedTuple):
     params: Params
     tokenizer: Any
     notes: tuple[str, ...]
+
+
+class Workdir(NamedTuple):
+    """A run's folder. One in a bucket (gs://...) has its small files in a local copy, which `publish` writes back."""
+
+    local: Path
+    checkpoints: str
+    remote: epath.Path | None
+
+    @classmethod
+    def at(cls, where: str | os.PathLike[str], cache: Path) -> Workdir:
+        """Opens the folder; of one in a bucket fetches the small files.
+
+        Raises:
+          UserError: it cannot be written, or the bucket cannot be read.
+        """
+        name = str(where)
+        if "://" not in name:
+            local = program.make_folder(Path(where), "--workdir")
+            return cls(local, str(local / CHECKPOINTS), None)
+        local = cache / "workdirs" / hashlib.sha256(name.encode()).hexdigest()[:20]
+        program.make_folder(local, f"--workdir={name}: its local copy")
+        remote = epath.Path(name)
+        try:
+            for path in remote.glob("**/*") if remote.exists() else ():
+                inner = path.relative_to(remote)
+                if inner.parts[0] != CHECKPOINTS and not path.is_dir():
+                    report.replace_file(local / inner, path.read_bytes())
+        except Exception as error:  # whatever the bucket's library raises
+            raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
+        return cls(local, f"{name.rstrip('/')}/{CHECKPOINTS}", remote)
+
+    def publish(self) -> None:
+        """Writes the small files to the bucket, if the folder is in one."""
+        if self.remote is None:
+            return
+        try:
+            for path in self.local.rglob("*"):
+                if path.is_file() and not path.name.startswith("."):
+                    there = self.remote / path.relative_to(self.local).as_posix()
+                    there.parent.mkdir(parents=True, exist_ok=True)
+                    there.write_bytes(path.read_bytes())
+        except Exception as error:
+            raise UserError(f"--workdir={self.remote}: cannot be written ({error})") from None
 
 
 def open_source(settings: Settings, split: str, cache: Path) -> Any:
@@ -81,10 +129,11 @@ def make_tokenizer(settings: Settings, cache: Path) -> Any:
     return tokenizer_lib.trained_on(open_source(settings, data.train_split, cache), data.vocab_size, cache)
 
 
-def new_model(settings: Settings, cache: Path, saved_tokenizer: Path | None = None) -> Model:
+def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:
     """A model to start training from: pretrained, or fresh with a vocabulary that fits the tokenizer.
 
-    A resumed run goes on with the tokenizer that it saved, if `saved_tokenizer` is there.
+    Its parameters are made or read straight into their places on the mesh. A resumed run goes on with the tokenizer
+    that it saved, if `saved_tokenizer` is there.
 
     Raises:
       UserError: weights, vocabulary or lengths that do not fit together.
@@ -96,7 +145,7 @@ def new_model(settings: Settings, cache: Path, saved_tokenizer: Path | None = No
         loaded = from_pretrained(settings.pretrained, key, settings.simcas)
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
-        params, notes = loaded.params, tuple(loaded.notes)
+        params, notes = put(loaded.params, state_shardings(mesh, loaded.params)), tuple(loaded.notes)
         check_vocabulary(tokenizer, settings, settings.pretrained)
     else:
         tokenizer = saved or make_tokenizer(settings, cache)
@@ -108,7 +157,8 @@ def new_model(settings: Settings, cache: Path, saved_tokenizer: Path | None = No
     except ValueError as error:
         raise UserError(f"config.simcas.{error}") from None
     if params is None:
-        params = jax.jit(init_params, static_argnums=(1, 2))(key, settings.bart, settings.simcas)
+        fresh = lambda key: init_params(key, settings.bart, settings.simcas)
+        params = jax.jit(fresh, out_shardings=state_shardings(mesh, jax.eval_shape(fresh, key)))(key)
     return Model(settings, params, tokenizer, notes)
 
 

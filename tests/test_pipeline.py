@@ -301,32 +301,43 @@ def test_training_order(words, source):
     assert flat(indices(take(again, 44))) == order
 
 
-@pytest.mark.parametrize("count", [2, 3, 16])
-def test_shards(words, source, count):
-    """The processes' batches are together the batches of one process, even with more processes than rows."""
-    shards = [
-        take(make_iterator(source, words, CONFIG, training=True, shard_index=i, shard_count=count), 24 // count)
-        for i in range(count)
-    ]
-    one = dataclasses.replace(CONFIG, batch_size=3 * count)
-    whole = indices(take(make_iterator(source, words, one, training=True), 24 // count))
-    for step, rows in enumerate(whole):
-        assert sorted(rows) == sorted(flat(indices(shard)[step] for shard in shards))
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_read_the_batches_of_one(words, source, count):
+    """Place by place, whichever places a process reads, with the draws of one process."""
+    config = dataclasses.replace(CONFIG, batch_size=6, draw_answer=True)
+    places = [list(range(6))[p::count] for p in range(count)]
+    whole = take(make_iterator(source, words, config, training=True), 8)
+    for own in places:
+        parts = take(make_iterator(source, words, config, training=True, places=own), 8)
+        for part, batch in zip(parts, whole, strict=True):
+            np.testing.assert_array_equal(part["row_index"], batch["row_index"][own])
+            chunks, target = part["input_ids"].shape[1], part["target_ids"].shape[1]
+            np.testing.assert_array_equal(part["input_ids"], batch["input_ids"][own, :chunks])
+            np.testing.assert_array_equal(part["target_ids"], batch["target_ids"][own, :target])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_start_passes_over_batches(words, source, training, workers):
+    config = dataclasses.replace(CONFIG, workers=workers)
+    whole = take(make_iterator(source, words, config, training=training), 4)
+    rest = take(make_iterator(source, words, config, training=training, start=1), 3)
+    for early, late in zip(whole[1:], rest, strict=True):
+        for name, value in early.items():
+            np.testing.assert_array_equal(late[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation(words, source, count, workers):
-    config = dataclasses.replace(CONFIG, workers=workers)
+    config = dataclasses.replace(CONFIG, workers=workers, batch_size=3 * count)
     shards = [
-        list(make_iterator(source, words, config, training=False, shard_index=i, shard_count=count))
-        for i in range(count)
+        list(make_iterator(source, words, config, training=False, places=range(3 * i, 3 * i + 3))) for i in range(count)
     ]
     assert len({len(shard) for shard in shards}) == 1  # or the processes would wait for one another
-    for i, shard in enumerate(shards):
-        assert flat(indices(shard)) == list(range(i, 11, count))
-        assert all(batch["row_mask"].shape == (3,) for batch in shard)
-        assert all(batch["input_ids"].shape[0] == 3 for batch in shard)
+    assert sorted(row for shard in shards for row in flat(indices(shard))) == list(range(11))
+    assert all(batch["row_mask"].shape == (3,) for shard in shards for batch in shard)
+    assert all(batch["input_ids"].shape[0] == 3 for shard in shards for batch in shard)
 
 
 def test_one_row(words):

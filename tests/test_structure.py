@@ -21,7 +21,7 @@ FLOORS = [
     {"sharding", "chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
     {"bart", "data"},
     {"model", "pretrained"},
-    {"update", "generate", "inference", "settings", "presets", "workdir", "program"},
+    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "job"},
     {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark"},
 ]
 

@@ -188,20 +188,36 @@ def pad_batch(rows: Sequence[Features], config: PipelineConfig, pad: int, size: 
     }
 
 
+def widen(batch: Features, chunks: int, target: int, pad: int) -> Features:
+    """The batch with at least so many chunks and target tokens, the new ones padding."""
+
+    def one(name: str, x: np.ndarray) -> np.ndarray:
+        widths = {"input_ids": chunks, "token_mask": chunks, "chunk_mask": chunks, "evidence_mask": chunks}
+        wanted = widths.get(name, target if name in ("target_ids", "target_mask") else 0)
+        more = max(wanted - x.shape[1], 0) if wanted else 0
+        fill = pad if name.endswith("_ids") else False
+        return np.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)), constant_values=fill) if more else x
+
+    return {name: one(name, x) for name, x in batch.items()}
+
+
 def make_iterator(
     source: Any,
     tokenizer: Any,
     config: PipelineConfig,
     *,
     training: bool,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    start: int = 0,
+    places: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
     """Batches: endless, shuffled anew each epoch when training; else one pass in order, the last one padded.
 
-    The batches are the same for any number of workers. The iterator's state (`get_state`, or grain's
-    checkpoint handlers) resumes it exactly, with the same number of workers. Of several processes each takes
-    every `shard_count`-th row of the one stream; in evaluation all get equally many batches, some of padding.
+    The batches are the same for any number of workers and processes, and from any `start`.
+
+    Args:
+      start: how many batches to pass over, without reading them: where an interrupted run goes on.
+      places: of several processes, the places in each batch of `config.batch_size` rows that this one reads;
+        None: all. All get equally many batches.
 
     Raises:
       UserError: a source without rows; while iterating, a row that cannot be used.
@@ -210,20 +226,21 @@ def make_iterator(
         raise UserError(f"{source!r}: no rows in it")
     encoder = TextEncoder.of(tokenizer)
     size = config.batch_size
+    places = range(size) if places is None else places
     if training:
         rows = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+        featurized = rows.random_map(_FeaturizeForTraining(source, encoder, config))
     else:
-        step = size * shard_count
-        rows = grain.MapDataset.range(-(-len(source) // step) * step)
-    rows = rows[shard_index::shard_count]
-    featurized = (
-        rows.random_map(_FeaturizeForTraining(source, encoder, config))
-        if training
-        else rows.map(_Featurize(source, encoder, config))
+        rows = grain.MapDataset.range(-(-len(source) // size) * size)
+        featurized = rows.map(_Featurize(source, encoder, config))
+    # Nothing is read before it is asked for, so that these slices cost nothing.
+    end = len(featurized) // size * size
+    columns = [featurized[start * size + place : end : size] for place in places]
+    batches = (
+        grain.experimental.ZipMapDataset(columns)
+        .map(_Pad(config, encoder.pad_token_id, len(places)))
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
     )
-    batches = featurized.batch(
-        size, drop_remainder=training, batch_fn=_Pad(config, encoder.pad_token_id, size)
-    ).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
     if config.workers and training:
         from absl import flags
 
@@ -257,11 +274,11 @@ class _FeaturizeForTraining(_Featurize, grain.transforms.RandomMap):
         return self._features(int(index), rng)
 
 
-class _Pad:
-    """A batch's rows -> padded arrays; a class, so that it can be sent to workers."""
+class _Pad(grain.transforms.Map):
+    """A batch's rows -> padded arrays."""
 
     def __init__(self, config: PipelineConfig, pad: int, size: int) -> None:
         self._config, self._pad, self._size = config, pad, size
 
-    def __call__(self, rows: Sequence[Features]) -> Features:
+    def map(self, rows: Sequence[Features]) -> Features:
         return pad_batch([row for row in rows if row], self._config, self._pad, self._size)

@@ -1,0 +1,119 @@
+"""A job: the processes that train together, their devices as one mesh, and which documents each process reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jax_simcas import program
+from jax_simcas.data.pipeline import Features, widen
+from jax_simcas.errors import UserError
+from jax_simcas.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
+
+HEARTBEAT_SECONDS = 30  # so long after one process dies the others end too
+
+
+class Job(NamedTuple):
+    """The mesh, and the places of each batch of `batch_size` documents whose devices belong to this process."""
+
+    mesh: Mesh
+    batch_size: int
+    places: tuple[int, ...]
+
+    def put(self, batch: Features, names: tuple[str, ...], pad: int) -> dict[str, jax.Array]:
+        """This process's rows of a batch -> global arrays of the named fields, equally wide in all processes."""
+        chunks, target = batch["input_ids"].shape[1], batch["target_ids"].shape[1]
+        if jax.process_count() > 1:
+            chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
+        along = self.mesh.shape["chunk"]
+        batch = widen(batch, -(-int(chunks) // along) * along, int(target), pad)
+        return put_batch({name: batch[name] for name in names}, self.mesh, self.places, self.batch_size)
+
+
+def join(where: str) -> None:
+    """Joins the other processes; call before anything else asks for a device.
+
+    Args:
+      where: "" for a process of its own; "auto" where the cluster says (TPU pods, Slurm, several hosts of a cloud);
+        "HOST:PORT,COUNT,INDEX" anywhere: process 0's address, how many there are, and which this is.
+
+    Raises:
+      UserError: neither of these; the others cannot be reached.
+    """
+    if not where:
+        return
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    if where != "auto":
+        address, *numbers = where.split(",")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or ":" not in address:
+            raise UserError(f"--distributed={where}: expected auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.2:8476,4,0")
+        count, index = map(int, numbers)
+        if index >= count:
+            raise UserError(f"--distributed={where}: INDEX counts from 0, so {count} processes have 0 to {count - 1}")
+        options |= {"coordinator_address": address, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--distributed={where}: cannot join the other processes ({error})") from None
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes figures."""
+    return jax.process_index() == 0
+
+
+def make_job(config: MeshConfig, batch_size: int) -> Job:
+    """Lays a mesh over all devices, or over as many of a single process's as its documents keep busy.
+
+    Raises:
+      UserError: documents that do not divide over the mesh; axes that need fewer devices than there are.
+    """
+    devices = jax.devices()
+    try:
+        sizes = fitted(config, len(devices), batch_size)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    documents = sizes["data"] * sizes["fsdp"]
+    if batch_size % documents:
+        raise UserError(
+            f"config.data.batch_size={batch_size}: the mesh has {documents} places for documents (data x fsdp); "
+            f"make it a multiple of {documents}, or config.mesh smaller"
+        )
+    used = int(np.prod(list(sizes.values())))
+    if used < len(devices):
+        idle = f"config.data.batch_size={batch_size} keeps {used} of {len(devices)} devices busy"
+        if jax.process_count() > 1:
+            raise UserError(f"{idle}: raise it, or spread each document with config.mesh.chunk")
+        print(f"note: {idle}", file=sys.stderr)
+    mesh = make_mesh(sizes, devices[:used])
+    return Job(mesh, batch_size, local_documents(mesh, batch_size))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """`program.guarded`; when one of several processes fails it says which, and takes the others down.
+
+    Leaving in the ordinary way would wait for the others, who wait for this one.
+    """
+    try:
+        code = program.guarded(run)
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        code = program.EXIT_ERROR
+    if code in (program.EXIT_ERROR, program.EXIT_INTERRUPTED) and jax.process_count() > 1:
+        name = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
+        print(f"error: {name} failed; the others end within {HEARTBEAT_SECONDS} s", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
