@@ -132,6 +132,9 @@ class Window:
         self._pending = []
         return self._totals
 
+    def tokens(self) -> float:
+        return self.totals().get("tokens", (0.0, 0.0))[0]
+
     def take(self) -> Totals:
         totals, self._totals = self.totals(), {}
         return totals
@@ -240,7 +243,8 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         transformer = compiled(partial(transformer_step, **options))
         selector = compiled(partial(selector_step, **options))
         rate = learning_rate(settings.optimizer)
-        window, seen_tokens, since = Window(totals), 0, time.monotonic()
+        window = Window(totals)
+        seen_tokens, since = window.tokens(), time.monotonic()  # of the window, before the clock was set
         validation: dict[str, float] = {}
         first, stop, said = step + 1, Stop(), set[str]()
         with (
@@ -259,14 +263,14 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                         # Its draw is another one; the transformer's own counts what was kept.
                         window.push({k: v for k, v in metrics.items() if not k.startswith("selection/")})
                     window.push(cut_shares(batch))
-                    seen_tokens += int(batch["token_mask"].sum())
                 bar.update(1)
                 last = stop.now(step) or step == loop.steps
                 if step % loop.log_every == 0 or last:
-                    figures = means(window.take())
+                    totals = window.take()
                     now = time.monotonic()
-                    speed, seen_tokens, since = seen_tokens * jax.process_count() / (now - since), 0, now
-                    figures |= {"learning_rate": float(rate(step - 1)), "tokens_per_second": speed}
+                    speed = (totals["tokens"][0] - seen_tokens) / (now - since)
+                    seen_tokens, since = 0.0, now
+                    figures = means(totals) | {"learning_rate": float(rate(step - 1)), "tokens_per_second": speed}
                     if writer:
                         writer.write(step, "train", figures)
                     say_cut(figures, settings, said)
@@ -283,7 +287,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                     validation = validate(evaluate, state.params, map(arrays, held))
                     if writer:
                         writer.write(step, "validation", validation)
-                    since, seen_tokens = time.monotonic(), 0
+                    since, seen_tokens = time.monotonic(), window.tokens()
                 if step % loop.checkpoint_every == 0 or last:
                     scored = validation if step % loop.eval_every == 0 or last else None
                     checkpoints.save(step, state, None, scored, {"window": window.totals()})
