@@ -9,6 +9,7 @@
 #       --sbatch-flags='--partition=gpu' -- --config=configs/arxiv.py --config.data.data_dir=/shared/data
 #
 # start uses all GPUs in one process, or those of --gpus=0,1; it makes the environment with [cuda] first.
+# Paths in train's arguments are seen from the checkout.
 # slurm writes WORKDIR/job.sbatch and submits it: one process a node, which drives its --gpus=COUNT. Training gets
 # SIGTERM 5 minutes before the time limit, saves and ends with 75, and the job queues again; so it does after a
 # preemption. Checkout, environment and workdir must be where all nodes see them. Submitted twice, the second waits

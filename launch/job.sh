@@ -65,13 +65,12 @@ logs() {
 }
 
 stop() {
-  local waited=0
+  local begin=$SECONDS
   running || { status || true; return 0; }
   kill -TERM "$(cat "$dir/pid")" 2>/dev/null || true
   while running; do
-    [ "$waited" -lt "${1:-120}" ] || kill -KILL "$(cat "$dir/pid")" 2>/dev/null || true
-    waited=$((waited + 1))
-    sleep 1
+    [ $((SECONDS - begin)) -lt "${1:-120}" ] || kill -KILL "$(cat "$dir/pid")" 2>/dev/null || true
+    sleep 0.2
   done
   status || true
 }

@@ -34,7 +34,8 @@
 #   --keep                       run leaves the machine when trained
 #   --dry-run                    prints the commands instead
 #
-# All verbs can be repeated. A verb that leaves a machine that costs, or may, ends by saying so and how to delete it.
+# All verbs can be repeated; run, interrupted and repeated, follows the training that went on meanwhile. A verb that
+# leaves a machine that costs, or may, ends by saying so and how to delete it.
 # Several workers need ssh-add ~/.ssh/google_compute_engine first (gcloud's advice).
 # exit codes: 0 done (status: trained); 1 an error, or training failed; 2 wrong flags; 3 the machine is gone: resume;
 # 4 not yet (wait timed out; status: running or not started); 75 stopped after a checkpoint: start; 130 Ctrl-C
@@ -42,6 +43,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname "$here")"
 . "$here/common.sh"
+. "$here/machine.sh"
 
 verbs="run create wait copy install start logs status stop resume fetch delete"
 name="${SIMCAS_TPU_NAME:-}" zone="${SIMCAS_TPU_ZONE:-}" project="${SIMCAS_TPU_PROJECT:-}" type="${SIMCAS_TPU_TYPE:-}"
@@ -49,76 +51,6 @@ version="${SIMCAS_TPU_VERSION:-}" tier="${SIMCAS_TPU_TIER:-spot}" workdir="${SIM
 prepare="${SIMCAS_TPU_PREPARE:-}" create_flags="${SIMCAS_TPU_CREATE_FLAGS:-}" worker="${SIMCAS_TPU_WORKER:-0}"
 to="${SIMCAS_TPU_TO:-}" timeout="${SIMCAS_TPU_TIMEOUT:-0}" poll="${SIMCAS_TPU_POLL:-30}" keep="${SIMCAS_TPU_KEEP:-}"
 dry_run="" train=() left="may still be there" workers="" state=""
-
-# --- gcloud ---------------------------------------------------------------------------------------------------------
-
-do_or_print() { # with --dry-run prints the command (on fd 3: its caller may be reading its output)
-  if [ -n "$dry_run" ]; then quote "$@" >&3; else "$@"; fi
-}
-
-say() { [ -n "$dry_run" ] || printf '%s\n' "$*"; }
-
-gone() { grep -qE 'NOT_FOUND|was not found' "$tmp/error"; } # gcloud's answer when there is no such thing
-
-gc() { # gc GROUP VERB ARGUMENTS...: gcloud compute tpus, in our zone and project
-  do_or_print gcloud compute tpus "$1" "$2" "${@:3}" --zone="$zone" --project="$project" --quiet
-}
-
-# Sets `state`: NONE, UNKNOWN (gcloud failed), PREEMPTED (it says ACTIVE, but the node is gone), or gcloud's own word;
-# and `left`, what is to be said of the machine at the end.
-look() {
-  local node
-  if ! state="$(gc queued-resources describe "$name" --format='value(state.state)' 2>"$tmp/error")"; then
-    if gone; then state=NONE; else state=UNKNOWN; fi
-  elif [ -n "$dry_run" ]; then
-    state="$assumed"
-  elif [ "$state" = ACTIVE ]; then
-    node="$(gc tpu-vm describe "$name" --format='value(state)' 2>"$tmp/error")" || { gone && node=TERMINATED; } || true
-    case "$node" in PREEMPTED | TERMINATED | STOPPED) state=PREEMPTED ;; esac
-  fi
-  case "$state" in NONE) left="" ;; UNKNOWN) left="may still be there" ;; *) left="is still there ($state)" ;; esac
-}
-
-dead() { case "$state" in FAILED | SUSPENDING | SUSPENDED | PREEMPTED | DELETING) true ;; *) false ;; esac; }
-
-need_machine() {
-  [ "$state" = ACTIVE ] || look # once a verb, and once for the steps of run: what is gone after that fails anyway
-  case "$state" in
-    ACTIVE) ;;
-    NONE) fail 1 "there is no machine $name in $zone: create it first" ;;
-    UNKNOWN) fail 1 "cannot ask for the state of $name: $(tail -n 1 "$tmp/error")" ;;
-    *) if dead; then fail 3 "$name is $state: resume, or delete"; else fail 4 "$name is $state: wait first"; fi ;;
-  esac
-}
-
-count_workers() { # sets workers; the same type has as many again
-  [ -z "$workers" ] || return 0
-  workers="$(gc tpu-vm describe "$name" --format='value(networkEndpoints.len())' 2>"$tmp/error")" ||
-    fail 1 "cannot ask for the workers of $name: $(tail -n 1 "$tmp/error")" || return
-  [ -z "$dry_run" ] || workers=1
-}
-
-on_workers() { # on_workers COMMAND: on all at once; what worker N says comes to be in $tmp/workers/N.log
-  rm -rf "$tmp/workers" && mkdir "$tmp/workers" && count_workers || return 1
-  gc tpu-vm ssh "$name" --worker=all --output-directory="$tmp/workers" \
-    --command="{ $1; } && echo 'worker: ok'" >"$tmp/error" 2>&1 || true
-}
-
-everywhere() { # everywhere WHAT COMMAND: as on_workers, and says who failed
-  local index failed=() log
-  on_workers "$2" || return 1
-  [ -z "$dry_run" ] || return 0
-  for ((index = 0; index < workers; index++)); do
-    log="$tmp/workers/$index.log"
-    if [ "$(tail -n 1 "$log" 2>/dev/null)" != "worker: ok" ]; then
-      failed+=("$index")
-      echo "worker $index: $(tail -n 3 "$log" 2>/dev/null | tr '\n' ' ' | grep . || echo 'no answer')" >&2
-    fi
-  done
-  [ ${#failed[@]} -eq 0 ] && echo "$1: done on $workers workers" && return 0
-  [ -s "$tmp/workers/${failed[0]}.log" ] || tail -n 2 "$tmp/error" >&2
-  fail 1 "$1 failed on ${#failed[@]} of $workers workers: $(quote "${failed[@]}"); it is safe to repeat"
-}
 
 # --- verbs ----------------------------------------------------------------------------------------------------------
 
@@ -128,7 +60,7 @@ create() {
   if dead; then fail 3 "$name is $state: resume, or delete"; return; fi
   case "$state" in
     NONE) ;;
-    UNKNOWN) fail 1 "cannot ask for the state of $name: $(tail -n 1 "$tmp/error")"; return ;;
+    UNKNOWN) cannot_ask; return ;;
     *) say "$name is there already: $state"; return 0 ;;
   esac
   [ "$tier" != spot ] || tier_flag=(--spot)
@@ -146,20 +78,14 @@ create() {
 }
 
 wait_for() { # the state ACTIVE
-  local before="" silent=0 begin=$SECONDS
-  while :; do
-    look
+  local before="" begin=$SECONDS
+  while look_patiently || return; do
     [ "$state" = "$before" ] || say "$name: $state"
     before="$state"
     if dead; then fail 3 "$name is $state: resume, or delete"; return; fi
     case "$state" in
       ACTIVE) return 0 ;;
       NONE) fail 1 "there is no machine $name in $zone: create it first"; return ;;
-      UNKNOWN)
-        silent=$((silent + 1))
-        [ "$silent" -lt 10 ] || fail 1 "cannot ask for the state of $name: $(tail -n 1 "$tmp/error")" || return
-        ;;
-      *) silent=0 ;;
     esac
     [ "$timeout" -eq 0 ] || [ $((SECONDS - begin)) -lt "$timeout" ] ||
       fail 4 "$name is $state after $timeout seconds; wait again, or delete it" || return
@@ -215,28 +141,6 @@ start() {
 env JAX_PLATFORMS=tpu,cpu ../venv/bin/python -u -m jax_simcas.train --distributed=auto $(quote "${arguments[@]}")"
 }
 
-read_workers() { # sets running, and verdict: the exit code of status
-  local index line codes="" job='bash simcas/code/launch/job.sh status simcas/job'
-  running=0 report=""
-  on_workers "if [ -e simcas/code ]; then $job || true; else echo 'job: not started'; fi" || return 1
-  for ((index = 0; index < workers; index++)); do
-    line="$(grep '^job: ' "$tmp/workers/$index.log" 2>/dev/null | tail -n 1 || true)"
-    line="${line#job: }"
-    [ -n "$line" ] || line="no answer"
-    case "$line" in running*) running=$((running + 1)) ;; esac
-    report+="worker $index: $line"$'\n'
-    codes+=" ${line%%,*} "
-  done
-  # An error that training told of (exit 1 or 2) outweighs the aborts of the others that follow from it.
-  case "$codes" in
-    *" exit 1 "* | *" exit 2 "*) verdict=1 ;;
-    *running* | *" no answer "*) verdict=4 ;;
-    *" lost "* | *" exit "[!0]*) verdict=75 ;;
-    *" not started "*) verdict=4 ;;
-    *) verdict=0 ;;
-  esac
-}
-
 status() {
   look
   say "$name: $state"
@@ -289,13 +193,17 @@ resume() {
 taken_away() { dead && [ "$state" != FAILED ]; } # what FAILED would only fail again
 
 run() {
-  local restarts=0 lines=100 code
-  while :; do
-    look
-    running=0
+  local restarts=0 unheard=0 lines=100 code
+  while look_patiently || return; do
+    running=0 silent=0
     [ "$state" != ACTIVE ] || read_workers || true
+    if [ "$silent" -gt 0 ] && [ -z "$dry_run" ] && [ "$((unheard += 1))" -lt 20 ]; then
+      sleep "$poll" && continue
+    fi
+    unheard=0
     if [ "$running" -eq 0 ]; then
-      if ! { resume && code=0 || code=$?; [ "$code" -eq 0 ]; }; then
+      resume && code=0 || code=$?
+      if [ "$code" -ne 0 ]; then
         look
         if taken_away; then sleep "$poll" && continue; fi
         return "$code"
@@ -305,11 +213,15 @@ run() {
     logs "$lines" || true
     lines=10
     [ -z "$dry_run" ] || break
-    status && break || code=$?
-    [ "$code" -eq 3 ] || sleep "$poll" # a preemption shows in the workers before it shows in the machine's state
-    look
+    verdict=4 # if status cannot even ask
+    status && break
+    code="$verdict"
+    sleep "$poll" # a preemption shows in the workers before it shows in the machine's state
+    look_patiently || return
     if taken_away; then
       say "$name was taken away: resuming from the checkpoints in $workdir"
+    elif [ "$state" = NONE ]; then
+      fail 1 "somebody else deleted $name; run again" || return
     elif [ "$code" -eq 75 ]; then
       restarts=$((restarts + 1))
       [ "$restarts" -le 3 ] || fail 1 "training broke off $restarts times on a machine that is there" || return

@@ -97,6 +97,11 @@ def tpu_vm(verb):
             (place / "preempted").touch()
             time.sleep(0.3)
             return preempt()
+        deaf = place / "deaf"
+        if flag("--worker") == "all" and plays.get("deaf", 0) > (len(deaf.read_text()) if deaf.exists() else 0):
+            with open(deaf, "a") as file:
+                file.write(".")
+            sys.exit(255)
         for i in workers() if flag("--worker") == "all" else [int(flag("--worker"))]:
             folder = place / f"home-{i}"
             folder.mkdir(exist_ok=True)
@@ -315,6 +320,35 @@ def test_run_gives_up_when_training_breaks_off_again_and_again(place):
     done = place.tpu("run", "--type=v4-16", WORKDIR, "--", *TRAIN)
     assert done.code == 1 and "broke off 4 times" in done.err and note(done)
     assert len(place.trained(0)) == 4
+
+
+def test_run_interrupted_and_repeated_follows_what_goes_on(place):
+    place.plays(train=["wait"])
+    installed(place)
+    assert place.tpu("start", WORKDIR, "--", *TRAIN).code == 0
+    command = ["bash", place.checkout / "launch" / "tpu.sh", "run", *BASE, "--type=v4-8", WORKDIR, "--", *TRAIN]
+    process = subprocess.Popen(
+        command,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "training\n"  # the log, followed
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and note(SimpleNamespace(err=err))
+    assert place.tpu("status").code == 4 and len(place.trained(0)) == len(place.trained(1)) == 1
+    assert len(place.calls("tpu-vm", "scp")) == 1
+
+
+def test_run_waits_for_workers_that_do_not_answer_yet(place):
+    place.tpu("create", "--type=v4-8")
+    place.plays(deaf=2)
+    done = place.tpu("run", "--type=v4-8", WORKDIR, "--", *TRAIN)
+    assert done.code == 0, done.err
+    assert len(place.trained(0)) == 1 and (place.path / "deaf").read_text() == ".."
 
 
 def test_create_twice_creates_once(place):
