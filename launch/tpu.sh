@@ -320,19 +320,19 @@ check_gcloud() {
   [ -n "$project" ] || fail 2 "no project: add --project=PROJECT, or gcloud config set project PROJECT" || return
 }
 
-good_bye() { # what is left that costs, whatever happened
+good_bye() { # what is left that costs, whatever happened; on fd 4: an interrupted call's errors go to a file
   local code=$?
   rm -rf "$tmp"
   if [ -n "$left" ] && [ -z "$dry_run" ]; then
     echo "note: the paid machine $name $left; delete it with:" \
-      "$(quote bash "$here/tpu.sh" delete "--name=$name" "--zone=$zone" "--project=$project")" >&2
+      "$(quote bash "$here/tpu.sh" delete "--name=$name" "--zone=$zone" "--project=$project")" >&4
   fi
   exit "$code"
 }
 
 check_flags || exit
 check_gcloud || exit
-exec 3>&1
+exec 3>&1 4>&2
 tmp="$(mktemp -d)"
 trap good_bye EXIT
 trap 'exit 130' INT

@@ -60,6 +60,9 @@ def queued_resources(verb):
         now = state()
         missing() if now == "NONE" else print(now)
     elif verb == "create":
+        if plays.get("create_hangs"):
+            import time
+            time.sleep(60)
         if plays.get("create_fails"):
             sys.exit("ERROR: (gcloud) RESOURCE_EXHAUSTED: Quota limit 'TPUV5sPreemptible' has been exceeded.")
         state(plays.get("states", ["ACTIVE"]))
@@ -256,6 +259,18 @@ def note(done):
     return line.split("delete it with: ")[1]
 
 
+def in_background(place, verb, *flags):
+    """tpu.sh in a session of its own, as in a terminal where Ctrl-C reaches all its processes."""
+    return subprocess.Popen(
+        ["bash", place.checkout / "launch" / "tpu.sh", verb, *BASE, "--type=v4-8", *flags],
+        env=place.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def test_run_trains_on_all_workers_and_leaves_nothing(place):
     (place.checkout / "configs" / "small.py").write_text("changed, not committed\n")
     (place.checkout / "configs" / "forgotten.py").write_text("")
@@ -315,6 +330,7 @@ def test_run_starts_again_after_sigterm_but_not_after_an_error(place):
     assert "error: training failed" in failed.err and note(failed)
 
 
+@pytest.mark.slow
 def test_run_gives_up_when_training_breaks_off_again_and_again(place):
     place.plays(train=[75])
     done = place.tpu("run", "--type=v4-16", WORKDIR, "--", *TRAIN)
@@ -326,15 +342,7 @@ def test_run_interrupted_and_repeated_follows_what_goes_on(place):
     place.plays(train=["wait"])
     installed(place)
     assert place.tpu("start", WORKDIR, "--", *TRAIN).code == 0
-    command = ["bash", place.checkout / "launch" / "tpu.sh", "run", *BASE, "--type=v4-8", WORKDIR, "--", *TRAIN]
-    process = subprocess.Popen(
-        command,
-        env=place.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = in_background(place, "run", WORKDIR, "--", *TRAIN)
     assert process.stdout.readline() == "training\n"  # the log, followed
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -407,15 +415,7 @@ def test_wait_that_fails_names_the_machine(place, states, code, message):
 
 def test_interrupting_says_what_is_left_and_the_command_deletes_it(place):
     place.plays(states=["WAITING_FOR_RESOURCES"])
-    command = ["bash", place.checkout / "launch" / "tpu.sh", "run", *BASE, "--type=v4-8", WORKDIR, "--", *TRAIN]
-    process = subprocess.Popen(
-        command,
-        env=place.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = in_background(place, "run", WORKDIR, "--", *TRAIN)
     wait_until(lambda: len(place.calls("queued-resources", "describe")) > 3)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -423,6 +423,15 @@ def test_interrupting_says_what_is_left_and_the_command_deletes_it(place):
     delete = note(SimpleNamespace(err=err))
     subprocess.run(["bash", "-c", delete], env=place.environment, check=True, capture_output=True)
     assert place.tpu("status").code == 1 and "there is no machine" in place.tpu("status").err
+
+
+def test_interrupting_create_leaves_it_open_whether_there_is_a_machine(place):
+    place.plays(create_hangs=True)
+    process = in_background(place, "create")
+    wait_until(lambda: place.calls("queued-resources", "create"))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "night-1 may still be there; delete it with: " in err
 
 
 @pytest.mark.parametrize("play", [{"broken": {"worker.sh install": [1, 3]}}, {"silent": [1, 3]}])
@@ -459,6 +468,7 @@ def test_start_twice_is_one_training_which_stop_ends_with_a_checkpoint(place):
     place.plays(train=[0])
     assert place.tpu("start", WORKDIR, "--", *TRAIN).code == 0
     wait_until(lambda: place.tpu("status").code == 0)
+    assert len(lines(place.home(0) / "gcsfuse.jsonl")) == 2  # each bucket once
     followed = place.tpu("logs", "--worker=1")
     assert followed.out == "training\nsaved\ntraining\n"
 
