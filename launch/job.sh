@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# One job in the background, which outlives the connection that started it.
+#
+#   bash launch/job.sh start DIR COMMAND...    does nothing if the job of DIR is running
+#   bash launch/job.sh status DIR              running, exit CODE, lost (no exit code: killed, rebooted), not started
+#   bash launch/job.sh logs DIR [LINES]        the last lines (default 100), and what follows until the job ends
+#   bash launch/job.sh stop DIR [SECONDS]      SIGTERM; SIGKILL if that has not ended it after SECONDS (default 120)
+#
+# DIR gets command, log, pid, exit and lock: the job runs as long as it holds the lock, so two cannot run at once, and
+# no process number is trusted that a reboot has given to somebody else.
+# exit codes: 0 done, 1 an error; status: 0 ended with 0, 1 ended otherwise, 4 running, 5 not started
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+running() { [ -e "$dir/lock" ] && ! flock --nonblock "$dir/lock" true; }
+
+start() {
+  mkdir -p "$dir" || return 1
+  exec 9>>"$dir/lock"
+  if ! flock --nonblock 9; then
+    echo "job: running already, pid $(cat "$dir/pid" 2>/dev/null): not started again"
+    return 0
+  fi
+  rm -f "$dir/exit" "$dir/pid"
+  quote "$@" >"$dir/command"
+  # Of its own session, so that no hang-up reaches it; it inherits the lock. SIGTERM (stop, a machine that shuts down)
+  # goes on to the command, which saves and leaves; the exit code appears whole or not at all.
+  # shellcheck disable=SC2016  # expanded by the inner shell
+  setsid bash -c '
+    dir="$1"
+    shift
+    "$@" &
+    child=$!
+    trap "kill -TERM $child 2>/dev/null" TERM
+    echo "$child" >"$dir/pid"
+    while wait "$child" && code=0 || code=$?; kill -0 "$child" 2>/dev/null; do :; done
+    # A wait that the trap cut short told of the signal; if so, the command'"'"'s own code is still to be had.
+    wait "$child" 2>/dev/null && own=0 || own=$?
+    [ "$own" -eq 127 ] || code=$own
+    echo "$code" >"$dir/exit.new"
+    mv "$dir/exit.new" "$dir/exit"
+  ' job "$dir" "$@" >>"$dir/log" 2>&1 </dev/null &
+  exec 9>&-
+  while running && [ ! -s "$dir/pid" ]; do sleep 0.05; done
+  echo "job: started, pid $(cat "$dir/pid"), log $dir/log"
+}
+
+status() {
+  if running; then
+    echo "job: running, pid $(cat "$dir/pid" 2>/dev/null)"
+    return 4
+  fi
+  [ -e "$dir/command" ] || { echo "job: not started" && return 5; }
+  [ -e "$dir/exit" ] || { echo "job: lost" && return 1; }
+  echo "job: exit $(cat "$dir/exit")"
+  [ "$(cat "$dir/exit")" = 0 ]
+}
+
+logs() {
+  [ -e "$dir/log" ] || fail 1 "no log in $dir: nothing was started there" || return
+  if running; then
+    exec tail -n "${1:-100}" --sleep-interval=0.2 --pid="$(cat "$dir/pid")" -F "$dir/log"
+  fi
+  tail -n "${1:-100}" "$dir/log"
+}
+
+stop() {
+  local begin=$SECONDS
+  running || { status || true; return 0; }
+  kill -TERM "$(cat "$dir/pid")" 2>/dev/null || true
+  while running; do
+    [ $((SECONDS - begin)) -lt "${1:-120}" ] || kill -KILL "$(cat "$dir/pid")" 2>/dev/null || true
+    sleep 0.2
+  done
+  status || true
+}
+
+case "${1:-}" in
+  start | status | logs | stop) [ $# -ge 2 ] || { fail 2 "$1 what? see launch/job.sh --help"; exit; } ;;
+  -h | --help) show_help "${BASH_SOURCE[0]}"; exit 0 ;;
+  *) fail 2 "no such verb: '${1:-}'; one of start, status, logs, stop"; exit ;;
+esac
+dir="$2"
+"$1" "${@:3}"
