@@ -32,7 +32,11 @@ setup(
         "absl-py>=2",
     ],
     extras_require={
-        "data": ["tensorflow-datasets>=4.9.9"],
+        "data": [
+            "tensorflow-datasets>=4.9.9",
+            "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
+            "datasets>=4",  # older ones run scripts that come with data
+        ],
         # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
         "torch": ["torch==2.13.0"],
         "test": [
