@@ -32,10 +32,14 @@ setup(
         "absl-py>=2",
     ],
     extras_require={
-        "data": ["tensorflow-datasets>=4.9.9"],
         # libtpu and the CUDA libraries are large, and talk at the start of CPU runs: only where there is one
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "gcsfs>=2024"],  # gcsfs: workdirs in buckets
         "cuda": ["jax[cuda12]"],
+        "data": [
+            "tensorflow-datasets>=4.9.9",
+            "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
+            "datasets>=4",  # older ones run scripts that come with data
+        ],
         # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
         "torch": ["torch==2.13.0"],
         "test": [

@@ -3,6 +3,9 @@
 python -m jax_simcas.train --config=configs/arxiv.py --workdir=runs/arxiv --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz], validation and test, with the fields article and abstract.
+In place of files: --config.data.source=tfds:scientific_papers/arxiv or
+--config.data.source=datasets:ccdv/arxiv-summarization:document, which have these fields, or the authors' own
+chunks, --config.data.source=chunked:JW-X/arxiv_bart_512
 Published test result of BART-base: ROUGE-1/2/L 47.22/19.35/42.25, BERTScore 63.51. BART-large:
 --config.pretrained=facebook/bart-large
 """

@@ -3,6 +3,9 @@
 python -m jax_simcas.train --config=configs/govreport.py --workdir=runs/govreport --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz], validation and test, with the fields report and summary.
+In place of files: --config.data.source=datasets:ccdv/govreport-summarization, which has these fields, or the
+authors' own chunks, --config.data.source=chunked:JW-X/govreport_bart_512 (tensorflow-datasets' gov_report will
+not do: its summaries are empty).
 Published test result of BART-base: ROUGE-1/2/L 59.30/25.95/27.07, BERTScore 68.17. BART-large:
 --config.pretrained=facebook/bart-large
 """

@@ -3,6 +3,8 @@
 python -m jax_simcas.train --config=configs/multinews.py --workdir=runs/multinews --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz], validation and test, with the fields document and summary.
+In place of files: --config.data.source=tfds:multi_news, which has these fields, or the authors' own chunks,
+--config.data.source=chunked:JW-X/multinews_bart_512 (their parts' order is fixed).
 Published test result of BART-base: ROUGE-1/2/L 48.88/20.01/25.32, BERTScore 65.05. BART-large:
 --config.pretrained=facebook/bart-large
 """

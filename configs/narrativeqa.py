@@ -4,6 +4,8 @@ python -m jax_simcas.train --config=configs/narrativeqa.py --workdir=runs/narrat
 
 DATA holds train.jsonl[.gz], validation and test, with the fields document.text, document.summary.text,
 question.text and answers (a list of objects with a text).
+In place of files: --config.data.source=datasets:deepmind/narrativeqa, which has these fields, or the authors' own
+chunks, --config.data.source=chunked:JW-X/nrtv_bart_512
 Published test result of BART-base: F1 31.76. BART-large:
 --config.pretrained=facebook/bart-large
 """

@@ -3,6 +3,9 @@
 python -m jax_simcas.train --config=configs/pubmed.py --workdir=runs/pubmed --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz], validation and test, with the fields article and abstract.
+In place of files: --config.data.source=tfds:scientific_papers/pubmed or
+--config.data.source=datasets:ccdv/pubmed-summarization:document, which have these fields, or the authors' own
+chunks, --config.data.source=chunked:JW-X/pubmed_bart_512
 Published test result of BART-base: ROUGE-1/2/L 48.17/21.11/43.90, BERTScore 66.33. BART-large:
 --config.pretrained=facebook/bart-large
 """

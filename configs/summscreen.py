@@ -4,6 +4,9 @@ python -m jax_simcas.train --config=configs/summscreen.py --workdir=runs/summscr
 
 DATA holds train.jsonl[.gz], validation and test, with the fields Transcript (a list of
 lines) and Recap (a list: the first counts).
+In place of files: the authors' own chunks, --config.data.source=chunked:JW-X/summscreen_bart_512, or
+--config.data.source=tfds:summscreen/fd with --config.data.fields.document=transcript and
+--config.data.fields.summary=recap, once it has been prepared where TensorFlow is installed.
 Published test result of BART-base: ROUGE-1/2/L 43.45/12.74/18.38, BERTScore 62.46. BART-large:
 --config.pretrained=facebook/bart-large
 """

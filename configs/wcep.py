@@ -3,6 +3,8 @@
 python -m jax_simcas.train --config=configs/wcep.py --workdir=runs/wcep --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz], validation and test, with the fields document and summary.
+In place of files: the authors' own chunks, --config.data.source=chunked:JW-X/wcep_bart_512 (their parts' order is
+fixed); tensorflow-datasets lacks this set.
 Published test result of BART-base: ROUGE-1/2/L 45.68/22.80/37.71, BERTScore 70.59. BART-large:
 --config.pretrained=facebook/bart-large
 """

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jax_simcas.bart.config import BartConfig
+from jax_simcas.data import catalogue
 from jax_simcas.data.embedded import EmbeddedConfig
 from jax_simcas.data.sources import Fields
 from jax_simcas.errors import UserError
@@ -26,7 +27,10 @@ from jax_simcas.update import UpdateConfig
 class DataConfig:
     """Where rows come from and how they become batches.
 
-    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`; "embedded" generates the embedded task.
+    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "parquet" `{data_dir}/{split}.parquet`;
+      "datasets:NAME[:CONFIG]" a folder or hub id of the datasets library; "tfds:NAME[/CONFIG]" what
+      tensorflow-datasets prepared in `data_dir`; "chunked[:NAME]" files or datasets that are cut into chunks of
+      token ids, as the authors publish them; "embedded" generates the embedded task.
     input_template: what the encoder reads; `{document}` and, where rows have them, `{query}` and `{context}`.
     parts_at: where a document of several parts is split; training joins them by `join_parts` in random order.
     draw_answer: training learns a random one of a row's answers instead of the first.
@@ -58,9 +62,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if "{document}" not in self.input_template:
             raise ValueError(f"input_template={self.input_template!r}: expected '{{document}}' in it")
-        for name, allowed in (("source", ("jsonl", "embedded")), ("task", ("summarization", "answers"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(allowed)}")
+        if self.source != "embedded":
+            catalogue.check(self.source)
+        if self.task not in ("summarization", "answers"):
+            raise ValueError(f"task={self.task!r}: expected one of summarization, answers")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
 

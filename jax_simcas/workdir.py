@@ -21,7 +21,7 @@ from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import unstack_layers
 from jax_simcas.checkpoint import load_params
-from jax_simcas.data import embedded, pipeline, sources
+from jax_simcas.data import catalogue, embedded, pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.errors import UserError
 from jax_simcas.model import check_fits, init_params
@@ -91,9 +91,7 @@ def open_source(settings: Settings, split: str, cache: Path) -> Any:
     data = settings.data
     if data.source == "embedded":
         return embedded.EmbeddedSource(split, data.embedded)
-    if not data.data_dir:
-        raise UserError("config.data.data_dir is empty: pass --config.data.data_dir=FOLDER with the JSONL files")
-    return sources.open_split(data.data_dir, split, data.fields, cache)
+    return catalogue.open_rows(data.source, data.data_dir, split, data.fields, cache)
 
 
 def pipeline_config(settings: Settings) -> pipeline.PipelineConfig:
@@ -126,7 +124,13 @@ def make_tokenizer(settings: Settings, cache: Path) -> Any:
         words = data.embedded.words
         folder = cache / "tokenizers" / f"words-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}"
         return tokenizer_lib.cached(folder, lambda path: tokenizer_lib.word_level(words, path))
-    return tokenizer_lib.trained_on(open_source(settings, data.train_split, cache), data.vocab_size, cache)
+    source = open_source(settings, data.train_split, cache)
+    if source[0].chunks is not None:
+        raise UserError(
+            f"{source!r} holds token ids: name the tokenizer that made them, --config.data.tokenizer=FOLDER-or-hub-id, "
+            "or --config.pretrained (facebook/bart-base for the authors' sets)"
+        )
+    return tokenizer_lib.trained_on(source, data.vocab_size, cache)
 
 
 def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes or reuses the virtual environment that they run in.
 #
-#   make_environment EXTRAS     e.g. "" or "test,torch"
+#   make_environment EXTRAS     e.g. "" or "test,torch,data"
 #
 # The environment is .venv beside setup.py, or $JAX_SIMCAS_VENV. It is only touched when setup.py,
 # constraints.txt or the extras changed, so a second run needs no network.

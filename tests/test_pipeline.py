@@ -19,6 +19,7 @@ from jax_simcas.errors import UserError
 
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)
+PARTS = dataclasses.replace(CONFIG, parts_at="|||||", join_parts="</s>", draw_answer=True, max_input_len=60)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,10 @@ def test_query(words):
         featurize(dataclasses.replace(row, query=None), words, config)
 
 
+def test_an_empty_span_is_no_evidence(words):
+    assert not featurize(Row("1", "w0 w12", "w3", evidence=((4, 4),)), words, CONFIG)["evidence_mask"].any()
+
+
 def test_a_token_across_the_edge_of_the_document(words):
     """It counts with the part that lies in the document."""
     config = dataclasses.replace(CONFIG, input_template="{query}{document}1 w2")
@@ -181,6 +186,72 @@ def test_config(change):
         dataclasses.replace(CONFIG, **change)
 
 
+# Chunks that a row brings along
+
+
+@given(st.integers(1, 30), st.integers(3, 40), st.sampled_from(["fixed", "sentences"]))
+@settings(deadline=None, max_examples=60)
+def test_ready_made_chunks_are_what_the_text_gives(words, length, limit, chunking):
+    """A text that was cut as we cut, with PAD in its last chunk or none, is read like the text itself."""
+    config = dataclasses.replace(CONFIG, max_input_len=limit)
+    text = Row("1", " ".join(WORDS[i % 50] for i in range(length)), "w1 w2")
+    expected = featurize(text, words, config)
+    whole = featurize(text, words, dataclasses.replace(config, max_input_len=999))
+    padded = tuple(tuple(ids) for ids in whole["input_ids"].tolist())
+    bare = (*padded[:-1], tuple(token for token in padded[-1] if token != words.pad_token_id))
+    other = dataclasses.replace(config, chunking=chunking, input_template="{query} {document}", parts_at="w1")
+    for chunks in (padded, bare):
+        ready = featurize(arranged(dataclasses.replace(text, chunks=chunks), other), words, other)
+        for name in ("input_ids", "token_mask", "target_ids", "cut_tokens"):
+            np.testing.assert_array_equal(ready[name], expected[name], err_msg=name)
+        assert (ready["token_offsets"] == -1).all() and not ready["evidence_mask"].any() and not ready["has_evidence"]
+
+
+def test_ready_made_chunks_keep_their_cuts(words):
+    """Whatever they were cut at: here the second chunk is short, and there is no document."""
+    w = words.convert_tokens_to_ids(WORDS)
+    chunks = ((0, *w[:4], 2), (0, w[4], 1, 1, 1, 2), (0, w[5], w[6], 2))
+    features = featurize(Row("1", "", "w5", chunks=chunks), words, CONFIG)
+    np.testing.assert_array_equal(features["input_ids"], [*chunks[:2], (0, w[5], w[6], 1, 1, 2)])
+    np.testing.assert_array_equal(features["token_mask"].sum(axis=1), [6, 3, 4])
+    cut = featurize(Row("1", "", "w5", chunks=chunks), words, dataclasses.replace(CONFIG, max_input_len=7))
+    np.testing.assert_array_equal(cut["input_ids"], chunks[:2])
+    assert cut["cut_tokens"] == 2
+    drawn = arranged(Row("1", "a|||||b", "x", ("x", "y"), chunks=chunks), PARTS, np.random.default_rng(3))
+    assert drawn.chunks == chunks and drawn.document == "a|||||b"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        (
+            ((0, 5, 6, 2), (0, 5, 2)),
+            r"row 9: chunk 0 of its token ids \(config\.data\.fields\.chunks\) has 4 tokens, ex",
+        ),
+        (((0, 5, 6, 7, 8, 9, 2),), r"chunk 0 .* has 7 tokens, expected 6: config\.simcas\.chunk_length must be what"),
+        (((0, 5, 6, 7, 8, 2), (5, 6, 2)), r"chunk 1 .* is \(5,\) \.\.\. \(2,\), expected BOS 0 \.\.\. EOS 2"),
+        (((0,),), r"chunk 0 .*expected BOS 0"),
+        (((0, 5, 999, 2),), r"chunk 0 .* has 5 to 999, but the tokenizer has 59 tokens"),
+        (((0, -5, 2),), r"chunk 0 .* has -5 to -5"),
+        (((0, 1, 1, 2),), r"row 9: its chunks .* have no token"),
+        ((), r"row 9: its chunks .* have no token"),
+    ],
+)
+def test_ready_made_chunks_that_do_not_fit(words, chunks, message):
+    with pytest.raises(UserError, match=message):
+        featurize(Row("9", "d", "w1", chunks=chunks), words, CONFIG)
+
+
+def test_ready_made_chunks_in_batches(words):
+    """More chunks than max_input_len alone would make: they were cut at sentences."""
+    w = words.convert_tokens_to_ids(WORDS)
+    many = tuple((0, w[i], 1, 1, 1, 2) for i in range(14))
+    rows = [Row("1", "", "w1", chunks=many), Row("2", "w0 w1", "w1")]
+    (batch,) = make_iterator(rows, words, CONFIG, training=False)
+    assert batch["input_ids"].shape == (3, 16, 6)
+    assert batch["chunk_mask"].sum(axis=1).tolist() == [14, 1, 0]
+
+
 # Batches
 
 
@@ -248,9 +319,6 @@ def test_context(words):
     assert shown.endswith("ask : w7 w8 : w0 w1") and shown.count("w7") == 1
     with pytest.raises(UserError, match=r"row 1: no context, .* config\.data\.fields\.context"):
         featurize(dataclasses.replace(row, context=None), words, config)
-
-
-PARTS = dataclasses.replace(CONFIG, parts_at="|||||", join_parts="</s>", draw_answer=True, max_input_len=60)
 
 
 def test_parts_and_answers_keep_their_order_but_in_training():

@@ -60,7 +60,7 @@ def test_differences_name_fields():
     [
         ({"loop": {"stepz": 1}}, "run.loop.stepz: no such field"),
         ({"loop": {"steps": 0}}, "run.loop: steps=0: expected at least 1"),
-        ({"data": {"source": "csv"}}, "run.data: source='csv': expected one of jsonl, embedded"),
+        ({"data": {"source": "csv"}}, "run.data: source='csv': expected one of jsonl, parquet, "),
         ({"data": {"input_template": "{query}"}}, "run.data: input_template="),
         ({"simcas": {"align": "median"}}, "run.simcas: align='median'"),
         ({"bart": {"d_model": 7}}, "run.bart: d_model=7 is not a multiple"),

@@ -11,7 +11,7 @@ import pytest
 from helpers import read_config
 
 from jax_simcas.data import sources
-from jax_simcas.data.sources import Fields, First, JsonlSource, Row, open_split
+from jax_simcas.data.sources import Fields, First, JsonlSource, Row
 from jax_simcas.errors import UserError
 
 ROWS = [
@@ -208,7 +208,7 @@ def test_bad_files(tmp_path):
         assert name in str(error.value) and "\n" not in str(error.value)
 
     whole = gzip.compress(os.urandom(50_000).hex().encode())
-    fails("empty.jsonl", b"", "no rows in it; expected a JSON object a line")
+    fails("empty.jsonl", b"", "no rows in it; it is empty")
     fails("empty.jsonl.gz", gzip.compress(b""), "no rows in it")
     fails("nothing.jsonl.gz", b"", "no rows in it")
     fails("blank.jsonl", b"\n \n", "no rows in it")
@@ -219,20 +219,6 @@ def test_bad_files(tmp_path):
     assert [path for path in (tmp_path / "cache" / "unpacked").iterdir() if path.suffix != ".jsonl"] == []
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         JsonlSource(tmp_path / "gone.jsonl", Fields(), tmp_path)
-
-
-def test_open_split(tmp_path):
-    write(tmp_path / "train.jsonl.gz", ROWS, compress=True)
-    write(tmp_path / "test.jsonl", ROWS[:1])
-    assert len(open_split(str(tmp_path), "train", Fields(), tmp_path / "cache")) == 3
-    assert len(open_split(str(tmp_path), "test", Fields(), tmp_path / "cache")) == 1
-    with pytest.raises(
-        UserError,
-        match=r"neither valid\.jsonl nor valid\.jsonl\.gz .*'valid'; there is .*test\.jsonl, train\.jsonl\.gz",
-    ):
-        open_split(str(tmp_path), "valid", Fields(), tmp_path / "cache")
-    with pytest.raises(UserError, match="no such folder"):
-        open_split(str(tmp_path / "gone"), "train", Fields(), tmp_path)
 
 
 def test_first(source):

@@ -6,13 +6,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jax_simcas.chunk import Chunks, bucket, chunk_sentences, chunk_tokens, most_chunks
+from jax_simcas.chunk import Chunks, bucket, chunk_at, chunk_sentences, chunk_tokens, most_chunks
 from jax_simcas.data.sources import Row
 from jax_simcas.data.tokenizer import TextEncoder, encode_text
 from jax_simcas.errors import UserError
@@ -72,9 +72,10 @@ def arranged(row: Row, config: PipelineConfig, rng: np.random.Generator | None =
     """The row as the model is shown it: a document's parts joined anew, in random order if there is an `rng`.
 
     With an `rng` (training) and `draw_answer` a random one of its answers is the summary. Marked evidence is lost
-    where parts move. Source: method.md "Published settings". Deviation: evaluation keeps the order of the parts.
+    where parts move; ready-made chunks stay. Source: method.md "Published settings". Deviation: evaluation keeps the
+    order of the parts.
     """
-    if config.parts_at:
+    if config.parts_at and row.chunks is None:
         parts = row.document.split(config.parts_at)
         order = range(len(parts)) if rng is None else rng.permutation(len(parts))
         document = config.join_parts.join(parts[i] for i in order)
@@ -85,16 +86,41 @@ def arranged(row: Row, config: PipelineConfig, rng: np.random.Generator | None =
 
 
 def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
-    """One row as numpy arrays, not yet padded to a bucket.
+    """One row as numpy arrays, not yet padded to a bucket. Chunks that a row brings along are taken as they are.
 
     input_ids, token_mask [K, S]; token_offsets [K, S, 2], characters of the document, -1 elsewhere;
     evidence_mask [K, S], tokens that overlap the row's evidence; target_ids [T]: decoder start, BOS, tokens,
     EOS; cut_tokens, cut_target: how many tokens the limits left out.
 
     Raises:
-      UserError: a document without anything in it; a template that asks for a query that the row lacks.
+      UserError: a document without anything in it; a template that asks for a query that the row lacks; chunks
+        of another length than the model's, or that the tokenizer cannot have made.
     """
-    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    content = (_from_text if row.chunks is None else _from_chunks)(row, tokenizer, config)
+    target = encode_text(tokenizer, row.summary).ids
+    room = config.max_target_len - SPECIALS_OF_TARGET
+    target_ids = [config.decoder_start, tokenizer.bos_token_id, *target[:room], tokenizer.eos_token_id]
+    return {
+        "input_ids": content.chunks.input_ids,
+        "token_mask": content.chunks.token_mask,
+        "token_offsets": _of_tokens(content.chunks, content.offsets, -1),
+        "evidence_mask": _of_tokens(content.chunks, _overlaps(content.offsets, row.evidence or ()), False),
+        "has_evidence": row.evidence is not None,
+        "target_ids": np.asarray(target_ids, np.int32),
+        "cut_tokens": content.cut,
+        "cut_target": max(len(target) - room, 0),
+    }
+
+
+class _Content(NamedTuple):
+    """What the encoder reads; the document's characters [start, end) of each token, -1 where unknown; tokens cut."""
+
+    chunks: Chunks
+    offsets: Int[np.ndarray, "n 2"]
+    cut: int
+
+
+def _from_text(row: Row, tokenizer: Any, config: PipelineConfig) -> _Content:
     if not row.document.strip():
         raise UserError(f"row {row.id}: its document is empty")
     shown = {"query": row.query, "context": row.context}
@@ -112,26 +138,54 @@ def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
     encoded = encode_text(tokenizer, text)
     limit = config.max_input_len - 2
     ids, offsets = encoded.ids[:limit], encoded.offsets[:limit]
+    special = _special(tokenizer)
     if config.chunking == "sentences":
         ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
         # A sentence ends before the first token that starts at or after the character that follows it.
         chunks = chunk_sentences(ids, np.searchsorted(offsets[:, 0], ends).tolist(), config.chunk_length, **special)
     else:
         chunks = chunk_tokens(ids, config.chunk_length, **special)
-    offsets = _within(offsets - len(before), len(row.document))
-    target = encode_text(tokenizer, row.summary).ids
-    room = config.max_target_len - SPECIALS_OF_TARGET
-    target_ids = [config.decoder_start, tokenizer.bos_token_id, *target[:room], tokenizer.eos_token_id]
-    return {
-        "input_ids": chunks.input_ids,
-        "token_mask": chunks.token_mask,
-        "token_offsets": _of_tokens(chunks, offsets, -1),
-        "evidence_mask": _of_tokens(chunks, _overlaps(offsets, row.evidence or ()), False),
-        "has_evidence": row.evidence is not None,
-        "target_ids": np.asarray(target_ids, np.int32),
-        "cut_tokens": len(encoded.ids) - len(ids),
-        "cut_target": max(len(target) - room, 0),
-    }
+    return _Content(chunks, _within(offsets - len(before), len(row.document)), len(encoded.ids) - len(ids))
+
+
+def _from_chunks(row: Row, tokenizer: Any, config: PipelineConfig) -> _Content:
+    """Chunks `[BOS] content [PAD] [EOS]` of the model's length; the last, and so an only one, may be shorter.
+
+    Deviation: cut at max_input_len tokens of content, where the released code keeps max_input_len // S chunks.
+    """
+    special, length = _special(tokenizer), config.chunk_length
+    known = tokenizer.backend_tokenizer.get_vocab_size()
+    contents = []
+    for k, chunk in enumerate(row.chunks or ()):
+        where = f"row {row.id}: chunk {k} of its token ids (config.data.fields.chunks)"
+        if len(chunk) > length or (len(chunk) < length and k + 1 < len(row.chunks or ())):
+            raise UserError(
+                f"{where} has {len(chunk)} tokens, expected {length}: config.simcas.chunk_length must be what the set "
+                "was cut at"
+            )
+        if len(chunk) < 2 or (chunk[0], chunk[-1]) != (special["bos"], special["eos"]):
+            raise UserError(
+                f"{where} is {chunk[:1]} ... {chunk[-1:]}, expected BOS {special['bos']} ... EOS {special['eos']}: "
+                "does the tokenizer belong to the set?"
+            )
+        ids = np.asarray(chunk[1:-1], np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < known:
+            raise UserError(
+                f"{where} has {ids.min()} to {ids.max()}, but the tokenizer has {known} tokens: "
+                "does it belong to the set?"
+            )
+        contents.append(ids[ids != special["pad"]].astype(np.int32))
+    if not sum(map(len, contents)):
+        raise UserError(f"row {row.id}: its chunks (config.data.fields.chunks) have no token in them")
+    ids = np.concatenate(contents)
+    read = ids[: config.max_input_len - 2]
+    starts = np.cumsum([0, *map(len, contents[:-1])])
+    chunks = chunk_at(read, starts[starts < len(read)].tolist(), length, **special)
+    return _Content(chunks, np.full((len(read), 2), -1, np.int64), len(ids) - len(read))
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    return {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
 
 
 def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 2"]:
@@ -145,7 +199,7 @@ def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 
 def _overlaps(offsets: Int[np.ndarray, "n 2"], spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
     out = np.zeros(len(offsets), bool)
     for start, end in spans:
-        out |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        out |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (start < end)
     return out
 
 

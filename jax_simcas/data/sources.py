@@ -1,7 +1,11 @@
-"""Rows from JSONL files: random access, never all in memory, every row checked before the first is used."""
+"""Rows out of any store of records: random access, never all in memory, every row checked before the first is used.
+
+Here are rows, what is read of a record, and JSONL files; catalogue.py opens what `config.data.source` names.
+"""
 
 from __future__ import annotations
 
+import abc
 import codecs
 import contextlib
 import gzip
@@ -12,7 +16,7 @@ import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,7 +26,7 @@ import numpy as np
 from jax_simcas.errors import UserError
 
 READ_BYTES = 1 << 20
-LINES_NAMED = 5  # of the rows that are left out
+NUMBERS_NAMED = 5  # of the rows that are left out
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -31,6 +35,7 @@ class Row:
     """One document. `answers` are all references; `evidence` are [start, end) characters that matter.
 
     `query` and `context` (a second, shorter text, such as a plot summary) are there for templates to show.
+    `chunks` are token ids that were cut beforehand: the model reads them in place of the document.
     """
 
     id: str
@@ -40,13 +45,15 @@ class Row:
     query: str | None = None
     evidence: tuple[tuple[int, int], ...] | None = None
     context: str | None = None
+    chunks: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of a JSON object's fields; "" is not read. A dot leads into an object: `document.text`.
+    """Names of a record's fields; "" is not read. A dot leads into an object: `document.text`.
 
     `document` may hold a text or a list of lines, `summary` a text, a list of texts or of objects with a `text`.
+    `chunks` holds a list of lists of token ids; evidence, which is in characters, is then not read.
     """
 
     document: str = "document"
@@ -55,14 +62,72 @@ class Fields:
     id: str = "id"
     evidence: str = "evidence"
     context: str = ""
+    chunks: str = ""
 
 
-class JsonlSource:
-    """The rows of a .jsonl or .jsonl.gz file by number; only line offsets are held in memory.
+class Store(abc.ABC):
+    """Records by place, in the order of their numbers; cheap to send to worker processes.
 
-    A .gz file is unpacked once into `cache`; what one pass over the rows found is kept there as well, by
-    path, size and time of change. Cheap to send to worker processes. Rows with an empty document or summary
-    are left out and told in `notes`; `fingerprint` stands for the content as the fields show it.
+    name: what the user knows it as; unit: what its numbers count; key: changes when the content does.
+    """
+
+    name: str
+    unit: str
+    key: str
+
+    @abc.abstractmethod
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        """(number, place, record) of every record."""
+
+    @abc.abstractmethod
+    def read(self, number: int, place: int) -> Any:
+        """The record there."""
+
+    @abc.abstractmethod
+    def where(self, number: int) -> str:
+        """How an error names a record."""
+
+
+class Source:
+    """The rows of a store by number; only where they lie is held in memory.
+
+    What one pass over the rows found is kept in `cache`, by the store's key and the fields. Rows with an empty
+    document or summary are left out and told in `notes`; `fingerprint` stands for the content as the fields show it.
+
+    Raises:
+      UserError: no rows; a record whose field is missing or of the wrong type: named by number and field.
+    """
+
+    def __init__(self, store: Store, fields: Fields, cache: Path) -> None:
+        self._store, self.fields = store, fields
+        index = _index(store, fields, cache)
+        left_out = index.left_out.tolist()
+        if not len(index.numbers):
+            why = f"all {len(left_out)} lack a document or summary" if left_out else "it is empty"
+            raise UserError(f"{store.name}: no rows in it; {why}")
+        self._numbers, self._places = index.numbers, index.places
+        self.fingerprint = str(index.fingerprint)
+        self.notes: tuple[str, ...] = ()
+        if left_out:
+            named = ", ".join(map(str, left_out[:NUMBERS_NAMED])) + (", ..." if len(left_out) > NUMBERS_NAMED else "")
+            self.notes = (
+                f"{store.name}: {len(left_out)} of {len(left_out) + len(self)} rows left out: "
+                f"empty document or summary ({store.unit} {named})",
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Row:
+        number, place = int(self._numbers[index]), int(self._places[index])
+        return row_of(self._store.read(number, place), self.fields, self._store.where(number), number)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._store.name!r})"
+
+
+class JsonlSource(Source):
+    """The rows of a .jsonl or .jsonl.gz file; a .gz file is unpacked once into `cache`.
 
     Raises:
       UserError: missing, damaged or without rows; a line that is not UTF-8, not a JSON object, or whose
@@ -70,53 +135,41 @@ class JsonlSource:
     """
 
     def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
-        self.path, self.fields = Path(path), fields
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such file")
-        self._plain = unpacked(self.path, cache) if self.path.suffix == ".gz" else self.path
-        index = _index(self.path, self._plain, fields, cache)
-        left_out = index.left_out.tolist()
-        if not len(index.lines):
-            why = f"all {len(left_out)} lack a document or summary" if left_out else "expected a JSON object a line"
-            raise UserError(f"{self.path}: no rows in it; {why}")
-        self._lines, self._offsets = index.lines, index.offsets
-        self.fingerprint = str(index.fingerprint)
-        self.notes: tuple[str, ...] = ()
-        if left_out:
-            named = ", ".join(map(str, left_out[:LINES_NAMED])) + (", ..." if len(left_out) > LINES_NAMED else "")
-            self.notes = (
-                f"{self.path}: {len(left_out)} of {len(left_out) + len(self)} rows left out: "
-                f"empty document or summary (line {named})",
-            )
+        self.path = Path(path)
+        super().__init__(_Lines(self.path, cache), fields, cache)
 
-    def __len__(self) -> int:
-        return len(self._offsets)
 
-    def __getitem__(self, index: int) -> Row:
+class _Lines(Store):
+    """A JSON object a line; places are byte offsets."""
+
+    unit = "line"
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        self.name, self._path = str(path), path
+        self.key = stat_key([path])
+        self._plain = unpacked(path, cache) if path.suffix == ".gz" else path
+
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        offset = 0
+        try:
+            with self._plain.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield number, offset, _record(line, self.where(number), number)
+                    offset += len(line)
+        except OSError as error:
+            raise UserError(f"{self._plain}: cannot be read ({error.strerror})") from None
+
+    def read(self, number: int, place: int) -> Any:
         # A file of its own for every read: threads and processes share no position.
         with self._plain.open("rb") as file:
-            file.seek(int(self._offsets[index]))
-            return _row(file.readline(), self.fields, self.path, int(self._lines[index]))
+            file.seek(place)
+            return _record(file.readline(), self.where(number), number)
 
-    def __repr__(self) -> str:
-        return f"JsonlSource({str(self.path)!r})"
-
-
-def open_split(data_dir: str, split: str, fields: Fields, cache: Path) -> JsonlSource:
-    """`{split}.jsonl` or `{split}.jsonl.gz` in `data_dir`.
-
-    Raises:
-      UserError: no such folder or file; says what was looked for and what is there.
-    """
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise UserError(f"config.data.data_dir={data_dir}: no such folder")
-    names = [f"{split}.jsonl", f"{split}.jsonl.gz"]
-    for name in names:
-        if (folder / name).is_file():
-            return JsonlSource(folder / name, fields, cache)
-    there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-    raise UserError(f"{folder}: neither {' nor '.join(names)} for the split {split!r}; there is {there}")
+    def where(self, number: int) -> str:
+        return f"{self._path}:{number}"
 
 
 def unpacked(path: Path, cache: Path) -> Path:
@@ -125,7 +178,7 @@ def unpacked(path: Path, cache: Path) -> Path:
     Raises:
       UserError: not gzip, truncated or damaged; a cache that cannot be written.
     """
-    target = cache / "unpacked" / f"{_key(path)}.jsonl"
+    target = cache / "unpacked" / f"{stat_key([path])}.jsonl"
     if target.exists():
         return target
     try:
@@ -152,50 +205,46 @@ def _unpack(path: Path, out: IO[bytes]) -> None:
 
 
 class _Index(NamedTuple):
-    """One pass over a file: rows by line number and byte offset, lines left out, and what the content is."""
+    """One pass over a store: the rows' numbers and places, the numbers left out, and what the content is."""
 
-    lines: np.ndarray
-    offsets: np.ndarray
+    numbers: np.ndarray
+    places: np.ndarray
     left_out: np.ndarray
     fingerprint: np.ndarray
 
 
-def _index(path: Path, plain: Path, fields: Fields, cache: Path) -> _Index:
-    """The index of `plain`, from the cache if it is there; `path` is what the user knows the file as."""
-    wanted = hashlib.sha256(f"{_key(path)}\0{fields!r}".encode()).hexdigest()[:20]
+def _index(store: Store, fields: Fields, cache: Path) -> _Index:
+    wanted = hashlib.sha256(f"2\0{store.key}\0{fields!r}".encode()).hexdigest()[:20]
     target = cache / "indexes" / f"{wanted}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(target) as stored:
         return _Index(*(stored[name] for name in _Index._fields))
-    index = _scan(path, plain, fields)
+    index = _scan(store, fields)
     with contextlib.suppress(OSError), _replacing(target) as out:  # without a cache it is made each time
         np.savez(out, **index._asdict())
     return index
 
 
-def _scan(path: Path, plain: Path, fields: Fields) -> _Index:
-    lines, offsets, left_out, offset = [], [], [], 0
+def _scan(store: Store, fields: Fields) -> _Index:
+    numbers, places, left_out = [], [], []
     digest = hashlib.sha256(repr(fields).encode())
-    try:
-        with plain.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    row = _row(line, fields, path, number)
-                    if row.document.strip() and row.summary.strip():
-                        lines.append(number)
-                        offsets.append(offset)
-                    else:
-                        left_out.append(number)
-                digest.update(line)
-                offset += len(line)
-    except OSError as error:
-        raise UserError(f"{plain}: cannot be read ({error.strerror})") from None
-    whole = lambda numbers: np.asarray(numbers, np.int64)
-    return _Index(whole(lines), whole(offsets), whole(left_out), np.asarray(digest.hexdigest()))
+    for number, place, record in store.places():
+        row = row_of(record, fields, store.where(number), number)
+        if (row.chunks or row.document.strip()) and row.summary.strip():
+            numbers.append(number)
+            places.append(place)
+            digest.update(repr(row).encode())
+        else:
+            left_out.append(number)
+    whole = lambda values: np.asarray(values, np.int64)
+    return _Index(whole(numbers), whole(places), whole(left_out), np.asarray(digest.hexdigest()))
 
 
-def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
-    where = f"{path}:{number}"
-    record = _record(line, where, number)
+def row_of(record: dict[str, Any], fields: Fields, where: str, number: int) -> Row:
+    """What the fields show of a record; `where` names it in errors, `number` is its id if it has none.
+
+    Raises:
+      UserError: a field that is missing or of the wrong type.
+    """
 
     def field(name: str, what: str) -> Any:
         holder, key = _holder(record, name)
@@ -221,8 +270,12 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
             raise UserError(f"{where}: field {name!r} is a list, expected texts in it (config.data.fields.{what})")
         return tuple(map(_encodable, plain))
 
-    lines = isinstance(optional(fields.document), list)
-    document = "\n".join(texts(fields.document, "document")) if lines else text(fields.document, "document")
+    if fields.chunks and not fields.document:
+        document = ""
+    elif isinstance(optional(fields.document), list):
+        document = "\n".join(texts(fields.document, "document"))
+    else:
+        document = text(fields.document, "document")
     answers: tuple[str, ...] = ()
     if isinstance(optional(fields.summary), list):
         answers = tuple(answer for answer in texts(fields.summary, "summary") if answer.strip())
@@ -237,7 +290,12 @@ def _row(line: bytes, fields: Fields, path: Path, number: int) -> Row:
         answers=answers,
         query=text(fields.query, "query") if fields.query else None,
         context=text(fields.context, "context") if fields.context else None,
-        evidence=_evidence(optional(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
+        evidence=None
+        if fields.chunks
+        else _evidence(optional(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
+        chunks=_token_chunks(field(fields.chunks, "chunks"), f"{where}: field {fields.chunks!r}")
+        if fields.chunks
+        else None,
     )
 
 
@@ -279,15 +337,28 @@ def _evidence(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...
     return tuple((start, end) for start, end in spans)
 
 
+def _token_chunks(chunks: Any, where: str) -> tuple[tuple[int, ...], ...]:
+    given = type(chunks).__name__
+    if isinstance(chunks, list):
+        wrong = [c for c in chunks if not isinstance(c, list) or not all(type(token) is int for token in c)]
+        if not wrong:
+            return tuple(map(tuple, chunks))
+        given = f"a list with {repr(wrong[0])[:40]} in it"
+    raise UserError(f"{where} is {given}, expected a list of chunks, each a list of token ids")
+
+
 def _encodable(text: str) -> str:
     """JSON may escape half of a surrogate pair, which no UTF-8 has: U+FFFD instead, offsets stay."""
     return SURROGATE.sub("\ufffd", text)
 
 
-def _key(path: Path) -> str:
-    stat = path.stat()
-    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    return hashlib.sha256(key.encode()).hexdigest()[:20]
+def stat_key(paths: Iterable[Path]) -> str:
+    """Changes when one of the files does: by path, size and time of change."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:20]
 
 
 @contextlib.contextmanager
