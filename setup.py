@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "data": ["tensorflow-datasets>=4.9.9"],
+        "tpu": ["jax[tpu]"],  # 700 MB; also for `compile_check`, which needs no TPU
         # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
         "torch": ["torch==2.13.0"],
         "test": [
