@@ -232,10 +232,10 @@ def check(stage: str, settings: Settings, shapes: Shapes, where: Topology) -> Re
 
 
 def problem_of(message: str) -> str:
-    """The compiler's message in a line."""
-    large = re.search(r"RESOURCE_EXHAUSTED.*?Used (\S+) of (\S+) hbm", message, re.DOTALL)
-    if large:
-        return f"needs {large.group(1)} of {large.group(2)}"
+    """The compiler's message in a line: what it needs of what there is, where it says so."""
+    for pattern in (r"Used (\S+) of (\S+) hbm", r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)"):
+        if large := re.search(pattern, message):
+            return f"needs {large.group(1)} of {large.group(2)} memory"
     return " ".join(message.split())[:300]
 
 

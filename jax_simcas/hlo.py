@@ -302,7 +302,8 @@ def executions(module: Module) -> Iterator[tuple[str, Instruction, int]]:
             yield name, instruction, times
             called, trips = instruction.called, 1
             if instruction.opcode == "while":
-                trips = loop_of(module, name, instruction).trips or 1
+                known = loop_of(module, name, instruction).trips
+                trips = 1 if known is None else known
             elif instruction.opcode == "conditional":
                 called = (max(called, key=cost),)
             elif instruction.opcode.endswith(("-update", "-done")):
