@@ -70,6 +70,20 @@ def parser(program: str, description: str, examples: str) -> argparse.ArgumentPa
     )
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parser, with its errors (and those of the config file) in one line."""
+    from absl import flags
+
+    try:
+        rest = flags.FLAGS(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        sys.exit(fail(lines[-1] if lines else repr(error)))
+    if rest[1:]:
+        sys.exit(fail(f"unexpected argument {rest[1]!r}; see --help"))
+    return rest
+
+
 def make_folder(folder: Path, name: str) -> Path:
     """Creates `folder` and checks that it can be written to.
 

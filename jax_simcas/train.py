@@ -359,18 +359,6 @@ def main(config: Any, workdir: str, distributed: str = "") -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """absl's parser, with its errors (and those of the config file) in one line."""
-    try:
-        rest = flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        sys.exit(program.fail(lines[-1] if lines else repr(error)))
-    if rest[1:]:
-        sys.exit(program.fail(f"unexpected argument {rest[1]!r}; see --help"))
-    return rest
-
-
 if __name__ == "__main__":
     CONFIG_FLAG = config_flags.DEFINE_config_file("config", None, "Config file: configs/NAME.py.")
     WORKDIR_FLAG = flags.DEFINE_string("workdir", "", "Folder for checkpoints and figures; may be gs://...")
@@ -379,5 +367,5 @@ if __name__ == "__main__":
     )
     app.run(
         lambda _: sys.exit(guarded(lambda: main(CONFIG_FLAG.value, WORKDIR_FLAG.value, DISTRIBUTED_FLAG.value))),
-        flags_parser=_parse,
+        flagsprogram.parse_flagsr=program.parse_flags,
     )

@@ -18,11 +18,11 @@ from jax_simcas.update import init_state, selector_step, transformer_step
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"sharding", "chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
+    {"sharding", "hlo", "topology", "chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
     {"bart", "data"},
-    {"model", "pretrained"},
+    {"model", "pretrained", "flops"},
     {"update", "generate", "inference", "settings", "presets", "workdir", "program", "job"},
-    {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark"},
+    {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
 ]
 
 

@@ -1,0 +1,266 @@
+"""FLOPs against hand-worked numbers and XLA's count; topologies; the program, with libtpu where it is installed."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import TINY, read_config
+
+from jax_simcas import compile_check, flops, hlo, topology
+from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.bart.decoder import decode, init_decoder
+from jax_simcas.bart.encoder import encode_chunks, init_encoder
+from jax_simcas.errors import UserError
+from jax_simcas.select import init_selector, select
+
+ROOT = Path(__file__).parent.parent
+TWO_LAYERS = (
+    *("--config.pretrained=", "--config.data.vocab_size=1024", "--config.bart.d_model=128"),
+    *("--config.bart.encoder_layers=2", "--config.bart.decoder_layers=2", "--config.bart.encoder_attention_heads=2"),
+    *("--config.bart.decoder_attention_heads=2", "--config.simcas.capacity=256", "--config.bart.dropout=0.0"),
+)
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "jax_simcas.compile_check", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+# FLOPs
+
+ONE = BartConfig(
+    vocab_size=7,
+    d_model=2,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=1,
+    decoder_attention_heads=1,
+    encoder_ffn_dim=3,
+    decoder_ffn_dim=5,
+)
+
+
+def test_flops_by_hand():
+    sizes = flops.Sizes(chunks=2, chunk_length=4, selected=6, target=3)
+    encoder = 8 * (8 * 4 + 4 * 2 * 3 + 4 * 4 * 2)  # 8 tokens
+    decoder = 3 * (12 * 4 + 4 * 2 * 5 + 4 * (3 + 6) * 2) + 4 * 6 * 4 + 2 * 3 * 2 * 7
+    actor = 2 * (3 * (12 * 4 + 4 * 2 * 2) + 4 * 4) + 2 * 6 * 2
+    critic = 2 * (3 * (12 * 4 + 4 * 2 * 1) + 4 * 4)
+    assert flops.encoder(ONE, sizes) == encoder
+    assert flops.decoder(ONE, sizes) == decoder
+    assert flops.actor(ONE, sizes) == actor
+    assert flops.critic(ONE, sizes) == critic
+    assert flops.transformer_step(ONE, sizes) == 3 * (encoder + decoder) + actor
+    learned = actor - 2 * 6 * 2 + critic
+    assert flops.selector_step(ONE, sizes, epochs=5) == encoder + decoder + actor + critic + 15 * learned
+    generated = 2 * 4 * (12 * 4 + 4 * 2 * 5 + 4 * 2 * (1.5 + 6)) + 4 * 6 * 4 + 2 * 2 * 4 * 2 * 7  # 2 steps, 4 beams
+    assert flops.generate(ONE, sizes, beams=4) == encoder + actor + generated
+
+
+# One layer, one chunk: nothing is scanned, so XLA counts everything. Wide heads: hardly any elementwise work.
+WIDE = dataclasses.replace(
+    TINY,
+    vocab_size=512,
+    d_model=256,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=1,
+    decoder_attention_heads=1,
+    encoder_ffn_dim=1024,
+    decoder_ffn_dim=1024,
+    max_position_embeddings=128,
+)
+WIDE_SIZES = flops.Sizes(chunks=1, chunk_length=128, selected=96, target=64)
+
+
+def counted(function, *arguments):
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def encoded(params):
+    ids, mask = jnp.zeros((1, 128), jnp.int32), jnp.ones((1, 128), bool)
+    return encode_chunks(params, WIDE, ids, mask, lambda x, _: x)[0].sum()
+
+
+def decoded(params):
+    ids, real = jnp.zeros(64, jnp.int32), jnp.ones(64, bool)
+    states = jnp.zeros((96, WIDE.d_model))
+    return decode(params, WIDE, states, jnp.ones(96, bool), ids, real, with_weights=False)[0].sum()
+
+
+def wide_model():
+    keys = jax.random.split(jax.random.key(0), 2)
+    shared = {"embedding": jnp.zeros((WIDE.vocab_size, WIDE.d_model))}
+    model = {"shared": shared, "encoder": init_encoder(keys[0], WIDE), "decoder": init_decoder(keys[1], WIDE)}
+    return {"model": model, "final_logits_bias": jnp.zeros((1, WIDE.vocab_size))}
+
+
+def test_forward_flops_are_those_that_xla_counts():
+    params = jax.eval_shape(wide_model)
+    assert counted(encoded, params["model"]) == pytest.approx(flops.encoder(WIDE, WIDE_SIZES), rel=0.03)
+    assert counted(decoded, params) == pytest.approx(flops.decoder(WIDE, WIDE_SIZES), rel=0.03)
+
+    def selected(selector, hidden):
+        return select(selector, hidden, jnp.ones((1, 127), bool), jnp.ones(1, bool), policy="greedy").log_prob
+
+    selector = jax.eval_shape(lambda: init_selector(jax.random.key(0), WIDE.d_model))
+    hidden = jax.ShapeDtypeStruct((1, 128, WIDE.d_model), jnp.float32)
+    assert counted(selected, selector, hidden) == pytest.approx(flops.actor(WIDE, WIDE_SIZES), rel=0.03)
+
+
+def test_training_takes_three_times_the_forward_pass():
+    params = jax.eval_shape(wide_model)
+    # A backward pass that computes the scores anew has 12 S^2 D for attention where the model has 8.
+    again = 2 * 128**2 * WIDE.d_model
+    expected = 3 * flops.encoder(WIDE, WIDE_SIZES) + again
+    assert counted(jax.grad(encoded), params["model"]) == pytest.approx(expected, rel=0.03)
+
+
+# Topologies and shapes
+
+
+def test_topologies_are_parsed_and_unknown_ones_name_the_known():
+    chip, sides = topology.parse("v5e:4x16")
+    assert (chip, sides) == (topology.CHIPS["v5e"], (4, 16))
+    for name in ("v9:2x2", "v5e", "v5e-256", "v5e:", "tpu"):
+        with pytest.raises(UserError, match=r"--topology=.*v4, v5e, v5p, v6e, tpu7x .*v5e:16x16"):
+            topology.parse(name)
+    for name in ("v5p:4x4", "v5e:2x2x2", "v5e:0x4"):
+        with pytest.raises(UserError, match=r"comes as .*N"):
+            topology.parse(name)
+
+
+def test_the_assumed_clocks_fit_the_peaks():
+    """Matrix units a device: 4 of 128 x 128 (v5e), 8 (v4, v5p); v6e and tpu7x do as much a cycle as 4 of 256 x 256."""
+    a_cycle = {"v4": 8 * 2 * 128**2, "v5e": 4 * 2 * 128**2, "v5p": 8 * 2 * 128**2}
+    for generation, chip in topology.CHIPS.items():
+        implied = chip.peak / a_cycle.get(generation, 4 * 2 * 256**2)
+        assert chip.clock == pytest.approx(implied, rel=0.01), generation
+
+
+def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'jax_simcas\[tpu\]'"):
+        topology.describe("v5e:2x2")
+
+
+def test_the_programs_are_traced_with_the_configs_shapes():
+    settings, _ = read_config("arxiv")
+    settings = dataclasses.replace(settings, bart=compile_check.bart_of(settings))
+    assert settings.bart == BART_BASE
+    shapes = compile_check.Shapes(documents=8, tokens=1_025, target=16)
+    sizes = compile_check.sizes_of(settings, shapes)
+    assert sizes == flops.Sizes(chunks=3, chunk_length=512, selected=1 + 3 * 511, target=16)
+    settings = dataclasses.replace(settings, simcas=settings.simcas.replace(capacity=256))
+    for stage in compile_check.STAGES:
+        task = compile_check.STAGES[stage](settings, shapes)
+        model, batch = compile_check.placed(task, jax.devices())
+        assert batch["input_ids"].shape == (8, 3, 512)
+        assert batch["input_ids"].sharding.shard_shape((8, 3, 512)) == (1, 3, 512)
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
+        assert task.flops > flops.encoder(settings.bart, compile_check.sizes_of(settings, shapes))
+    sequence = jax.eval_shape(task.function, task.model, task.batch).sequence
+    assert sequence.shape == (8, 16)
+
+
+def test_the_pretrained_name_or_the_config_gives_the_sizes():
+    settings, _ = read_config("qmsum")
+    bart = compile_check.bart_of(settings)
+    assert (bart.d_model, bart.vocab_size) == (128, settings.data.vocab_size)
+    large = dataclasses.replace(settings, pretrained="facebook/bart-large")
+    assert compile_check.bart_of(large) == BART_LARGE
+
+
+# What is said
+
+
+def result(**changes):
+    fields = {"arguments": 3, "temporaries": 4, "memory": 7, "compiled": hlo.Report((), (), (), (), ())}
+    return compile_check.Result("train", **{**fields, **changes})
+
+
+def test_what_fits_and_what_does_not():
+    assert result().fits and not result(temporaries=5).fits
+    refused = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+    problem = compile_check.problem_of(refused + "Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.")
+    assert problem == "needs 20.05G of 15.75G memory"
+    other = "memory required for HLO temporaries (1.00T) exceeds available HBM (30.75G)."
+    assert compile_check.problem_of(other) == "needs 1.00T of 30.75G memory"
+    assert compile_check.problem_of("INTERNAL:\n  no idea") == "INTERNAL: no idea"
+    gone = compile_check.Result("train", problem=problem, memory=7)
+    assert not gone.fits and compile_check.row(gone)["fits"] == "NO"
+    assert compile_check.remarks(gone) == ["train: not compiled: needs 20.05G of 15.75G memory"]
+    assert compile_check.as_json(gone, 3)["fits"] is False
+
+
+def test_every_figure_says_what_its_estimate_leaves_out():
+    loops = (hlo.Loop("w", "search", 99, True), hlo.Loop("v", "", None, False), hlo.Loop("u", "layers", 12, False))
+    moved = (hlo.Collective("all-reduce", 2, 2**20, 4, "x"), hlo.Collective("all-reduce", 1, 2**20, 4, "y"))
+    found = hlo.Report((), loops, moved, (("flash", 12),), (("sort", 3),))
+    lines = "\n".join(compile_check.remarks(result(compiled=found)))
+    for said in ("12 flash", "3 sort", "3 all-reduce, 3.0 MiB", "all 99 trips", "unknown length: v"):
+        assert said in lines
+    assert "layers" not in lines
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--topology=v5e:1x1",), "--config is missing"),
+        (("--config=configs/arxiv.py",), "--topology is missing"),
+        (("--config=configs/arxiv.py", "--topology=v9:2x2"), "--topology=v9:2x2: expected one of v4, v5e"),
+        (("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train,pop"), "expected some of train, ppo"),
+        (("--config=configs/nothing.py", "--topology=v5e:1x1"), "configs/nothing.py"),
+    ],
+)
+def test_bad_flags_are_told_in_a_line(flags, said):
+    done = run(*flags)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install 'jax_simcas[tpu]'"
+)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_small_model_is_compiled_for_four_chips(tmp_path):
+    output = tmp_path / "check.json"
+    done = run("--config=configs/arxiv.py", "--topology=v5e:2x2", "--tokens=4096", "--target=32", *TWO_LAYERS,
+               "--slowest=3", f"--json={output}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads(output.read_text())
+    assert (content["devices"], content["documents"]) == (4, 4)
+    train, ppo, generation = content["stages"]
+    for stage in content["stages"]:
+        assert stage["fits"] and 0 < stage["temporaries"] < stage["memory"]
+        assert 0 < stage["utilisation"] < 1
+        assert stage["kernels"] == {}
+        assert all(loop["trips"] for loop in stage["loops"])
+    # Layers forward and backward, and the selector's walk over 8 chunks: none of the loops that a CPU has.
+    assert sorted(loop["trips"] for loop in train["loops"]) == [2, 2, 2, 2, 8]
+    assert any(loop["trips"] == 31 and loop["at_most"] for loop in generation["loops"])
+    reduced = [c for c in train["collectives"] if c["kind"] == "all-reduce" and c["total_bytes"] > 100_000]
+    assert reduced and all(c["group"] == 4 for c in reduced)
+    assert sum(place["cycles"] for place in train["places"]) == train["cycles"]
+    assert "where the estimate goes" in done.stdout and "without an estimate of" in done.stdout
+    assert ppo["flops"] > generation["flops"] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_exits_with_1():
+    done = run("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train", "--tokens=8388608", *TWO_LAYERS)
+    assert done.returncode == 1
+    assert "NO" in done.stdout and "of 15.75G memory" in done.stdout
