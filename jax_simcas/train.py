@@ -8,7 +8,9 @@ examples:
 Every field of a config can be changed: --config.FIELD=VALUE; WORKDIR/config.json lists them all.
 The same command again resumes from the newest good checkpoint. WORKDIR gets config.json, tokenizer/,
 checkpoints/ (latest and best), metrics.jsonl, TensorBoard files and PNG curves.
-exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C.
+exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C;
+143 (as shells show it) ended by SIGTERM before the first step, when there is nothing to save. After 75, 130, 143 and
+137 (SIGKILL) the same command goes on.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ from jax_simcas.update import (
 )
 from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, new_model, open_source, pipeline_config
 
+SAVED = "checkpoint"  # the split of metrics.jsonl whose lines tell that a checkpoint is on disk
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
+SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds
 # A resumed run may differ in these: they change how long and how often, not what a step does.
 FREE_ON_RESUME = (
     "loop.steps",
@@ -151,7 +155,25 @@ def prepare_workdir(settings: Settings, workdir: Path) -> None:
                 f"--workdir={workdir} holds a run with other settings ({'; '.join(changed)}): "
                 "use these, or another workdir"
             )
-    path.write_text(settings_lib.to_json(settings), encoding="utf-8")
+    report.replace_file(path, settings_lib.to_json(settings).encode())
+
+
+def check_none_lost(workdir: Path, restored: int | None) -> list[str]:
+    """Warns if a checkpoint newer than the restored step was on disk once, as metrics.jsonl tells, and is gone.
+
+    Raises:
+      UserError: none is left of those that were there: to start over in silence would waste them.
+    """
+    path = workdir / report.METRICS
+    rows = report.read_metrics(path) if path.exists() else []
+    newest = max((row["step"] for row in rows if row["split"] == SAVED), default=0)
+    if newest and restored is None:
+        raise UserError(
+            f"{workdir / CHECKPOINTS}: no checkpoint there, but {path} tells of one of step {newest}: "
+            f"bring it back, or move {workdir} away to start over"
+        )
+    lost = restored is not None and newest > restored and not (workdir / CHECKPOINTS / str(newest)).exists()
+    return [f"{workdir / CHECKPOINTS / str(newest)}: it was there and is gone"] if lost else []
 
 
 def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[str, float]:
@@ -197,8 +219,10 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
         if restored is not None:
             step, state = restored.step, restored.state
             totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
-            for warning in restored.warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+        warnings = checkpoints.warnings if restored is None else restored.warnings
+        for warning in (*warnings, *check_none_lost(workdir, None if restored is None else step)):
+            print(f"warning: {warning}", file=sys.stderr)
+        if step:
             print(f"resuming at step {step} of {loop.steps}", file=sys.stderr)
         if step >= loop.steps:
             flag = "epochs" if loop.epochs else "steps"
@@ -214,7 +238,7 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
         rate = learning_rate(settings.optimizer)
         window, seen_tokens, since = Window(totals), 0, time.monotonic()
         validation: dict[str, float] = {}
-        first, stop, said = step + 1, Stop(), set[str]()
+        first, stop, said, drawn = step + 1, Stop(), set[str](), time.monotonic()
         with (
             stop,
             report.MetricsWriter(workdir, resume_step=step) as writer,
@@ -233,7 +257,10 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                     window.push(cut_shares(batch))
                     seen_tokens += int(arrays["token_mask"].sum())
                 bar.update(1)
-                last = step == loop.steps or stop.requested
+                write_saved(writer, checkpoints)
+                # Read once: a signal from here on counts at the next step. What is logged and validated stays the
+                # same whether a run is stopped or not; sums go on in the checkpoint.
+                last, stopping = step == loop.steps, stop.requested
                 if step % loop.log_every == 0 or last:
                     figures = means(window.take())
                     now = time.monotonic()
@@ -250,14 +277,23 @@ def train(settings: Settings, workdir: Path, cache: Path, progress: bool = True)
                     validation = validate(evaluate, state.params, held)
                     writer.write(step, "validation", validation)
                     since, seen_tokens = time.monotonic(), 0
-                if step % loop.checkpoint_every == 0 or last:
+                if step % loop.checkpoint_every == 0 or last or stopping:
                     scored = validation if step % loop.eval_every == 0 or last else None
                     checkpoints.save(step, state, batches, scored, {"window": window.totals()})
-                    plots.plot_training(workdir / "metrics.jsonl", workdir)
-                if stop.requested:
+                    if last or stopping or time.monotonic() - drawn > SECONDS_BETWEEN_PLOTS:
+                        plots.plot_training(workdir / report.METRICS, workdir)
+                        drawn = time.monotonic()
+                if stopping:
                     break
             checkpoints.wait()
-    return Outcome(step, validation, stop.requested and step < loop.steps)
+            write_saved(writer, checkpoints)
+    return Outcome(step, validation, preempted=step < loop.steps)
+
+
+def write_saved(writer: report.MetricsWriter, checkpoints: Checkpointer) -> None:
+    """A line for every checkpoint that came to be on disk: how long training stood still, and until it was there."""
+    for saved in checkpoints.finished():
+        writer.write(saved.step, SAVED, {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds})
 
 
 def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoints: Checkpointer) -> None:
@@ -283,7 +319,8 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        # Once asked to leave, a process is leaving: being asked again must not change how.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
 
     def _note(self, *_: object) -> None:
         self.requested = True
