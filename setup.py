@@ -32,7 +32,7 @@ setup(
         "absl-py>=2",
     ],
     extras_require={
-        # libtpu (700 MB; compile_check needs it, but no TPU) and CUDA's libraries talk at the start of CPU runs: not by default
+        # libtpu (700 MB; compile_check needs it, but no TPU) and the CUDA libraries talk at the start of CPU runs.
         "tpu": ["jax[tpu]", "gcsfs>=2024"],  # gcsfs: workdirs in buckets
         "cuda": ["jax[cuda12]"],
         "data": [

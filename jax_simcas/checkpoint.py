@@ -11,13 +11,13 @@ written; a checkpoint that differs is skipped, by name, for the next older one.
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import logging
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -44,6 +44,14 @@ class Restored(NamedTuple):
     state: Any
     meta: dict[str, Any]
     warnings: tuple[str, ...]
+
+
+class Saved(NamedTuple):
+    """A save that is on disk: how long the caller was held up, and how long until it was found there, in seconds."""
+
+    step: int
+    stall_seconds: float
+    write_seconds: float
 
 
 class Checkpointer:
@@ -85,6 +93,8 @@ class Checkpointer:
         self._mine: set[int] = set()  # saved or restored here: saving it again changes nothing
         self._superseded: set[int] = set()  # newer than what was restored: not kept, may be written again
         self._pending: int | None = None
+        self._begun: tuple[int, float, float] | None = None  # step, when, how long `save` took
+        self._saved: list[Saved] = []
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet_orbax())
         # Not orbax's BestN and metrics files: one damaged metrics file stops CheckpointManager's constructor.
@@ -110,6 +120,7 @@ class Checkpointer:
         Raises:
             UserError: this save or the one before could not be written, or the step is another run's.
         """
+        started = time.monotonic()
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         if step in self._mine:
@@ -137,6 +148,7 @@ class Checkpointer:
             self._mine.add(step)
             self._ranks[step] = _rank(body, self._best, self._mode)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        self._begun = step, started, time.monotonic() - started
 
     def restore(self, target_state: Any, data_iterator: Any, step: int | None = None) -> Restored | None:
         """The newest good checkpoint (or `step`) in the target's shapes, dtypes, shardings; None without any.
@@ -192,6 +204,20 @@ class Checkpointer:
         with self._reporting():
             self._manager.wait_until_finished()
         self._pending = None
+        if self._begun is not None:
+            (step, started, stall), self._begun = self._begun, None
+            self._saved.append(Saved(step, stall, time.monotonic() - started))
+
+    def finished(self) -> list[Saved]:
+        """The saves that came to be on disk since the last call; does not wait for one under way.
+
+        Raises:
+            UserError: one could not be written.
+        """
+        if self._begun is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+        saved, self._saved = self._saved, []
+        return saved
 
     def close(self) -> None:
         """Waits, and ends orbax's threads.
@@ -234,13 +260,14 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            failed, self._pending = self._pending, None
+            failed, self._pending, self._begun = self._pending, None, None
             if failed is None:
                 raise
             self._mine.discard(failed)
             self._ranks.pop(failed, None)
             self._manager.reload()
-            gc.collect()  # asyncio logs further failed writes as it drops them: let that be now, unheard
+            # For good: asyncio logs every further failed write when it drops it, at the latest as the process ends.
+            logging.getLogger("asyncio").addFilter(_not_about_orbax)
             last = self.latest_step()
             kept = "there is none before" if last is None else f"the last good one is {self.folder / str(last)}"
             raise UserError(
@@ -317,7 +344,7 @@ def _quiet_orbax() -> Iterator[None]:
     """Keeps orbax's warnings and tracebacks from standard error: what matters in them, a UserError says."""
 
     def wanted(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or "orbax" not in record.pathname + record.getMessage()
+        return record.levelno < logging.WARNING or ("orbax" not in record.pathname and _not_about_orbax(record))
 
     def unraisable(late: Any) -> None:  # writes that fail after the first one, when orbax no longer listens
         if str(late.exc_value) != "Event loop is closed":
@@ -333,6 +360,10 @@ def _quiet_orbax() -> Iterator[None]:
         sys.unraisablehook = usual
         for logger in loggers:
             logger.removeFilter(wanted)
+
+
+def _not_about_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
 
 
 def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
@@ -389,7 +420,9 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
             raise
         except Exception as error:  # damage makes orbax raise anything, even a bare Exception
             skipped += (f"{root / str(step)}: skipped, damaged ({_reason(error)})",)
-    raise UserError(f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back or use another folder")
+    raise UserError(
+        f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back, or move the folder away and train anew"
+    )
 
 
 def _flatten(state: Any) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from jax.experimental import mesh_utils
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from jax_simcas import flops, hlo, program, report, topology
@@ -44,6 +43,7 @@ from jax_simcas.errors import UserError
 from jax_simcas.generate import generate
 from jax_simcas.model import check_fits, encode_and_select, init_params
 from jax_simcas.settings import Settings
+from jax_simcas.sharding import batch_shardings, fitted, make_mesh, over_documents, replicated, state_shardings
 from jax_simcas.topology import Topology
 from jax_simcas.update import Batch, init_state, selector_step, transformer_step
 
@@ -114,8 +114,8 @@ def bart_of(settings: Settings) -> BartConfig:
 def batch_shapes(shapes: Shapes, chunk_length: int) -> Batch:
     """Arrays of a batch, as shapes. Whole chunks."""
     rows, chunks = shapes.documents, -(-shapes.tokens // chunk_length)
-    shape = jax.ShapeDtypeStruct
-    return {  # type: ignore[typeddict-item]
+    shape: Any = jax.ShapeDtypeStruct
+    return {
         "input_ids": shape((rows, chunks, chunk_length), jnp.int32),
         "token_mask": shape((rows, chunks, chunk_length), bool),
         "chunk_mask": shape((rows, chunks), bool),
@@ -177,7 +177,7 @@ def generate_program(settings: Settings, shapes: Shapes) -> Program:
             compacted = encode_and_select(params, bart, simcas, ids, token_mask, chunk_mask, select_key=key).compacted
             return generate(params, bart, config, compacted.states, compacted.mask, jnp.dtype(simcas.dtype))
 
-        return jax.vmap(one)(batch["input_ids"], batch["token_mask"], batch["chunk_mask"], keys)
+        return over_documents(one)(batch["input_ids"], batch["token_mask"], batch["chunk_mask"], keys)
 
     return Program(
         function=summarize,
@@ -191,14 +191,36 @@ def generate_program(settings: Settings, shapes: Shapes) -> Program:
 STAGES = {"train": train_program, "ppo": ppo_program, "generate": generate_program}
 
 
-def placed(task: Program, devices: Sequence[Any]) -> tuple[Any, Batch]:
-    """Model and batch as shapes with shardings: documents spread over all devices, the model whole on each."""
-    mesh = Mesh(mesh_utils.create_device_mesh((len(devices),), devices, allow_split_physical_axes=True), ("data",))
-    on = lambda spec: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-    return jax.tree.map(on(P()), task.model), jax.tree.map(on(P("data")), task.batch)
+def placed(task: Program, mesh: Mesh) -> tuple[Any, Batch]:
+    """Model and batch as shapes that lie on the mesh as in training."""
+    on = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    shardings = state_shardings(mesh, task.model), batch_shardings(mesh, task.batch)
+    return jax.tree.map(on, task.model, shardings[0]), jax.tree.map(on, task.batch, shardings[1])
 
 
 # Compiling
+
+
+def mesh_sizes(settings: Settings, shapes: Shapes, devices: int) -> dict[str, int]:
+    """The axes of config.mesh on the slice.
+
+    Raises:
+      UserError: they leave devices idle, or documents or chunks do not divide over them.
+    """
+    try:
+        sizes = fitted(settings.mesh, devices, shapes.documents)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    shown = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if math.prod(sizes.values()) < devices or shapes.documents % (sizes["data"] * sizes["fsdp"]):
+        raise UserError(
+            f"--documents={shapes.documents}: config.mesh gives {shown} on {devices} devices; expected a multiple of "
+            "data x fsdp, with every device in the mesh"
+        )
+    chunks = -(-shapes.tokens // settings.simcas.chunk_length)
+    if chunks % sizes["chunk"] or settings.simcas.chunk_length % sizes["chunk"]:
+        raise UserError(f"--tokens={shapes.tokens}: {chunks} chunks do not divide over config.mesh.chunk ({shown})")
+    return sizes
 
 
 def check(stage: str, settings: Settings, shapes: Shapes, where: Topology) -> Result:
@@ -206,10 +228,16 @@ def check(stage: str, settings: Settings, shapes: Shapes, where: Topology) -> Re
     task = STAGES[stage](settings, shapes)
     count = len(where.devices)
     started = time.monotonic()
-    donated = (0,) if task.donate else ()
-    lowered = jax.jit(task.function, donate_argnums=donated).trace(*placed(task, where.devices))
+    mesh = make_mesh(mesh_sizes(settings, shapes, count), where.devices)
+    model, batch = placed(task, mesh)
+    options: Any = {}
+    if task.donate:  # a step: its state stays where it is
+        out = jax.tree.map(lambda x: x.sharding, model), replicated(mesh)
+        options = {"donate_argnums": 0, "out_shardings": out}
     try:
-        compiled = lowered.lower(lowering_platforms=("tpu",)).compile()
+        with jax.set_mesh(mesh):
+            traced = jax.jit(task.function, **options).trace(model, batch)
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     except jax.errors.JaxRuntimeError as error:
         return Result(stage, problem=problem_of(str(error)), memory=where.chip.memory)
     statistics, text = compiled.memory_analysis(), compiled.as_text()
@@ -350,12 +378,11 @@ def main(config: Any, name: str, stages: list[str], shapes: tuple[int, int, int]
         check_fits(settings.bart, settings.simcas.replace(max_target_len=batch.target))
     except ValueError as error:
         raise UserError(str(error)) from None
-    if batch.documents % len(where.devices):
-        raise UserError(f"--documents={batch.documents}: expected a multiple of {name}'s {len(where.devices)} devices")
+    sizes = mesh_sizes(settings, batch, len(where.devices))
     print(
-        f"{name}, {len(where.devices)} devices; {batch.documents} documents of {batch.tokens} tokens, "
-        f"{batch.target} target tokens; clock assumed {where.chip.clock / 1e9:g} GHz, "
-        f"peak {where.chip.peak / 1e12:g} TFLOP/s",
+        f"{name}, {len(where.devices)} devices ({', '.join(f'{axis} {size}' for axis, size in sizes.items())}); "
+        f"{batch.documents} documents of {batch.tokens} tokens, {batch.target} target tokens; "
+        f"clock assumed {where.chip.clock / 1e9:g} GHz, peak {where.chip.peak / 1e12:g} TFLOP/s",
         file=sys.stderr,
     )
     results = []

@@ -39,8 +39,11 @@ def replace_file(path: Path, content: bytes) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)  # half of it may fill the rest of a full disk
 
 
 def json_ready(value: Any) -> Any:
@@ -146,9 +149,13 @@ class MetricsWriter:
             self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars)))
             self._events.flush()
 
-    def __exit__(self, *_: object) -> None:
-        with _writing(self._path):
-            self._open.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with _writing(self._path):
+                self._open.close()
+        except UserError:
+            if kind is None:  # otherwise what went wrong first is what to tell
+                raise
 
 
 # Tables

@@ -8,7 +8,9 @@ examples:
 Every field of a config can be changed: --config.FIELD=VALUE; WORKDIR/config.json lists them all.
 The same command again resumes from the newest good checkpoint. WORKDIR gets config.json, tokenizer/,
 checkpoints/ (latest and best), metrics.jsonl, TensorBoard files and PNG curves.
-exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C.
+exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C;
+143 (as shells show it) ended by SIGTERM before the first step, when there is nothing to save. After 75, 130, 143 and
+137 (SIGKILL) the same command goes on.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import app, flags
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
@@ -51,7 +54,9 @@ from jax_simcas.update import (
 )
 from jax_simcas.workdir import CONFIG, TOKENIZER, Workdir, new_model, open_source, pipeline_config
 
+SAVED = "checkpoint"  # the split of metrics.jsonl whose lines tell that a checkpoint is on disk
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
+SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds
 # A resumed run may differ in these: they change how long and how often, not what a step does.
 FREE_ON_RESUME = (
     "loop.steps",
@@ -159,6 +164,24 @@ def check_workdir(settings: Settings, workdir: Path) -> None:
         report.replace_file(path, settings_lib.to_json(settings).encode())
 
 
+def check_none_lost(workdir: Path, checkpoints: epath.Path, restored: int | None) -> list[str]:
+    """Warns if a checkpoint newer than the restored step was on disk once, as metrics.jsonl tells, and is gone.
+
+    Raises:
+      UserError: none is left of those that were there: to start over in silence would waste them.
+    """
+    path = workdir / report.METRICS
+    rows = report.read_metrics(path) if path.exists() else []
+    newest = max((row["step"] for row in rows if row["split"] == SAVED), default=0)
+    if newest and restored is None:
+        raise UserError(
+            f"{checkpoints}: no checkpoint there, but {path} tells of one of step {newest}: "
+            f"bring it back, or move {workdir} away to start over"
+        )
+    lost = restored is not None and newest > restored and not (checkpoints / str(newest)).exists()
+    return [f"{checkpoints / str(newest)}: it was there and is gone"] if lost else []
+
+
 def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[str, float]:
     """Teacher-forced figures on validation documents, with the policy of inference."""
     totals: Totals = {}
@@ -221,7 +244,11 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         if restored is not None:
             step, state = restored.step, restored.state
             totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
-            say(*(f"warning: {warning}" for warning in restored.warnings), f"resuming at step {step} of {loop.steps}")
+        warnings = checkpoints.warnings if restored is None else restored.warnings
+        lost = check_none_lost(workdir, checkpoints.folder, None if restored is None else step)
+        say(*(f"warning: {warning}" for warning in (*warnings, *lost)))
+        if step:
+            say(f"resuming at step {step} of {loop.steps}")
         if step >= loop.steps:
             flag = "epochs" if loop.epochs else "steps"
             say(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on")
@@ -246,7 +273,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         window = Window(totals)
         seen_tokens, since = window.tokens(), time.monotonic()  # of the window, before the clock was set
         validation: dict[str, float] = {}
-        first, stop, said = step + 1, Stop(), set[str]()
+        first, stop, said, drawn = step + 1, Stop(), set[str](), time.monotonic()
         with (
             stop,
             report.MetricsWriter(workdir, resume_step=step) if is_main() else contextlib.nullcontext() as writer,
@@ -264,7 +291,10 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                         window.push({k: v for k, v in metrics.items() if not k.startswith("selection/")})
                     window.push(cut_shares(batch))
                 bar.update(1)
-                last = stop.now(step) or step == loop.steps
+                write_saved(writer, checkpoints)
+                # Read once: a signal from here on counts at the next step. What is logged and validated stays the
+                # same whether a run is stopped or not; sums go on in the checkpoint.
+                last, stopping = step == loop.steps, stop.now(step)
                 if step % loop.log_every == 0 or last:
                     totals = window.take()
                     now = time.monotonic()
@@ -288,16 +318,30 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                     if writer:
                         writer.write(step, "validation", validation)
                     since, seen_tokens = time.monotonic(), window.tokens()
-                if step % loop.checkpoint_every == 0 or last:
+                if step % loop.checkpoint_every == 0 or last or stopping:
                     scored = validation if step % loop.eval_every == 0 or last else None
                     checkpoints.save(step, state, None, scored, {"window": window.totals()})
+                    if writer and (last or stopping or time.monotonic() - drawn > SECONDS_BETWEEN_PLOTS):
+                        plots.plot_training(workdir / report.METRICS, workdir)
+                        drawn = time.monotonic()
                     if writer:
-                        plots.plot_training(workdir / "metrics.jsonl", workdir)
                         folder.publish()
-                if stop.requested:
+                if stopping:
                     break
             checkpoints.wait()
-    return Outcome(step, validation, stop.requested and step < loop.steps)
+            write_saved(writer, checkpoints)
+            if writer:
+                folder.publish()
+    return Outcome(step, validation, preempted=step < loop.steps)
+
+
+def write_saved(writer: report.MetricsWriter | None, checkpoints: Checkpointer) -> None:
+    """A line for every checkpoint that came to be on disk: how long training stood still, and until it was there."""
+    for saved in checkpoints.finished():
+        if writer:
+            writer.write(
+                saved.step, SAVED, {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds}
+            )
 
 
 def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoints: Checkpointer) -> None:
@@ -324,8 +368,9 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Once asked to leave, a process is leaving: being asked again must not change how.
         if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
 
     def now(self, step: int) -> bool:
         """Whether to stop after this step."""
@@ -367,5 +412,5 @@ if __name__ == "__main__":
     )
     app.run(
         lambda _: sys.exit(guarded(lambda: main(CONFIG_FLAG.value, WORKDIR_FLAG.value, DISTRIBUTED_FLAG.value))),
-        flagsprogram.parse_flagsr=program.parse_flags,
+        flags_parser=program.parse_flags,
     )

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_simcas import settings as settings_lib
 from jax_simcas.bart.config import BartConfig
@@ -32,13 +35,70 @@ TINY = BartConfig(
     init_std=0.3,
 )
 
+# A run of the embedded task of a few seconds.
+TINY_RUN = {
+    "bart.d_model": 16,
+    "bart.encoder_ffn_dim": 32,
+    "bart.decoder_ffn_dim": 32,
+    "bart.encoder_attention_heads": 2,
+    "bart.decoder_attention_heads": 2,
+    "data.batch_size": 4,
+    "data.embedded.chunks": 4,
+    "data.embedded.held_out_rows": 6,
+    "data.chunk_buckets": (4,),
+    "loop.steps": 4,
+    "loop.log_every": 1,
+    "loop.eval_every": 2,
+    "loop.checkpoint_every": 2,
+    "loop.eval_documents": 4,
+}
 
-def read_config(name):
-    """(settings, docstring) of configs/NAME.py."""
+
+def _config_module(name):
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def read_config(name):
+    """(settings, docstring) of configs/NAME.py."""
+    module = _config_module(name)
     return settings_lib.from_config(module.get_config()), module.__doc__
+
+
+def tiny_config(**changes):
+    """Settings of TINY_RUN."""
+    config = _config_module("embedded").get_config()
+    config.update_from_flattened_dict(TINY_RUN | changes)
+    return settings_lib.from_config(config)
+
+
+def as_flags(changes):
+    """TINY_RUN for a program in a process of its own."""
+    return [f"--config.{name}={value}" for name, value in (TINY_RUN | changes).items()]
+
+
+def figures(folder):
+    """The lines of metrics.jsonl that are the same in every run: without times."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = ("tokens_per_second", "time")
+    return [{k: v for k, v in row.items() if k not in times} for row in rows if row["split"] != "checkpoint"]
+
+
+def with_disk(folder, megabytes):
+    """What to put before a command to give it a disk of its own at `folder`; skips the test where that is barred."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("needs unshare with user and mount namespaces")
+    mount = f'mount -t tmpfs -o size={megabytes}m none "$0" && exec "$@"'
+    return ["unshare", "-rm", "sh", "-c", mount, str(folder)]
+
+
+def one_line_error(out):
+    """The error's text; there must be no traceback beside it."""
+    lines = [line for line in out.strip().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in out, out
+    return lines[0]
 
 
 @cache

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
+from jax_simcas.benchmark import checkpoint
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
 
@@ -34,6 +35,16 @@ def test_training_stages_go_on_from_their_own_state(stage):
     changed = "selector" if stage == "selector" else "model"
     first, second = (jax.device_get(run()[0].params[changed]) for _ in range(2))
     assert any((a != b).any() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+@pytest.mark.slow
+def test_checkpoints_are_timed(tmp_path, capsys):
+    rows = checkpoint.measure(small("transformer"), tmp_path, repeats=1)
+    assert [row["saving"] for row in rows] == ["beside training", "training waits"]
+    for row in rows:
+        assert 0 < row["stall"] <= row["on disk after"] and row["cost"] < 60 and row["state MB"] > 1
+    assert checkpoint.main([f"--folder={tmp_path}", "--size=tiny"]) == 1
+    assert "not empty; give a new one" in capsys.readouterr().err
 
 
 def test_half_of_the_tokens_are_selected_and_fit():

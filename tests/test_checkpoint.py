@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import with_disk
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -200,7 +202,7 @@ def truncate(path: Path) -> None:
 
 
 def flip(path: Path, position: int | None = None) -> None:
-    content = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes()) or bytearray(1)  # an empty file gets a byte
     content[len(content) // 2 if position is None else position] ^= 0x10
     path.write_bytes(bytes(content))
 
@@ -263,16 +265,34 @@ def test_flipped_bytes_in_arrays_are_found(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.slow
-def test_any_flipped_byte_anywhere_never_gives_wrong_numbers(folder):
-    places = [path for path in sorted((folder / "2").rglob("*")) if path.is_file() and path.stat().st_size]
-    rng, steps = random.Random(1), []
-    for path in places * 3:
+def shorten(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def check_every_file(folder: Path, damage_of: Callable[[int], Callable]) -> None:
+    """Damages the files of step 2 one after the other; those that only orbax reads may be damaged unseen."""
+    seen = {}
+    for number, path in enumerate(sorted(path for path in (folder / "2").rglob("*") if path.is_file())):
         good = path.read_bytes()
-        flip(path, rng.randrange(len(good)))
-        steps.append(restored_step(folder)[0])
+        damage_of(number)(path)
+        step, warnings = restored_step(folder)
         path.write_bytes(good)
-    assert set(steps) == {1, 2}  # 2: files that only orbax reads
+        skipped = [f"{folder / '2'}: skipped, damaged"] if step == 1 else []
+        assert [warning.split(" (")[0] for warning in warnings] == skipped
+        seen[str(path.relative_to(folder / "2"))] = step
+    assert set(seen.values()) == {1, 2}
+    assert {seen[name] for name in ("meta/metadata", "data/process_0-of-1.json", "state/manifest.ocdbt")} == {1}
+    assert restored_step(folder) == (2, ())
+
+
+def test_damage_to_any_file_never_gives_wrong_numbers(folder):
+    check_every_file(folder, lambda number: (remove, shorten, truncate, flip)[number % 4])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [remove, shorten, truncate, flip])
+def test_every_damage_to_any_file_never_gives_wrong_numbers(folder, damage):
+    check_every_file(folder, lambda number: damage)
 
 
 def test_no_good_checkpoint_is_an_error_not_a_fresh_start(folder):
@@ -421,6 +441,35 @@ def test_full_disk_leaves_the_last_good_one(tmp_path, asynchronous, capfd):
         assert_same(found.state, state(1))
         checkpointer.save(2, state(2), None, None, {})
     assert steps_in(tmp_path) == [1, 2]
+
+
+FILL = """
+import sys
+import jax
+from jax_simcas.checkpoint import Checkpointer
+from jax_simcas.errors import UserError
+
+state = {str(i): jax.random.normal(jax.random.key(i), (25_000,)) for i in range(40)}
+try:
+    with Checkpointer(sys.argv[1], asynchronous=bool(int(sys.argv[2]))) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, state, None, None, {})
+except UserError as error:
+    print(error)
+with Checkpointer(sys.argv[1]) as checkpointer:
+    print(checkpointer.restore(state, None)[::3])
+"""
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_really_full_disk(tmp_path, asynchronous):
+    """To the process's end: what orbax leaves to be logged there is not shown either."""
+    command = [*with_disk(tmp_path, 10), sys.executable, "-c", FILL, str(tmp_path), str(int(asynchronous))]
+    child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    message, restored = child.stdout.splitlines()
+    assert f"{tmp_path}/3: could not be written" in message and f"last good one is {tmp_path}/2; make room" in message
+    assert restored == f"(2, ('{tmp_path}/3.orbax-checkpoint-tmp: skipped, its save never finished',))"
+    assert child.stderr == ""
 
 
 def test_loggers_are_left_as_they_were(tmp_path):

@@ -2,21 +2,20 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import io
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers import figures, one_line_error, tiny_config
 
-from jax_simcas import compare, evaluate, pretrained, program, summarize, train
+from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
 from jax_simcas import settings as settings_lib
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data.embedded import EmbeddedSource
@@ -25,36 +24,6 @@ from jax_simcas.errors import UserError
 from jax_simcas.model import SimcasConfig, init_params
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("tokens_per_second", "time")
-TINY = {
-    "bart.d_model": 16,
-    "bart.encoder_ffn_dim": 32,
-    "bart.decoder_ffn_dim": 32,
-    "bart.encoder_attention_heads": 2,
-    "bart.decoder_attention_heads": 2,
-    "data.batch_size": 4,
-    "data.embedded.chunks": 4,
-    "data.embedded.held_out_rows": 6,
-    "data.chunk_buckets": (4,),
-    "loop.steps": 4,
-    "loop.log_every": 1,
-    "loop.eval_every": 2,
-    "loop.checkpoint_every": 2,
-    "loop.eval_documents": 4,
-}
-
-
-def tiny_config(**changes):
-    spec = importlib.util.spec_from_file_location("embedded_config", ROOT / "configs" / "embedded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    config.update_from_flattened_dict(TINY | changes)
-    return settings_lib.from_config(config)
-
-
-def as_flags(changes):
-    return [f"--config.{name}={value}" for name, value in (TINY | changes).items()]
 
 
 @pytest.fixture(scope="module")
@@ -89,18 +58,6 @@ def user_runs(*arguments, cache=None, **options):
         env["JAX_SIMCAS_CACHE"] = str(cache)
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)
-
-
-def one_line_error(out):
-    """The error's text; there must be no traceback beside it."""
-    lines = [line for line in out.strip().splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in out, out
-    return lines[0]
-
-
-def figures(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def test_training_leaves_everything_it_promises(workdir):
@@ -141,6 +98,56 @@ def test_a_finished_run_is_not_trained_again(workdir, cache, capsys):
 def test_a_workdir_of_another_run_is_refused(workdir, cache):
     with pytest.raises(UserError, match=r"optimizer\.max_lr: 0\.021 -> 0\.5"):
         train.train(tiny_config(**{"optimizer.max_lr": 0.5}), workdir, cache, progress=False)
+
+
+def go_on(workdir, cache, steps=5):
+    return train.train(tiny_config(**{"loop.steps": steps}), workdir, cache, progress=False)
+
+
+def test_metrics_tell_of_each_checkpoint_and_what_it_held_up(workdir):
+    rows = [row for row in report.read_metrics(workdir / "metrics.jsonl") if row["split"] == "checkpoint"]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(0 < row["stall_seconds"] <= row["write_seconds"] < 60 for row in rows)
+
+
+def test_a_deleted_checkpoint_is_told_and_the_one_before_goes_on(workdir, cache, tmp_path, capsys):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / "4")
+    go_on(folder, cache)
+    err = capsys.readouterr().err
+    assert f"warning: {folder}/checkpoints/4: it was there and is gone\nresuming at step 2 of 5" in err
+    assert [row["step"] for row in figures(folder) if row["split"] == "train"] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("keep_folder", [True, False])
+def test_training_does_not_start_over_where_checkpoints_were(workdir, cache, tmp_path, keep_folder):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    before = (folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "checkpoints")
+    if keep_folder:
+        (folder / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=rf"no checkpoint there, but .* of one of step 4: .* move {folder} away"):
+        go_on(folder, cache)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_training_does_not_start_over_from_damage(workdir, cache, tmp_path):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    for step in (2, 4):
+        (folder / "checkpoints" / str(step) / "meta" / "metadata").write_bytes(b"")
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"no good checkpoint \(.*/4: skipped, .*/2: skipped, .* move the folder away"):
+        go_on(folder, cache)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_killed_in_its_first_save_says_so_and_starts_again(cache, tmp_path, capsys):
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "split": "train", "loss": 9.0}\n')
+    go_on(tmp_path, cache, steps=1)
+    assert f"warning: {left}: skipped, its save never finished\n" in capsys.readouterr().err
+    assert [row["step"] for row in figures(tmp_path) if row["split"] == "train"] == [1]
 
 
 def test_losses_that_stay_not_finite_stop_training_and_name_the_checkpoint(cache, tmp_path):
@@ -354,27 +361,6 @@ def test_a_missing_split_and_no_data_dir(cache, tmp_path):
 def test_trainings_flags_are_checked_in_one_line(arguments, message, tmp_path, cache):
     out = user_runs("jax_simcas.train", *(a.format(tmp_path / "run") for a in arguments), cache=cache)
     assert out.returncode == 1 and message in one_line_error(out.stderr)
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, cache, workdir):
-    command = [sys.executable, "-m", "jax_simcas.train", "--config=configs/embedded.py", f"--workdir={tmp_path}"]
-    command += as_flags({"loop.steps": 100_000, "loop.checkpoint_every": 100_000, "loop.eval_every": 100_000})
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_SIMCAS_CACHE": str(cache)}
-    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
-        end = time.monotonic() + 200
-        while not (tmp_path / "metrics.jsonl").exists() and time.monotonic() < end:
-            time.sleep(0.2)
-        run.send_signal(signal.SIGTERM)
-        _, err = run.communicate(timeout=200)
-    assert run.returncode == 75 and "the same command goes on" in err
-    step = load_params(tmp_path / "checkpoints", "latest")[1]["step"]
-    assert f"step {step} is saved" in err and figures(tmp_path)[-1]["step"] == step
-    # What the process in between did is what an undisturbed run does.
-    shared = min(step, 4)
-    rows = lambda folder: [row for row in figures(folder) if row["split"] == "train"][:shared]
-    for a, b in zip(rows(tmp_path), rows(workdir), strict=True):
-        assert a.keys() == b.keys()
-        np.testing.assert_allclose([a[k] for k in a if k != "split"], [b[k] for k in a if k != "split"], rtol=1e-3)
 
 
 def pretrained_folder(folder, extra_tokens=0):

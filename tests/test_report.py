@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import resource
 import struct
 from contextlib import redirect_stderr
 
@@ -252,3 +253,16 @@ def test_nothing_goes_to_standard_output(capsys):
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61, "1:01"), (59.7, "1:00"), (3723, "1:02:03")])
 def test_durations(seconds, text):
     assert report._duration(seconds) == text
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_half(tmp_path):
+    path = tmp_path / "config.json"
+    report.replace_file(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(UserError, match=rf"{path}: cannot be written \(File too large\)"):
+            report.replace_file(path, bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -18,7 +18,20 @@ from jax_simcas.update import init_state, selector_step, transformer_step
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"errors"},
-    {"sharding", "hlo", "topology", "chunk", "align", "select", "reward", "ppo", "checkpoint", "metrics", "report", "plots"},
+    {
+        "sharding",
+        "hlo",
+        "topology",
+        "chunk",
+        "align",
+        "select",
+        "reward",
+        "ppo",
+        "checkpoint",
+        "metrics",
+        "report",
+        "plots",
+    },
     {"bart", "data"},
     {"model", "pretrained", "flops"},
     {"update", "generate", "inference", "settings", "presets", "workdir", "program", "job"},
