@@ -266,7 +266,8 @@ def _bounds(
             return role(instruction.operands[0])
         return "other", None
 
-    bounds, others = [], False
+    bounds: list[int] = []
+    others = False
     for instruction in instructions.values():
         if instruction.opcode == "fusion":
             inner = {index: role(name) for index, name in enumerate(instruction.operands)}
