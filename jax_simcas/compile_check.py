@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -114,14 +114,15 @@ def bart_of(settings: Settings) -> BartConfig:
 def batch_shapes(shapes: Shapes, chunk_length: int) -> Batch:
     """Arrays of a batch, as shapes. Whole chunks."""
     rows, chunks = shapes.documents, -(-shapes.tokens // chunk_length)
-    shape: Any = jax.ShapeDtypeStruct
-    return {
+    shape = jax.ShapeDtypeStruct
+    arrays = {
         "input_ids": shape((rows, chunks, chunk_length), jnp.int32),
         "token_mask": shape((rows, chunks, chunk_length), bool),
         "chunk_mask": shape((rows, chunks), bool),
         "target_ids": shape((rows, shapes.target), jnp.int32),
         "target_mask": shape((rows, shapes.target), bool),
     }
+    return cast(Batch, arrays)
 
 
 def sizes_of(settings: Settings, shapes: Shapes) -> flops.Sizes:
@@ -358,6 +359,7 @@ def main(config: Any, name: str, stages: list[str], shapes: tuple[int, int, int]
     """The program after its flags are read; `shapes` are documents, tokens and target tokens, 0 for the default."""
     if config is None:
         raise UserError("--config is missing: --config=configs/NAME.py")
+    settings = settings_lib.from_config(config)
     if not name:
         raise UserError(f"--topology is missing: a TPU slice such as {topology.EXAMPLES}")
     unknown = [stage for stage in stages if stage not in STAGES]
@@ -365,7 +367,6 @@ def main(config: Any, name: str, stages: list[str], shapes: tuple[int, int, int]
         raise UserError(f"--stages={','.join(stages)}: expected some of {', '.join(STAGES)}")
     program.prepare()
     topology.prepare_environment()
-    settings = settings_lib.from_config(config)
     settings = dataclasses.replace(settings, bart=bart_of(settings))
     where = topology.describe(name)
     documents, tokens, target = shapes

@@ -147,9 +147,13 @@ def from_config(config: config_dict.ConfigDict) -> Settings:
     """The frozen dataclasses that library code sees.
 
     Raises:
-      UserError: a value that its dataclass refuses, named with its field.
+      UserError: a value that its dataclass refuses, named with its field; a config file that cannot be read.
     """
-    return from_mapping(config.to_dict(), "config")
+    try:
+        mapping = config.to_dict()
+    except OSError as error:  # a config file that could not be read says so only when it is looked at
+        raise UserError(str(error).split(": ", 1)[-1]) from None
+    return from_mapping(mapping, "config")
 
 
 def from_mapping(mapping: dict[str, Any], where: str) -> Settings:

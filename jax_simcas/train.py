@@ -386,10 +386,7 @@ def main(config: Any, workdir: str, distributed: str = "") -> int:
     """The program after its flags are read."""
     if config is None:
         raise UserError("--config is missing: --config=configs/NAME.py")
-    try:
-        settings = settings_lib.from_config(config)
-    except OSError as error:  # a config file that could not be read says so only when it is looked at
-        raise UserError(str(error).split(": ", 1)[-1]) from None
+    settings = settings_lib.from_config(config)
     if not workdir:
         raise UserError("--workdir is missing: the folder for checkpoints and figures")
     program.prepare()

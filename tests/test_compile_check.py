@@ -19,6 +19,7 @@ from jax_simcas.bart.decoder import decode, init_decoder
 from jax_simcas.bart.encoder import encode_chunks, init_encoder
 from jax_simcas.errors import UserError
 from jax_simcas.select import init_selector, select
+from jax_simcas.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 TWO_LAYERS = (
@@ -162,7 +163,8 @@ def test_the_programs_are_traced_with_the_configs_shapes():
     settings = dataclasses.replace(settings, simcas=settings.simcas.replace(capacity=256))
     for stage in compile_check.STAGES:
         task = compile_check.STAGES[stage](settings, shapes)
-        model, batch = compile_check.placed(task, jax.devices())
+        mesh = make_mesh(compile_check.mesh_sizes(settings, shapes, 8), jax.devices())
+        model, batch = compile_check.placed(task, mesh)
         assert batch["input_ids"].shape == (8, 3, 512)
         assert batch["input_ids"].sharding.shard_shape((8, 3, 512)) == (1, 3, 512)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import (
+    CONTEXT,
     PRODUCT,
     Attention,
     FeedForward,
@@ -40,7 +41,7 @@ class EncoderLayer(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = Attention(c.encoder_attention_heads, c, self.dtype)
+        self.self_attn = Attention(c.encoder_attention_heads, c, self.dtype, chunks=True)
         self.self_attn_layer_norm = LayerNorm(self.dtype)
         self.mlp = FeedForward(c.encoder_ffn_dim, c, self.dtype)
         nn.share_scope(self, self.mlp)
@@ -62,13 +63,13 @@ def init_encoder(key: Array, config: BartConfig) -> Params:
 
 
 def checkpointed(function: Callable, remat: str) -> Callable:
-    """What the backward pass recomputes: nothing, a whole layer, or all but its weight products."""
+    """What the backward pass recomputes: nothing, a layer but for what attention gave, or but its products too."""
     if remat == "none":
         return function
     if remat == "layer":
-        return jax.checkpoint(function)
+        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(CONTEXT))
     if remat == "dots":
-        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(PRODUCT))
+        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(CONTEXT, PRODUCT))
     raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_batching import sequential_vmap
+from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.product import product
 
 PRODUCT = "product"  # the name under which a backward pass may keep what a dense layer gave
+CONTEXT = "context"  # ... and what attention gave
+CHUNKS_AT_ONCE = 4  # whose scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
 TRANSPOSED = "kernel_transposed"  # what a dense layer has in place of `kernel` when its inputs have few rows
 POSITION_OFFSET = 2  # rows that BART's position tables carry before position 0
 LAYER_NORM_EPSILON = 1e-5
@@ -104,43 +107,77 @@ def attend_few_rows(
     return lax.optimization_barrier(context).swapaxes(1, 2).astype(value.dtype)
 
 
-def in_turn(function: Callable) -> Callable:
-    """The function itself; under `vmap` on a CPU its inputs take turns, so that one's scores stay in the caches."""
-    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), default=function)
+def in_turn(function: Callable, chunks: bool) -> Callable:
+    """The function itself, of arrays; under `vmap` its inputs take turns, so that a few's scores stay in fast memory.
+
+    On a CPU one after the other under every `vmap`, on a TPU `CHUNKS_AT_ONCE` under that over a document's `chunks`.
+    """
+    some = _some_in_turn(function) if chunks else function
+    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=some, default=function)
 
 
-@jax.custom_vjp
+def _some_in_turn(function: Callable) -> Callable:
+    """Splits the chunks of each piece of the mesh axis "chunk" into groups; a loop goes over all pieces' groups."""
+
+    def under_vmap(size: int, batched: list[bool], *inputs: Array) -> tuple[Any, Any]:
+        pieces = 1 if (mesh := jax.sharding.get_abstract_mesh()).empty else mesh.shape["chunk"]
+        groups, rest = divmod(size // pieces, CHUNKS_AT_ONCE)
+        inputs = tuple(
+            x if mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, mapped in zip(inputs, batched, strict=True)
+        )
+        if rest or groups < 2 or size % pieces:
+            out = jax.vmap(function)(*inputs)
+        else:
+            split = lambda x: x.reshape(pieces, groups, CHUNKS_AT_ONCE, *x.shape[1:]).swapaxes(0, 1)
+            group = jax.vmap(jax.vmap(function), spmd_axis_name=None if mesh.empty else "chunk")
+            out = lax.map(lambda some: group(*some), tuple(map(split, inputs)))
+            out = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[3:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    some = custom_vmap(function)
+    some.def_vmap(under_vmap)
+    return some
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attention(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
     mask: Bool[Array, "#T C"],
+    chunks: bool = False,
 ) -> Float[Array, "H T Dh"]:
     """`attend` without the weights. The backward pass computes the scores anew, transposed, and keeps none.
 
     With S^T = K Q^T / sqrt(Dh), P^T = exp(S^T - log_z), and the cotangent G of the context O:
     dV = P^T G, dS^T = P^T (V G^T - rowsum(G O)), dK = dS^T Q / sqrt(Dh), dQ^T = K^T dS^T / sqrt(Dh),
     so that no [T, C] array is ever transposed, and all products take their operands in the dtype of the states.
+
+    Args:
+      chunks: True within a chunk of the encoder, of which `vmap` makes a document.
     """
-    return _attention_forward(query, key, value, mask)[0]
+    return _attention_forward(query, key, value, mask, chunks)[0]
 
 
-def _attention_forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
-    @in_turn
+def _attention_forward(
+    query: Array, key: Array, value: Array, mask: Array, chunks: bool
+) -> tuple[Array, tuple[Array, ...]]:
     def forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, Array]:
         scores = masked_scores(query, key, mask)
         highest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
-        total = weights.sum(axis=-1, keepdims=True)
-        context = _products("htc,hcd->htd", weights.astype(value.dtype), value) / total
-        return context.astype(value.dtype), (highest + jnp.log(total))[..., 0]
+        # A column of ones under the product gives the sum: on a TPU it is padding of the values turned to use.
+        with_ones = jnp.pad(value, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+        products = _products("htc,hcd->htd", weights.astype(value.dtype), with_ones)
+        context, total = products[..., :-1], products[..., -1:]
+        return (context / total).astype(value.dtype), (highest + jnp.log(total))[..., 0]
 
-    context, log_z = forward(query, key, value, mask)
+    context, log_z = in_turn(forward, chunks)(query, key, value, mask)
+    context, log_z = (checkpoint_name(x, CONTEXT) for x in (context, log_z))
     return context, (query, key, value, mask, context, log_z)
 
 
-def _attention_backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
-    @in_turn
+def _attention_backward(chunks: bool, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
     def backward(
         query: Array, key: Array, value: Array, mask: Array, context: Array, log_z: Array, cotangent: Array
     ) -> tuple[Array, ...]:
@@ -154,7 +191,7 @@ def _attention_backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Arr
         d_query = _products("hdc,hct->hdt", key.swapaxes(1, 2), d_scores).swapaxes(1, 2)
         return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype)
 
-    return (*backward(*saved, cotangent), None)
+    return (*in_turn(backward, chunks)(*saved, cotangent), None)
 
 
 attention.defvjp(_attention_forward, _attention_backward)
@@ -170,6 +207,7 @@ class Attention(nn.Module):
     heads: int
     config: BartConfig
     dtype: Any
+    chunks: bool = False  # within a chunk; see `attention`
 
     def setup(self) -> None:
         size = (self.config.d_model, self.dtype, self.config.init_std)
@@ -197,7 +235,7 @@ class Attention(nn.Module):
         if not deterministic and self.config.attention_dropout:
             return self.with_weights(x, states, mask, deterministic)[0]
         key, value = self.key_value(states)
-        return self.merge(attention(self.query(x), key, value, mask))
+        return self.merge(attention(self.query(x), key, value, mask, self.chunks))
 
     def with_weights(
         self, x: Float[Array, "T D"], states: Float[Array, "C D"], mask: Bool[Array, "#T C"], deterministic: bool

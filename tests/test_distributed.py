@@ -1,0 +1,130 @@
+"""Several processes on this machine, each with virtual devices: they train, resume and fail as one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import CONFIGS, as_flags
+
+from jax_simcas.checkpoint import load_params
+from jax_simcas.errors import UserError
+from jax_simcas.job import join
+from jax_simcas.report import read_metrics
+
+CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents": 10, "loop.seed": 3}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(workdir, cache, processes, devices, **changes):
+    """The training program in so many processes of so many devices each."""
+    where = f"127.0.0.1:{free_port()},{processes}"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_SIMCAS_CACHE": str(cache),
+    }
+    command = [sys.executable, "-m", "jax_simcas.train", f"--config={CONFIGS / 'embedded.py'}"]
+    command += [f"--workdir={workdir}", *as_flags(CHANGES | changes)]
+    return [
+        subprocess.Popen(
+            command + ([f"--distributed={where},{index}"] if processes > 1 else []),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+
+
+def finish(running, timeout=300):
+    """(exit code, output) of each."""
+    return [(process.wait(timeout), output) for process in running for output in [process.communicate()[0]]]
+
+
+def train(*arguments, **changes):
+    done = finish(start(*arguments, **changes))
+    assert [code for code, _ in done] == [0] * len(done), done
+    return done
+
+
+def figures(workdir, split="validation"):
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return {row["step"]: row["nll"] for row in rows if row["split"] == split}
+
+
+def assert_same_run(one, other, steps):
+    for split in ("train", "validation"):
+        expected, found = figures(one, split), figures(other, split)
+        assert sorted(found) == sorted(expected)
+        np.testing.assert_allclose([found[s] for s in expected], list(expected.values()), rtol=2e-3)
+    a, b = (load_params(folder / "checkpoints", steps)[0] for folder in (one, other))
+    np.testing.assert_allclose(a["model"]["shared"]["embedding"], b["model"]["shared"]["embedding"], atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder, cache, 1, 1)
+    return folder
+
+
+def test_two_processes_train_and_one_goes_on_with_another_mesh(alone, cache, tmp_path):
+    done = train(tmp_path, cache, 2, 2, **{"loop.steps": 2})
+    assert "step 2: validation" in done[0][1]
+    said = [line for line in done[1][1].splitlines() if "Gloo" not in line]
+    assert not any(said), said  # only process 0 prints
+    done = train(tmp_path, cache, 1, 4, **{"mesh.chunk": 2, "mesh.fsdp": 2})
+    assert "resuming at step 2" in done[0][1]
+    assert_same_run(alone, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_one_process_trains_and_four_go_on(alone, cache, tmp_path):
+    train(tmp_path, cache, 1, 2, **{"loop.steps": 2, "mesh.tensor": 2})
+    train(tmp_path, cache, 4, 2, **{"mesh.chunk": 4})
+    assert_same_run(alone, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_at_the_same_step(cache, tmp_path):
+    running = start(tmp_path, cache, 2, 1, **{"loop.steps": 100_000, "loop.checkpoint_every": 100_000})
+    while not (tmp_path / "metrics.jsonl").exists() or len(read_metrics(tmp_path / "metrics.jsonl")) < 3:
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.2)
+    running[1].send_signal(signal.SIGTERM)
+    done = finish(running)
+    assert [code for code, _ in done] == [75, 75], done
+    assert "the same command goes on" in done[0][1]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_the_others_down(cache, tmp_path):
+    running = start(tmp_path, cache, 2, 1, **{"loop.steps": 100_000})
+    while not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    running[1].kill()
+    started = time.monotonic()
+    (code, output), _ = finish(running)
+    assert code != 0 and time.monotonic() - started < 90, output
+
+
+@pytest.mark.parametrize("where", ["here", "127.0.0.1:1,2", "127.0.0.1:1,2,2", "127.0.0.1,2,1"])
+def test_a_wrong_address_is_one_line(where):
+    with pytest.raises(UserError, match="--distributed"):
+        join(where)
