@@ -19,8 +19,10 @@ from jax_simcas.data import pipeline
 from jax_simcas.data.sources import First, Row
 from jax_simcas.errors import UserError
 from jax_simcas.inference import capacity_for, generate_batch, select_batch
+from jax_simcas.job import gather, guarded, is_main, join, local_mesh
 from jax_simcas.select import POLICIES
 from jax_simcas.settings import Settings
+from jax_simcas.sharding import batch_shardings, put, replicated
 from jax_simcas.workdir import CONFIG, Model, checkpoint_step, load_model, open_source, pipeline_config
 
 EXAMPLES = """\
@@ -34,6 +36,7 @@ EXAMPLES = """\
 class Evaluated(NamedTuple):
     """One document's outcome."""
 
+    number: int  # of its row
     row: Row
     prediction: str
     scores: dict[str, float]
@@ -57,29 +60,35 @@ def score(prediction: str, row: Row, task: str) -> dict[str, float]:
 def evaluate_documents(
     model: Model, source: Any, policy: str, key: jax.Array, lead_words: int, on_batch: Callable[[int], None]
 ) -> Iterator[Evaluated]:
-    """Summarises and scores every row of `source`, in order, and its first `lead_words` words.
+    """Summarises and scores this process's rows of `source`, in order, and their first `lead_words` words.
 
-    The policies `random` and `topk` keep, in each document, as many candidates as the configured policy
-    would: an equal budget.
+    Of several processes each takes its share of every batch, `data.batch_size` documents, which lie on its own
+    devices: nothing waits for the others. The policies `random` and `topk` keep, in each document, as many candidates
+    as the configured policy would: an equal budget.
     """
     settings = model.settings
     static = {"bart": settings.bart, "simcas": settings.simcas}
-    config = pipeline_config(settings)
-    for batch in pipeline.make_iterator(source, model.tokenizer, config, training=False):
-        arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
+    share, own_share = settings.data.batch_size, jax.process_index()
+    config = dataclasses.replace(pipeline_config(settings), batch_size=share * jax.process_count())
+    places = range(own_share * share, (own_share + 1) * share)
+    mesh = jax.sharding.get_mesh()
+    params = put(model.params, jax.tree.map(lambda _: replicated(mesh), model.params))
+    for batch in pipeline.make_iterator(source, model.tokenizer, config, training=False, places=places):
+        fields = {name: batch[name] for name in ("input_ids", "token_mask", "chunk_mask")}
+        arrays = jax.device_put(fields, batch_shardings(mesh, fields))
         rows = arrays["input_ids"].shape[0]
         key, draw = jax.random.split(key)
         nothing = jnp.zeros(rows, jnp.int32)
         own = settings.simcas.policy
         if policy in ("random", "topk") and settings.simcas.budget is None:
             own = "greedy" if own in ("random", "topk") else own
-            _, selection = select_batch(model.params, arrays, draw, nothing, policy=own, **static)
+            _, selection = select_batch(params, arrays, draw, nothing, policy=own, **static)
             budget = selection.action.sum(axis=(1, 2))
         else:
             budget = nothing + (settings.simcas.budget or 0)
-        hidden, selection = select_batch(model.params, arrays, draw, budget, policy=policy, **static)
+        hidden, selection = select_batch(params, arrays, draw, budget, policy=policy, **static)
         generation = generate_batch(
-            model.params,
+            params,
             hidden,
             arrays["chunk_mask"],
             selection,
@@ -98,6 +107,7 @@ def evaluate_documents(
                 matters = batch["evidence_mask"][b][:, 1:]
                 evidence = metrics.evidence_scores(kept[b][known], matters[known])
             yield Evaluated(
+                int(batch["row_index"][b]),
                 row,
                 prediction,
                 score(prediction, row, settings.data.task),
@@ -107,6 +117,14 @@ def evaluate_documents(
                 int(batch["cut_tokens"][b]),
             )
         on_batch(len(real))
+
+
+def gathered(rows: list[Evaluated], source: Any) -> list[Evaluated]:
+    """The rows of all processes, each once and in order."""
+    if jax.process_count() == 1:
+        return rows
+    every = [item for part in gather([(number, *rest) for number, _, *rest in rows]) for item in part]
+    return [Evaluated(number, source[number], *rest) for number, *rest in sorted(every, key=lambda item: item[0])]
 
 
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
@@ -140,9 +158,9 @@ def table(summary: dict[str, Any]) -> str:
 def write_predictions(path: Path, rows: list[Evaluated]) -> None:
     """A JSON object per document, in order."""
     with path.open("w", encoding="utf-8") as file:
-        for index, item in enumerate(rows):
+        for item in rows:
             record = {
-                "index": index,
+                "index": item.number,
                 "id": item.row.id,
                 "prediction": item.prediction,
                 "reference": item.row.summary,
@@ -186,29 +204,38 @@ def changed(settings: Settings, arguments: Any) -> Settings:
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     program.prepare()
+    join(arguments.distributed)
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
     model = load_model(str(workdir), checkpoint_step(arguments.step))
     model = model._replace(settings=changed(model.settings, arguments))
-    for note in model.notes:
+    for note in model.notes if is_main() else ():
         print(note, file=sys.stderr)
     settings = model.settings
     split = arguments.split or settings.data.validation_split
     source = open_source(settings, split, program.cache_dir())
-    for note in getattr(source, "notes", ()):
+    for note in getattr(source, "notes", ()) if is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     if arguments.limit:
         source = First(source, arguments.limit)
     policy = arguments.policy or settings.simcas.policy
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
-    program.make_folder(folder, "--output")
+    if is_main():
+        program.make_folder(folder, "--output")
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
-    with report.Progress(len(source), unit="documents") as bar:
+    size = -(-len(source) // jax.process_count())
+    with (
+        jax.set_mesh(local_mesh(settings.data.batch_size)),
+        report.Progress(size, unit="documents", disable=not is_main()) as bar,
+    ):
         key = jax.random.key(arguments.seed)
         rows = list(evaluate_documents(model, source, policy, key, lead_words, bar.update))
+    rows = gathered(rows, source)
+    if not is_main():
+        return 0
     summary = summary_of(rows, arguments.seed) | {
         "split": split,
         "policy": policy,
@@ -258,8 +285,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--no-repeat-ngram-size", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of random policies and of the bootstrap")
+    parser.add_argument("--distributed", default="", help="one of several processes: auto, or HOST:PORT,COUNT,INDEX")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

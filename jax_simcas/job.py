@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -96,6 +97,23 @@ def make_job(config: MeshConfig, batch_size: int) -> Job:
         print(f"note: {idle}", file=sys.stderr)
     mesh = make_mesh(sizes, devices[:used])
     return Job(mesh, batch_size, local_documents(mesh, batch_size))
+
+
+def local_mesh(documents: int) -> Mesh:
+    """A mesh over as many of this process's own devices as divide the documents: for what processes do each alone."""
+    devices = jax.local_devices()
+    sizes = fitted(MeshConfig(), len(devices), documents)
+    return make_mesh(sizes, devices[: sizes["data"]])
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, by process, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size])).ravel()
+    every = multihost_utils.process_allgather(np.pad(own, (0, sizes.max() - own.size)))
+    return [json.loads(bytes(row[:size])) for row, size in zip(every.reshape(len(sizes), -1), sizes, strict=True)]
 
 
 def guarded(run: Callable[[], int]) -> int:

@@ -128,3 +128,19 @@ def test_a_process_that_dies_takes_the_others_down(cache, tmp_path):
 def test_a_wrong_address_is_one_line(where):
     with pytest.raises(UserError, match="--distributed"):
         join(where)
+
+
+def test_two_processes_evaluate_each_document_once(alone, cache, tmp_path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_SIMCAS_CACHE": str(cache)}
+    where = f"127.0.0.1:{free_port()},2"
+    common = [sys.executable, "-m", "jax_simcas.evaluate", f"--workdir={alone}", "--limit=5", "--batch-size=2"]
+    commands = [[*common, f"--output={tmp_path / 'one'}"]]
+    commands += [[*common, f"--output={tmp_path / 'two'}", f"--distributed={where},{index}"] for index in range(2)]
+    running = [
+        subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c in commands
+    ]
+    done = finish(running)
+    assert [code for code, _ in done] == [0, 0, 0], done
+    one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
+    assert one == two and one.count("\n") == 5
