@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.sharding import constrain
+from jax_simcas.sharding import chunk_pieces, constrain
 
 POLICIES = ("sample", "greedy", "threshold", "topk", "all", "random")
 Params = Any
@@ -209,6 +209,22 @@ class Compacted(NamedTuple):
     overflow: Int[Array, ""]  # selected candidates that found no place
 
 
+def _rows_at(hidden: Float[Array, "K S D"], position: Int[Array, " M"]) -> Float[Array, "M D"]:
+    """The rows at those positions of the document, zeros beyond its end.
+
+    Each piece of the mesh axis "chunk" gives the rows that it holds, and their sum goes round: no state leaves its
+    device but those that were selected.
+    """
+    pieces = chunk_pieces(hidden.shape[0])
+    parts = constrain(hidden.reshape(pieces, -1, hidden.shape[-1]), "chunks", None, None)
+    starts = jnp.arange(pieces) * parts.shape[1]
+
+    def own(rows: Array, start: Array) -> Array:
+        return rows.at[jnp.where(position < start, rows.shape[0], position - start)].get(mode="fill", fill_value=0)
+
+    return jax.vmap(own)(parts, starts).sum(axis=0)
+
+
 def compact(
     hidden: Float[Array, "K S D"],
     chunk_mask: Bool[Array, " K"],
@@ -223,7 +239,7 @@ def compact(
     Raises:
       ValueError: a capacity below 2.
     """
-    chunks, chunk_length, width = hidden.shape
+    chunks, chunk_length, _ = hidden.shape
     per_chunk = chunk_length - 1
     everything = chunks * per_chunk
     rows = everything if capacity is None else min(capacity - 1, everything)
@@ -231,11 +247,10 @@ def compact(
         raise ValueError(f"capacity={capacity}: expected at least 2 (the document's state and one candidate)")
     kept = most_probable(selection, rows).ravel()
     (index,) = jnp.nonzero(kept, size=rows, fill_value=everything)
-    position = jnp.minimum(index, everything - 1)
-    position = position // per_chunk * chunk_length + 1 + position % per_chunk
-    first = document_state(hidden, chunk_mask).astype(hidden.dtype)
     real = index < everything
-    gathered = jnp.where(real[:, None], hidden.reshape(-1, width)[position], 0)
+    position = jnp.where(real, index // per_chunk * chunk_length + 1 + index % per_chunk, chunks * chunk_length)
+    first = document_state(hidden, chunk_mask).astype(hidden.dtype)
+    gathered = _rows_at(hidden, position)
     return Compacted(
         jnp.concatenate([first[None], gathered]),
         jnp.concatenate([jnp.ones(1, bool), real]),

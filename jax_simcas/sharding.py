@@ -2,7 +2,7 @@
 
 data    copies of everything, each with documents of its own
 fsdp    documents as well; parameters and optimizer state lie in pieces, and are gathered a layer at a time
-chunk   the chunks of one document
+chunk   the chunks of one document; parameters and optimizer state as well
 tensor  the heads, the inner width of feed-forward layers, and the vocabulary
 
 Any of them may be 1. The functions of the method don't know the mesh: they name the dimensions of an array
@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "documents": DOCUMENTS,
     "chunks": ("chunk",),
     "tokens": ("chunk",),  # of a chunk, while the policy walks over the chunks
-    "width": ("fsdp",),
+    "width": ("fsdp", "chunk"),  # of parameters only: those who share a document share the model as well
     "heads": ("tensor",),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
@@ -124,19 +124,33 @@ def partition(dimensions: Iterable[str | None], rules: dict[str, tuple[str, ...]
     return PartitionSpec(*(None if name is None else rules[name] for name in dimensions))
 
 
+def mesh_in_use() -> Any:
+    """The mesh that `jax.set_mesh` entered; None without one, and inside `shard_map` and `pmap`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = set(AXES) <= set(mesh.axis_names) and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return mesh if ours else None
+
+
+def chunk_pieces(chunks: int) -> int:
+    """Over how many devices a document's chunks are spread: 1 without a mesh, or where they don't divide."""
+    mesh = mesh_in_use()
+    pieces = 1 if mesh is None else mesh.shape["chunk"]
+    return pieces if chunks % pieces == 0 else 1
+
+
 def constrain(x: Array, *dimensions: str | None) -> Array:
     """Pins the layout of an array inside jit, by what its dimensions mean; without a mesh, the array itself.
 
     Under `vmap(..., spmd_axis_name=...)` the mapped dimension lies on those axes.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh_in_use() is None:
         return x
     return jax.lax.with_sharding_constraint(x, partition(dimensions))
 
 
 def over_documents(function: Callable, in_axes: Any = 0) -> Callable:
     """`vmap` over documents, which lie on the mesh axes `data` and `fsdp` if there is a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if mesh_in_use() is None:
         return jax.vmap(function, in_axes)
     return jax.vmap(function, in_axes, spmd_axis_name=DOCUMENTS)
 

@@ -4,9 +4,12 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import TINY, document, stack
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jax_simcas.bart.layers import stack_layers
 from jax_simcas.model import SimcasConfig, init_params
@@ -14,7 +17,10 @@ from jax_simcas.ppo import PPOConfig
 from jax_simcas.sharding import (
     MeshConfig,
     batch_shardings,
+    fitted,
     make_mesh,
+    parameter_dimensions,
+    partition,
     state_shardings,
 )
 from jax_simcas.update import UpdateConfig, batch_loss, init_state, selector_step, transformer_step
@@ -57,7 +63,7 @@ def gradients(params, batch):
 
 def on_mesh(config, function, *trees):
     """`function` of trees that lie on a mesh of eight devices."""
-    mesh = make_mesh(config)
+    mesh = make_mesh(fitted(config, 8, 8), jax.devices())
     state, batch = trees
     with jax.set_mesh(mesh):
         state = jax.device_put(state, state_shardings(mesh, state))
@@ -83,11 +89,72 @@ def alone():
     )
 
 
-@named(MESHES)
+@named([*MESHES[3:], *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:3])])
 def test_eight_devices_give_the_gradients_of_one(config, alone):
     close(on_mesh(config, gradients, start().params, BATCH), alone[0])
 
 
-@named(MESHES)
+@named([MESHES[-1], *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:-1])])
 def test_eight_devices_give_the_updates_of_one(config, alone):
     close(on_mesh(config, lambda s, b: readable(both_steps(s, b)[0]), start(), BATCH), alone[1], 2e-3, 2e-4)
+
+
+def test_shard_map_and_pmap_runners_give_the_gradients_of_one_device():
+    """The same functions, laid out by hand: a document a device, gradients averaged."""
+    params = start().params
+    loss = lambda params, batch: batch_loss(params, batch, BART, SIMCAS, 0.1, policy="greedy")[0]
+    expected = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, BATCH))
+    own = lambda params, batch: jax.lax.pmean(jax.value_and_grad(loss)(params, batch), "data")
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    by_shard_map = jax.shard_map(own, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    close(jax.device_get(jax.jit(by_shard_map)(params, BATCH)), expected)
+
+    a_row_each = jax.tree.map(lambda x: x[:, None], BATCH)
+    by_pmap = jax.pmap(own, axis_name="data", in_axes=(None, 0))(params, a_row_each)
+    close(jax.device_get(jax.tree.map(lambda x: x[0], by_pmap)), expected)
+
+
+def test_parameters_lie_in_pieces():
+    """A matrix that the axes divide, and its moments; one that they don't divide stays whole."""
+    mesh = make_mesh(fitted(MeshConfig(fsdp=4, tensor=2), 8, 8), jax.devices())
+    state = jax.eval_shape(start)
+    places = state_shardings(mesh, state)
+    layer = lambda tree: tree["model"]["encoder"]["layers"]["self_attn"]["q_proj"]["kernel"]
+    for tree in (places.params, places.transformer_optimizer.inner_opt_state[0][0].mu):
+        assert layer(tree).spec == P(None, ("fsdp", "chunk"), "tensor")
+    odd = {"model": {"shared": {"embedding": jax.ShapeDtypeStruct((41, 32), jnp.float32)}}}
+    assert state_shardings(mesh, odd)["model"]["shared"]["embedding"].spec == P(None, ("fsdp", "chunk"))
+
+
+def test_the_table_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="same mesh axis"):
+        partition(("documents", "width"))
+    with pytest.raises(ValueError, match="'depth': expected None or one of documents"):
+        partition(("depth",))
+    with pytest.raises(ValueError, match="parameter model/encoder/gate with 2 dimensions"):
+        parameter_dimensions("model/encoder/gate", 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "documents", "sizes"),
+    [
+        (MeshConfig(), 1, 4, (1, 1, 1, 1)),
+        (MeshConfig(), 8, 4, (4, 1, 1, 1)),
+        (MeshConfig(data=-1, fsdp=16), 256, 256, (16, 16, 1, 1)),
+        (MeshConfig(data=-1, fsdp=16), 8, 8, (1, 8, 1, 1)),
+        (MeshConfig(data=1, chunk=16), 4, 1, (1, 1, 4, 1)),
+        (MeshConfig(data=1, chunk=-1, tensor=2), 8, 1, (1, 1, 4, 2)),
+    ],
+)
+def test_one_config_fits_any_number_of_devices(config, devices, documents, sizes):
+    assert tuple(fitted(config, devices, documents).values()) == sizes
+
+
+def test_meshes_that_make_no_sense():
+    with pytest.raises(ValueError, match="idle; set one axis to -1"):
+        fitted(MeshConfig(data=1), 8, 8)
+    with pytest.raises(ValueError, match="chunk=0: expected at least 1"):
+        MeshConfig(chunk=0)
+    with pytest.raises(ValueError, match="only one axis"):
+        MeshConfig(data=-1, chunk=-1)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.product import product
+from jax_simcas.sharding import chunk_pieces
 
 PRODUCT = "product"  # the name under which a backward pass may keep what a dense layer gave
 CONTEXT = "context"  # ... and what attention gave
@@ -120,16 +121,16 @@ def _some_in_turn(function: Callable) -> Callable:
     """Splits the chunks of each piece of the mesh axis "chunk" into groups; a loop goes over all pieces' groups."""
 
     def under_vmap(size: int, batched: list[bool], *inputs: Array) -> tuple[Any, Any]:
-        pieces = 1 if (mesh := jax.sharding.get_abstract_mesh()).empty else mesh.shape["chunk"]
+        pieces = chunk_pieces(size)
         groups, rest = divmod(size // pieces, CHUNKS_AT_ONCE)
         inputs = tuple(
             x if mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, mapped in zip(inputs, batched, strict=True)
         )
-        if rest or groups < 2 or size % pieces:
+        if rest or groups < 2:
             out = jax.vmap(function)(*inputs)
         else:
             split = lambda x: x.reshape(pieces, groups, CHUNKS_AT_ONCE, *x.shape[1:]).swapaxes(0, 1)
-            group = jax.vmap(jax.vmap(function), spmd_axis_name=None if mesh.empty else "chunk")
+            group = jax.vmap(jax.vmap(function), spmd_axis_name="chunk" if pieces > 1 else None)
             out = lax.map(lambda some: group(*some), tuple(map(split, inputs)))
             out = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[3:]), out)
         return out, jax.tree.map(lambda _: True, out)
