@@ -72,6 +72,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def wait_for_all(what: str) -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
 def make_job(config: MeshConfig, batch_size: int) -> Job:
     """Lays a mesh over all devices, or over as many of a single process's as its documents keep busy.
 

@@ -42,7 +42,7 @@ from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.sources import First
 from jax_simcas.errors import UserError
-from jax_simcas.job import Job, guarded, is_main, join, make_job
+from jax_simcas.job import Job, guarded, is_main, join, make_job, wait_for_all
 from jax_simcas.settings import Settings
 from jax_simcas.sharding import replicated, state_shardings
 from jax_simcas.update import (
@@ -218,6 +218,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
     model = new_model(settings, cache, job.mesh, workdir / TOKENIZER)
     settings = model.settings
     check_workdir(settings, workdir)
+    wait_for_all("models are made")  # from the saved tokenizer, or from none: not from one that is being written
     if is_main():
         tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
     say(*model.notes)

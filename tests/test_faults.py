@@ -61,13 +61,12 @@ def logged(workdir):
 
 
 def everything(workdir):
-    """What a run leaves: figures, arrays of the newest checkpoint, position in the data, sums of open windows."""
+    """What a run leaves: figures, arrays of the newest checkpoint, sums of open windows."""
     newest = workdir / "checkpoints" / str(max(checkpoints(workdir)))
     with warnings.catch_warnings(action="ignore"):  # that the arrays come back on the devices they were on
         arrays = ocp.PyTreeCheckpointer().restore(newest / "state")
-    position = (newest / "data" / "process_0-of-1.json").read_text()
     meta = json.loads(json.loads((newest / "meta" / "metadata").read_text())["json"])["meta"]
-    return figures(workdir), arrays, position, meta
+    return figures(workdir), arrays, meta
 
 
 def assert_same(given, expected):
