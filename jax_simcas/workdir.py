@@ -60,17 +60,18 @@ class Workdir(NamedTuple):
         if "://" not in name:
             local = program.make_folder(Path(where), "--workdir")
             return cls(local, str(local / CHECKPOINTS), None)
+        name = name.rstrip("/")
         local = cache / "workdirs" / hashlib.sha256(name.encode()).hexdigest()[:20]
         program.make_folder(local, f"--workdir={name}: its local copy")
-        remote = epath.Path(name)
         try:
-            for path in remote.glob("**/*") if remote.exists() else ():
-                inner = path.relative_to(remote)
-                if inner.parts[0] != CHECKPOINTS and not path.is_dir():
-                    report.replace_file(local / inner, path.read_bytes())
+            remote = epath.Path(name)
+            top = [path for path in remote.iterdir() if path.name != CHECKPOINTS] if remote.exists() else []
+            for path in (file for entry in top for file in (entry.glob("**/*") if entry.is_dir() else [entry])):
+                if not path.is_dir():
+                    report.replace_file(local / path.relative_to(remote), path.read_bytes())
         except Exception as error:  # whatever the bucket's library raises
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
-        return cls(local, f"{name.rstrip('/')}/{CHECKPOINTS}", remote)
+        return cls(local, f"{name}/{CHECKPOINTS}", remote)
 
     def publish(self) -> None:
         """Writes the small files to the bucket, if the folder is in one."""

@@ -17,6 +17,7 @@ from helpers import figures, one_line_error, tiny_config
 
 from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
 from jax_simcas import settings as settings_lib
+from jax_simcas import workdir as workdir_lib
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data.embedded import EmbeddedSource
 from jax_simcas.data.tokenizer import load_tokenizer, word_level
@@ -395,3 +396,29 @@ def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(cache, tmp_path, c
     (tmp_path / "text.txt").write_text("word-1")
     assert summarize.main([f"--model={model}", str(tmp_path / "text.txt")]) == 1
     assert "tokens but the weights have" in one_line_error(capsys.readouterr().err)
+
+
+def test_a_workdir_in_a_bucket_has_its_small_files_copied_both_ways(monkeypatch, tmp_path):
+    bucket = tmp_path / "bucket"
+    monkeypatch.setattr(workdir_lib.epath, "Path", lambda name: Path(name.replace("gs://", f"{bucket}/")))
+    here = workdir_lib.Workdir.at("gs://b/run/", tmp_path / "one")
+    assert here.checkpoints == "gs://b/run/checkpoints"
+    (here.local / "tokenizer").mkdir()
+    (here.local / "tokenizer" / "vocab.json").write_text("{}")
+    (here.local / "config.json").write_text("1")
+    here.publish()
+    (bucket / "b" / "run" / "checkpoints" / "1").mkdir(parents=True)
+    (bucket / "b" / "run" / "checkpoints" / "1" / "large").write_text("x")
+    there = workdir_lib.Workdir.at("gs://b/run", tmp_path / "two")
+    found = sorted(str(path.relative_to(there.local)) for path in there.local.rglob("*") if path.is_file())
+    assert found == ["config.json", "tokenizer/vocab.json"]
+    assert workdir_lib.Workdir.at(tmp_path / "plain", tmp_path).checkpoints == str(tmp_path / "plain" / "checkpoints")
+
+
+def test_a_bucket_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):
+    def refuse(name):
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(workdir_lib.epath, "Path", refuse)
+    with pytest.raises(UserError, match=r"--workdir=gs://b/run: cannot be read \(no gcsfs\)"):
+        workdir_lib.Workdir.at("gs://b/run", tmp_path)
