@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's threads, by default one a core. Virtual devices wait for each other in a collective with a thread each: where
+# another task holds one of so few, the last device never comes, and the program aborts.
+os.environ.setdefault("NPROC", "16")
 
 import jax
 from jaxtyping import install_import_hook

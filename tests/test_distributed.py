@@ -32,9 +32,6 @@ def start(workdir, cache, processes, devices, **changes):
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_SIMCAS_CACHE": str(cache),
-        # Virtual devices share few threads: two programs under way at once can wait for each other's.
-        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
-        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=300",
     }
     command = [sys.executable, "-m", "jax_simcas.train", f"--config={CONFIGS / 'embedded.py'}"]
     command += [f"--workdir={workdir}", *as_flags(CHANGES | changes)]
