@@ -240,7 +240,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
     with Checkpointer(
         folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
     ) as checkpoints:
-        restored = checkpoints.restore(state, None)
+        restored = checkpoints.restore(state)
         step, totals = 0, {}
         if restored is not None:
             step, state = restored.step, restored.state
@@ -321,7 +321,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                     since, seen_tokens = time.monotonic(), window.tokens()
                 if step % loop.checkpoint_every == 0 or last or stopping:
                     scored = validation if step % loop.eval_every == 0 or last else None
-                    checkpoints.save(step, state, None, scored, {"window": window.totals()})
+                    checkpoints.save(step, state, scored, {"window": window.totals()})
                     if writer and (last or stopping or time.monotonic() - drawn > SECONDS_BETWEEN_PLOTS):
                         plots.plot_training(workdir / report.METRICS, workdir)
                         drawn = time.monotonic()
