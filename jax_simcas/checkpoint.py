@@ -80,7 +80,7 @@ class Checkpointer:
             probe = self.folder / f".writable-{jax.process_index()}"
             probe.write_text("")
             probe.unlink()
-            found = sorted(self.folder.iterdir())
+            found = sorted(self.folder.iterdir()) if self.folder.exists() else []  # a bucket has no empty folders
         except OSError as error:
             message = f"checkpoint folder {self.folder}: cannot be written ({_reason(error)}); choose another"
             raise UserError(message) from error

@@ -9,8 +9,8 @@ Every field of a config can be changed: --config.FIELD=VALUE; WORKDIR/config.jso
 The same command again resumes from the newest good checkpoint. WORKDIR gets config.json, tokenizer/,
 checkpoints/ (latest and best), metrics.jsonl, TensorBoard files and PNG curves.
 exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C;
-143 (as shells show it) ended by SIGTERM before the first step, when there is nothing to save. After 75, 130, 143 and
-137 (SIGKILL) the same command goes on.
+134 another process of the job died; 143 (as shells show it) ended by SIGTERM before the first step, when there is
+nothing to save. After 75, 130, 134, 143 and 137 (SIGKILL) the same command goes on.
 """
 
 from __future__ import annotations

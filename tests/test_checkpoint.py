@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from helpers import with_disk
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -392,6 +393,24 @@ def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"checkpoint folder .*/file/run: cannot be written \(NotADirectory"):
         Checkpointer(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_goes_with_its_last_file(tmp_path, monkeypatch):
+    """As in a bucket, where a new run's folder is gone again after it proved to be writable."""
+    kind = type(epath.Path())
+    unlink = kind.unlink
+
+    def unlink_with_folder(path):
+        unlink(path)
+        path.parent.rmdir()
+
+    with monkeypatch.context() as bucket:
+        bucket.setattr(kind, "unlink", unlink_with_folder)
+        checkpointer = Checkpointer(tmp_path / "run")
+    with checkpointer:
+        assert checkpointer.restore(make_state(0)) is None
+        checkpointer.save(1, make_state(1), None, {})
+    assert steps_in(tmp_path / "run") == [1]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
