@@ -1,6 +1,7 @@
 """Word among the processes of a job: when one fails or dies the others end too, and say which it was and why.
 
-It goes through the store of JAX's coordination service, which lives in process 0:
+It goes through the store of JAX's coordination service, which lives in process 0. When that one is killed JAX mostly
+is faster, and aborts the others ("the leader task was preempted/died", exit code 134).
 
     jax_simcas/name/INDEX    which process this is, on which machine
     jax_simcas/end/INDEX     this process ends the job: with which exit code, and why
@@ -35,7 +36,7 @@ def listen() -> None:
     leaving = threading.Event()
     atexit.register(leaving.set)  # runs before jax leaves the service: what was registered last runs first
     threading.Thread(target=_listen, args=(leaving,), daemon=True).start()
-    # When process 0 dies jax may be faster, and abort with a message; absl asked for all threads' stacks below it.
+    # When jax aborts, its message is the last but this thread's stack: absl had asked for those of all.
     faulthandler.enable(all_threads=False)
 
 

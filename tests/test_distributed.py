@@ -140,8 +140,12 @@ def test_a_process_that_dies_takes_the_others_down(cache, tmp_path, victim):
     running[victim].kill()
     started = time.monotonic()
     code, output = finish(running)[1 - victim]
-    assert code == EXIT_LOST and time.monotonic() - started < HEARTBEAT_SECONDS, output
-    assert f"process {victim} of 2 on {socket.gethostname()} does not answer" in one_line_error(output)
+    assert time.monotonic() - started < HEARTBEAT_SECONDS, output
+    if code == -signal.SIGABRT:  # jax was faster, as it is when process 0 dies
+        assert victim == 0 and "Either the leader task was preempted/died" in output, output
+    else:
+        assert code == EXIT_LOST, output
+        assert f"process {victim} of 2 on {socket.gethostname()} does not answer" in one_line_error(output)
 
 
 @pytest.mark.slow
