@@ -33,7 +33,8 @@ setup(
     ],
     extras_require={
         # libtpu (700 MB; compile_check needs it, but no TPU) and the CUDA libraries talk at the start of CPU runs.
-        "tpu": ["jax[tpu]", "gcsfs>=2024"],  # gcsfs: workdirs in buckets
+        # epath-gcs: gcsfs as new as etils wants it, and the clients by which orbax deletes in a bucket (no TensorFlow)
+        "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.15"],
         "cuda": ["jax[cuda12]"],
         "data": [
             "tensorflow-datasets>=4.9.9",

@@ -1,8 +1,7 @@
-"""Checkpoints: a folder a step with the state, the data position, and a sealed description of both.
+"""Checkpoints: a folder a step with the state and a sealed description of it.
 
-    FOLDER/STEP/state/                 the arrays as a nested dict of the state's paths (orbax)
-    FOLDER/STEP/data/process_*.json    the data position, one file a process (grain's handler), sealed
-    FOLDER/STEP/meta/metadata          shapes, dtypes, digests, metrics and the caller's meta, sealed
+    FOLDER/STEP/state/           the arrays as a nested dict of the state's paths (orbax)
+    FOLDER/STEP/meta/metadata    shapes, dtypes, digests, metrics and the caller's meta, sealed
 
 Orbax restores a flipped byte and casts dtypes without a word. Here all that is read is compared with what was
 written; a checkpoint that differs is skipped, by name, for the next older one.
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +80,7 @@ class Checkpointer:
             probe = self.folder / f".writable-{jax.process_index()}"
             probe.write_text("")
             probe.unlink()
-            found = sorted(self.folder.iterdir())
+            found = sorted(self.folder.iterdir()) if self.folder.exists() else []  # a bucket has no empty folders
         except OSError as error:
             message = f"checkpoint folder {self.folder}: cannot be written ({_reason(error)}); choose another"
             raise UserError(message) from error
@@ -112,8 +110,8 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def save(self, step: int, state: Any, data_iterator: Any, metrics: dict | None, meta: dict) -> None:
-        """Saves arrays and typed keys, an iterator's position (or None), metrics (or None), and JSON.
+    def save(self, step: int, state: Any, metrics: dict | None, meta: dict) -> None:
+        """Saves arrays and typed keys, metrics (or None), and JSON.
 
         A step saved or restored before is left as it is; it only gets its metrics if it had none.
 
@@ -130,16 +128,8 @@ class Checkpointer:
             where = self.folder / str(step)
             raise UserError(f"{where}: belongs to a run not restored; restore it, or choose another folder")
         arrays, specs = _to_arrays(state)
-        body = {
-            "arrays": specs,
-            "data_processes": 0 if data_iterator is None else jax.process_count(),
-            "metrics": metrics,
-            "best": [self._best, self._mode],
-            "meta": meta,
-        }
+        body = {"arrays": specs, "metrics": metrics, "best": [self._best, self._mode], "meta": meta}
         items = {"state": ocp.args.PyTreeSave(_nest(arrays)), "meta": ocp.args.JsonSave(_seal(body))}
-        if data_iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(_Position(data_iterator.get_state()))
         self._pending = step
         with self._reporting():
             if exists:
@@ -150,14 +140,13 @@ class Checkpointer:
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._begun = step, started, time.monotonic() - started
 
-    def restore(self, target_state: Any, data_iterator: Any, step: int | None = None) -> Restored | None:
+    def restore(self, target_state: Any, step: int | None = None) -> Restored | None:
         """The newest good checkpoint (or `step`) in the target's shapes, dtypes, shardings; None without any.
 
-        `data_iterator` (or None) is moved to the stored position. Steps newer than the one returned are
-        superseded: the next save lets go of them.
+        Steps newer than the one returned are superseded: the next save lets go of them.
 
         Raises:
-            UserError: there are checkpoints but no good one, or it does not fit the target or the iterator.
+            UserError: there are checkpoints but no good one, or it does not fit the target.
         """
         self.wait()
         self._manager.reload()
@@ -166,23 +155,13 @@ class Checkpointer:
             return None
         target = _flatten(target_state)
 
-        def read(folder: epath.Path) -> tuple[dict, dict, Any]:
-            body, position = _read_body(folder), _Position(None)
-            _check_fit(folder, target, body, data_iterator)
-            if data_iterator is not None:
-                grain.checkpoint.CheckpointHandler().restore(folder / "data", position)
-            return body, _read_arrays(folder, body["arrays"], target), position.state
+        def read(folder: epath.Path) -> tuple[dict, dict]:
+            body = _read_body(folder)
+            _check_fit(folder, target, body)
+            return body, _read_arrays(folder, body["arrays"], target)
 
         wanted = steps if step is None else [step]
-        found, (body, arrays, position), skipped = _first_good(self.folder, wanted, read)
-        if data_iterator is not None:
-            try:
-                data_iterator.set_state(position)
-            except Exception as error:
-                raise UserError(
-                    f"{self.folder / str(found)}: its data position does not fit this data "
-                    f"({_reason(error)}); use the data settings and workers that wrote it"
-                ) from error
+        found, (body, arrays), skipped = _first_good(self.folder, wanted, read)
         self._mine, self._superseded = {found}, {newer for newer in steps if newer > found}
         state = jax.tree.unflatten(jax.tree.structure(target_state), [arrays[name] for name in target])
         return Restored(found, state, body["meta"], self.warnings + skipped)
@@ -323,22 +302,6 @@ def array_digest(x: Shaped[Array, "*shape"]) -> UInt32[Array, " 2"]:
     return jnp.stack([mixed.sum(dtype=jnp.uint32), mix(mixed + index).sum(dtype=jnp.uint32)])
 
 
-class _Position:
-    """A data position that grain's handler reads and writes as if it were an iterator's, sealed."""
-
-    def __init__(self, state: Any):
-        self.state = state
-
-    def get_state(self) -> bytes:
-        return json.dumps(_seal(self.state)).encode()
-
-    def set_state(self, stored: bytes) -> None:
-        self.state = _unseal(json.loads(stored))
-
-    def start_prefetch(self) -> None:
-        pass
-
-
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Keeps orbax's warnings and tracebacks from standard error: what matters in them, a UserError says."""
@@ -388,7 +351,7 @@ def _seal(value: Any) -> dict[str, str]:
 def _unseal(sealed: dict[str, str]) -> Any:
     value = json.loads(sealed["json"])
     if _seal(value) != sealed:
-        raise ValueError("its description or data position is not what was saved")
+        raise ValueError("its description is not what was saved")
     return value
 
 
@@ -464,7 +427,7 @@ def _to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]
     return arrays, specs
 
 
-def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any], data_iterator: Any) -> None:
+def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any]) -> None:
     given = {name: spec["is"] for name, spec in body["arrays"].items()}
     expected = {name: _shown(leaf) for name, leaf in target.items()}
     differing = [
@@ -476,11 +439,6 @@ def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any],
         raise UserError(
             f"{folder}: does not fit this model and optimizer: {', '.join(differing)}; "
             "use the configuration that wrote it, or another folder"
-        )
-    if data_iterator is not None and body["data_processes"] != jax.process_count():
-        raise UserError(
-            f"{folder}: holds the data position of {body['data_processes']} processes, expected "
-            f"{jax.process_count()}; restore with data_iterator=None and move the data by the step"
         )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,12 +13,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jax_simcas import program
+from jax_simcas import peers, program
 from jax_simcas.data.pipeline import Features, widen
 from jax_simcas.errors import UserError
 from jax_simcas.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
 
-HEARTBEAT_SECONDS = 30  # so long after one process dies the others end too
+HEARTBEAT_SECONDS = 30  # so long after one process dies the others end at the latest
 
 
 class Job(NamedTuple):
@@ -65,6 +63,13 @@ def join(where: str) -> None:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--distributed={where}: cannot join the other processes ({error})") from None
+    if several():
+        peers.listen()
+
+
+def several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
@@ -123,21 +128,26 @@ def gather(value: Any) -> list[Any]:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """`program.guarded`; when one of several processes fails it says which, and takes the others down.
+    """`program.guarded`; when one of several processes fails or dies, all say which it was and why, and end."""
+    why = ""
 
-    Leaving in the ordinary way would wait for the others, who wait for this one.
-    """
+    def told() -> int:
+        nonlocal why
+        try:
+            return run()
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and several():
+                peers.end_if_one_is_lost()
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise
+
     try:
-        code = program.guarded(run)
+        code = program.guarded(told)
     except Exception:
-        if jax.process_count() == 1:
+        if not several():
             raise
         traceback.print_exc()
         code = program.EXIT_ERROR
-    if code in (program.EXIT_ERROR, program.EXIT_INTERRUPTED) and jax.process_count() > 1:
-        name = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-        print(f"error: {name} failed; the others end within {HEARTBEAT_SECONDS} s", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if why and several():
+        peers.end_all(code, why)
     return code

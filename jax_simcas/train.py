@@ -9,8 +9,8 @@ Every field of a config can be changed: --config.FIELD=VALUE; WORKDIR/config.jso
 The same command again resumes from the newest good checkpoint. WORKDIR gets config.json, tokenizer/,
 checkpoints/ (latest and best), metrics.jsonl, TensorBoard files and PNG curves.
 exit codes: 0 trained; 1 an error, told in one line; 75 stopped by SIGTERM, after a checkpoint; 130 Ctrl-C;
-143 (as shells show it) ended by SIGTERM before the first step, when there is nothing to save. After 75, 130, 143 and
-137 (SIGKILL) the same command goes on.
+134 another process of the job died; 143 (as shells show it) ended by SIGTERM before the first step, when there is
+nothing to save. After 75, 130, 134, 143 and 137 (SIGKILL) the same command goes on.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
     with Checkpointer(
         folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
     ) as checkpoints:
-        restored = checkpoints.restore(state, None)
+        restored = checkpoints.restore(state)
         step, totals = 0, {}
         if restored is not None:
             step, state = restored.step, restored.state
@@ -321,7 +321,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                     since, seen_tokens = time.monotonic(), window.tokens()
                 if step % loop.checkpoint_every == 0 or last or stopping:
                     scored = validation if step % loop.eval_every == 0 or last else None
-                    checkpoints.save(step, state, None, scored, {"window": window.totals()})
+                    checkpoints.save(step, state, scored, {"window": window.totals()})
                     if writer and (last or stopping or time.monotonic() - drawn > SECONDS_BETWEEN_PLOTS):
                         plots.plot_training(workdir / report.METRICS, workdir)
                         drawn = time.monotonic()

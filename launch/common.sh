@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034  # sets variables that the scripts read
 # Sourced by the other scripts: what they share.
 
 if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
@@ -38,4 +38,28 @@ check_train_arguments() { # check_train_arguments ROOT ARGUMENTS...: what would 
   done
   [ -n "$config" ] || fail 2 "no config: end the command with -- --config=configs/NAME.py" || return
   (cd "$root" && [ -f "${config%%:*}" ]) || fail 2 "--config=$config is no file, seen from $root"
+}
+
+# Sets verb; NAME of every --NAME=VALUE (a - in it becomes _) and, to "yes", of every --NAME alone; train: what is
+# after --. Which verbs and names there are, the caller says, separated by spaces.
+read_arguments() { # read_arguments VERBS NAMES-WITH-VALUE NAMES-ALONE ARGUMENTS...
+  local verbs="$1" valued=" $2 " alone=" $3 " flag names value
+  shift 3
+  verb="${1:-}"
+  case "$verb" in -h | --help) show_help "$0" && exit 0 ;; esac
+  [[ " $verbs " == *" ${verb:-none} "* ]] ||
+    fail 2 "no such verb: '$verb'; one of $verbs; --help has an example of each" || return
+  while shift && [ $# -gt 0 ]; do
+    flag="${1%%=*}"
+    case "$1" in
+      -h | --help) show_help "$0" && exit 0 ;;
+      --) train=("${@:2}") && return 0 ;;
+      --*=*) names="$valued" value="${1#*=}" ;;
+      *) names="$alone" value=yes ;;
+    esac
+    [[ "$names" == *" $flag "* ]] ||
+      fail 2 "unknown flag $1 (flags are --FLAG=VALUE; train's arguments follow after --); see --help" || return
+    flag="${flag#--}"
+    printf -v "${flag//-/_}" '%s' "$value"
+  done
 }

@@ -21,7 +21,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 . "$here/environment.sh"
 . "$here/common.sh"
 
-workdir="" gpus="" nodes=1 time="" sbatch_flags="" dry_run="" train=()
+workdir="" gpus="" nodes=1 time="" sbatch_flags="" dry_run="" verb="" train=()
 
 start() {
   local settings=('JAX_PLATFORMS=cuda,cpu') # without it, a driver that fails would mean training on the CPU
@@ -75,26 +75,7 @@ slurm() {
   echo "state: squeue --me; stop: scancel JOB; log: $workdir/slurm-JOB.log"
 }
 
-verb="${1:-}"
-case "$verb" in
-  start | status | logs | stop | slurm) shift ;;
-  -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;;
-  *) fail 2 "no such verb: '$verb'; one of start, status, logs, stop, slurm; --help has an example of each" || exit ;;
-esac
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --workdir=*) workdir="${1#*=}" ;;
-    --gpus=*) gpus="${1#*=}" ;;
-    --nodes=*) nodes="${1#*=}" ;;
-    --time=*) time="${1#*=}" ;;
-    --sbatch-flags=*) sbatch_flags="${1#*=}" ;;
-    --dry-run) dry_run=yes ;;
-    -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;;
-    --) shift && train=("$@") && break ;;
-    *) fail 2 "unknown flag $1 (flags are --workdir=DIR; train's arguments follow after --); see --help" || exit ;;
-  esac
-  shift
-done
+read_arguments "start status logs stop slurm" "--workdir --gpus --nodes --time --sbatch-flags" "--dry-run" "$@" || exit
 [ -n "$workdir" ] || fail 2 "no workdir: add --workdir=DIR" || exit
 case "$verb" in
   start | slurm)

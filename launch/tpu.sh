@@ -9,11 +9,12 @@
 #   create   ask for the machine              tpu.sh create --name=arxiv --zone=us-west4-a --type=v5litepod-16 --on-demand
 #   wait     until it is there                tpu.sh wait --name=arxiv --zone=us-west4-a --timeout=7200
 #   copy     what git tracks, as it is now    tpu.sh copy --name=arxiv --zone=us-west4-a
-#   install  Python, gcsfuse, environment     tpu.sh install --name=arxiv --zone=us-west4-a
+#   install  Python and the environment       tpu.sh install --name=arxiv --zone=us-west4-a
 #   start    training, on all workers         tpu.sh start --name=arxiv --zone=us-west4-a --workdir=gs://BUCKET/runs/arxiv \
 #                                                 -- --config=configs/arxiv.py --config.data.data_dir=gs://BUCKET/data/arxiv
 #   logs     follow one worker's              tpu.sh logs --name=arxiv --zone=us-west4-a --worker=3
-#   status   machine, and every worker        tpu.sh status --name=arxiv --zone=us-west4-a
+#   status   machine, every worker, and with --workdir the newest checkpoint
+#                                             tpu.sh status --name=arxiv --zone=us-west4-a --workdir=gs://BUCKET/runs/arxiv
 #   stop     training saves and ends          tpu.sh stop --name=arxiv --zone=us-west4-a
 #   resume   delete what was preempted, and create .. start again: flags and arguments of run
 #   fetch    results into a folder            tpu.sh fetch --name=arxiv --zone=us-west4-a --workdir=gs://BUCKET/runs/arxiv --to=runs/arxiv
@@ -25,8 +26,9 @@
 #   --type                       v4-8, v5litepod-256, v5p-128, v6e-16 and so on
 #   --version                    runtime version; by default the plain one of the type
 #   --spot | --on-demand         spot (the default) is cheaper, and may be taken away at any time
-#   --workdir=gs://BUCKET/PATH   outlives the machine: that is what resuming needs. Arguments that say gs://... become
-#                                paths in buckets that the workers mount
+#   --workdir=gs://BUCKET/PATH   outlives the machine: that is what resuming needs. Training writes there itself; of its
+#                                other arguments those that say gs://... (data, weights) become paths in buckets that the
+#                                workers mount with gcsfuse, to read only
 #   --prepare=COMMAND            run on each worker before installing, e.g. to add gcsfuse's package source
 #   --create-flags='FLAGS...'    more flags for gcloud's create, separated by spaces, e.g. --network=NAME
 #   --worker=0  --to=DIR         for logs and fetch
@@ -45,12 +47,11 @@ root="$(dirname "$here")"
 . "$here/common.sh"
 . "$here/machine.sh"
 
-verbs="run create wait copy install start logs status stop resume fetch delete"
 name="${SIMCAS_TPU_NAME:-}" zone="${SIMCAS_TPU_ZONE:-}" project="${SIMCAS_TPU_PROJECT:-}" type="${SIMCAS_TPU_TYPE:-}"
 version="${SIMCAS_TPU_VERSION:-}" tier="${SIMCAS_TPU_TIER:-spot}" workdir="${SIMCAS_TPU_WORKDIR:-}"
 prepare="${SIMCAS_TPU_PREPARE:-}" create_flags="${SIMCAS_TPU_CREATE_FLAGS:-}" worker="${SIMCAS_TPU_WORKER:-0}"
 to="${SIMCAS_TPU_TO:-}" timeout="${SIMCAS_TPU_TIMEOUT:-0}" poll="${SIMCAS_TPU_POLL:-30}" keep="${SIMCAS_TPU_KEEP:-}"
-dry_run="" train=() left="may still be there" workers="" state=""
+spot="" on_demand="" dry_run="" verb="" train=() left="may still be there" workers="" state=""
 
 # --- verbs ----------------------------------------------------------------------------------------------------------
 
@@ -118,18 +119,14 @@ install() {
   everywhere install "${prepare:+bash -c $(quote "$prepare") && }bash simcas/code/launch/worker.sh install"
 }
 
-worker_path() { # gs://BUCKET/PATH, also behind --flag=, as the workers see it
-  case "$1" in
-    gs://* | --*=gs://*) printf '%s' "${1/gs:\/\//../buckets/}" ;;
-    *) printf '%s' "$1" ;;
-  esac
-}
-
 start() {
-  local arguments=() buckets=() argument
-  for argument in "--workdir=$workdir" "${train[@]}"; do
-    arguments+=("$(worker_path "$argument")")
-    case "$argument" in gs://* | --*=gs://*) argument="${argument#*gs://}" && buckets+=("${argument%%/*}") ;; esac
+  local arguments=("--workdir=$workdir") buckets=() argument bucket
+  for argument in "${train[@]}"; do
+    if [[ "$argument" == --*=gs://* ]]; then # as the workers see it
+      bucket="${argument#*gs://}" buckets+=("${bucket%%/*}")
+      argument="${argument/gs:\/\//../buckets/}"
+    fi
+    arguments+=("$argument")
   done
   need_machine && read_workers || return
   if [ "$running" -gt 0 ] && [ "$running" -lt "$workers" ]; then
@@ -141,9 +138,19 @@ start() {
 env JAX_PLATFORMS=tpu,cpu ../venv/bin/python -u -m jax_simcas.train --distributed=auto $(quote "${arguments[@]}")"
 }
 
+newest_checkpoint() { # says which it is, machine or none; orbax writes commit_success.txt when all of it is there
+  local found step
+  found="$(do_or_print gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" 2>"$tmp/error")" ||
+    grep -q 'matched no objects' "$tmp/error" ||
+    { echo "warning: cannot list the checkpoints in $workdir: $(tail -n 1 "$tmp/error")" >&2 && return; }
+  step="$(sed -nE 's|.*/([0-9]+)/commit_success\.txt$|\1|p' <<<"$found" | sort -n | tail -n 1)"
+  say "newest checkpoint in $workdir: ${step:-none}"
+}
+
 status() {
   look
   say "$name: $state"
+  [ -z "$workdir" ] || newest_checkpoint
   [ "$state" = ACTIVE ] || { need_machine || return; }
   read_workers || return 1
   [ -z "$dry_run" ] || return 0
@@ -245,31 +252,9 @@ fetch() {
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
-verb="${1:-}"
-case " $verbs " in
-  *" ${verb:-none} "*) shift ;;
-  *)
-    case "$verb" in -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;; esac
-    fail 2 "no such verb: '$verb'; one of $verbs; --help has an example of each" || exit
-    ;;
-esac
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --name=* | --zone=* | --project=* | --type=* | --version=* | --workdir=* | --prepare=* | --worker=* | --to=* | --timeout=* | --poll=*)
-      flag="${1%%=*}"
-      printf -v "${flag#--}" '%s' "${1#*=}"
-      ;;
-    --create-flags=*) create_flags="${1#*=}" ;;
-    --spot) tier=spot ;;
-    --on-demand) tier=on-demand ;;
-    --keep) keep=yes ;;
-    --dry-run) dry_run=yes ;;
-    -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;;
-    --) shift && train=("$@") && break ;;
-    *) fail 2 "unknown flag $1 (flags are --name=VALUE; train's arguments follow after --); see --help" || exit ;;
-  esac
-  shift
-done
+read_arguments "run create wait copy install start logs status stop resume fetch delete" \
+  "--name --zone --project --type --version --workdir --prepare --create-flags --worker --to --timeout --poll" \
+  "--spot --on-demand --keep --dry-run" "$@" || exit
 
 check_flags() {
   [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
@@ -277,11 +262,14 @@ check_flags() {
   [ -n "$zone" ] || fail 2 "no zone: add --zone=ZONE, e.g. us-west4-a (or SIMCAS_TPU_ZONE)" || return
   [[ "$timeout" =~ ^[0-9]+$ ]] || fail 2 "--timeout=$timeout: expected whole seconds" || return
   [[ "$worker" =~ ^[0-9]+$ ]] || fail 2 "--worker=$worker: expected a worker's number" || return
+  [ -z "$spot" ] || [ -z "$on_demand" ] || fail 2 "--spot and --on-demand: give one of them" || return
+  [ -z "$spot" ] || tier=spot
+  [ -z "$on_demand" ] || tier=on-demand
   case "$tier" in spot | on-demand) ;; *) fail 2 "SIMCAS_TPU_TIER=$tier: expected spot or on-demand" || return ;; esac
   case "$verb" in
-    run | resume | start | fetch)
+    run | resume | start | fetch | status)
       workdir="${workdir%/}"
-      [[ "$workdir" =~ ^gs://[^/]+/. ]] ||
+      [[ "$workdir" =~ ^gs://[^/]+/. || "$verb$workdir" = status ]] ||
         fail 2 "--workdir='$workdir': expected gs://BUCKET/PATH, a disk of the machine goes with it" || return
       ;;
   esac

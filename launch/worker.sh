@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs on a TPU worker, called by tpu.sh: what the machine must have before training.
 #
-#   bash launch/worker.sh install             Python 3.11 or newer, gcsfuse, and the environment ../venv with [tpu]
-#   bash launch/worker.sh mount BUCKETS...    each at ../buckets/BUCKET; does nothing where it is mounted
+#   bash launch/worker.sh install             Python 3.11 or newer, and the environment ../venv with [tpu]
+#   bash launch/worker.sh mount BUCKETS...    each at ../buckets/BUCKET, with gcsfuse; does nothing where it is mounted
 #
-# Buckets are mounted, because programs read and write plain files. No caching of names: the workers must see each
-# other's checkpoints at once. Orbax finishes a checkpoint by renaming its folder, which gcsfuse allows up to a limit.
+# Data are read as plain files, so their buckets are mounted, to read only. The workdir is not: training writes to its
+# bucket itself.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,8 +19,6 @@ packages() { # packages NAMES...: fresh machines hold apt's lock for their own u
 install_all() {
   find_python >/dev/null 2>&1 || packages python3.11 python3.11-venv || true
   find_python >/dev/null || return 1
-  command -v gcsfuse >/dev/null || packages gcsfuse ||
-    fail 1 "no gcsfuse, and apt-get finds none: add its package source with --prepare='COMMAND'" || return 1
   export JAX_SIMCAS_VENV="$base/venv"
   venv="$JAX_SIMCAS_VENV"
   make_environment tpu
@@ -30,9 +28,10 @@ mount_all() {
   local bucket
   for bucket; do
     mountpoint -q "$base/buckets/$bucket" && continue
+    command -v gcsfuse >/dev/null || packages gcsfuse ||
+      fail 1 "no gcsfuse, and apt-get finds none: add its package source with --prepare='COMMAND'" || return 1
     mkdir -p "$base/buckets/$bucket"
-    gcsfuse --implicit-dirs --rename-dir-limit=1000000 --metadata-cache-ttl-secs=0 \
-      --metadata-cache-negative-ttl-secs=0 "$bucket" "$base/buckets/$bucket" >&2 ||
+    gcsfuse -o ro --implicit-dirs "$bucket" "$base/buckets/$bucket" >&2 ||
       fail 1 "gs://$bucket cannot be mounted: does it exist, and may this TPU's service account use it?" || return 1
   done
 }

@@ -73,7 +73,7 @@ def test_a_workdir_is_exported_with_its_tokenizer_and_settings(tmp_path):
     (workdir / "config.json").write_text(settings.to_json(held))
     params = tiny_params(bart)
     with Checkpointer(workdir / "checkpoints") as checkpointer:
-        checkpointer.save(1, {"params": params}, None, None, {})
+        checkpointer.save(1, {"params": params}, None, {})
     assert convert.main([str(workdir), str(tmp_path / "hf"), "--to=hf", "--step=latest"]) == 0
     model = load_model(str(tmp_path / "hf"))
     assert model.settings.simcas == held.simcas and len(model.tokenizer) == bart.vocab_size and not model.notes

@@ -9,14 +9,31 @@ import time
 
 import numpy as np
 import pytest
-from helpers import CONFIGS, as_flags
+from helpers import CONFIGS, as_flags, one_line_error
 
 from jax_simcas.checkpoint import load_params
 from jax_simcas.errors import UserError
-from jax_simcas.job import join
+from jax_simcas.job import HEARTBEAT_SECONDS, join
+from jax_simcas.peers import EXIT_LOST
 from jax_simcas.report import read_metrics
 
 CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents": 10, "loop.seed": 3}
+
+
+# Training whose third batch cannot be placed.
+SABOTAGE = """
+import runpy
+from jax_simcas import job
+
+def put_batch(*arguments, put=job.put_batch, calls=[]):
+    calls.append(arguments)
+    if len(calls) == 3:
+        raise OSError("the file went away")
+    return put(*arguments)
+
+job.put_batch = put_batch
+runpy.run_module("jax_simcas.train", run_name="__main__", alter_sys=True)
+"""
 
 
 def free_port():
@@ -25,19 +42,19 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(workdir, cache, processes, devices, **changes):
-    """The training program in so many processes of so many devices each."""
+def start(workdir, cache, processes, devices, sabotaged=None, **changes):
+    """The training program in so many processes of so many devices each; one of them may be sabotaged."""
     where = f"127.0.0.1:{free_port()},{processes}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_SIMCAS_CACHE": str(cache),
     }
-    command = [sys.executable, "-m", "jax_simcas.train", f"--config={CONFIGS / 'embedded.py'}"]
-    command += [f"--workdir={workdir}", *as_flags(CHANGES | changes)]
+    flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(CHANGES | changes)]
     return [
         subprocess.Popen(
-            command + ([f"--distributed={where},{index}"] if processes > 1 else []),
+            [sys.executable, *(["-c", SABOTAGE] if index == sabotaged else ["-m", "jax_simcas.train"]), *flags]
+            + ([f"--distributed={where},{index}"] if processes > 1 else []),
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -114,14 +131,33 @@ def test_sigterm_to_one_stops_all_at_the_same_step(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_takes_the_others_down(cache, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_takes_the_others_down(cache, tmp_path, victim):
     running = start(tmp_path, cache, 2, 1, **{"loop.steps": 100_000})
     while not (tmp_path / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in running)
         time.sleep(0.2)
-    running[1].kill()
+    running[victim].kill()
     started = time.monotonic()
-    (code, output), _ = finish(running)
-    assert code != 0 and time.monotonic() - started < 90, output
+    code, output = finish(running)[1 - victim]
+    assert time.monotonic() - started < HEARTBEAT_SECONDS, output
+    if code == -signal.SIGABRT:  # jax was faster, as it is when process 0 dies
+        assert victim == 0 and "Either the leader task was preempted/died" in output, output
+    else:
+        assert code == EXIT_LOST, output
+        assert f"process {victim} of 2 on {socket.gethostname()} does not answer" in one_line_error(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_in_one_process_ends_all_by_its_name(cache, tmp_path, victim):
+    running = start(tmp_path, cache, 2, 1, sabotaged=victim, **{"loop.steps": 100_000})
+    done = finish(running, 100)
+    assert [code for code, _ in done] == [1, 1], done
+    name = f"error: process {victim} of 2 on {socket.gethostname()} failed"
+    assert "OSError: the file went away\n" in done[victim][1] and "Traceback" in done[victim][1]
+    assert f"{name}, and the others end with it\n" in done[victim][1]
+    assert one_line_error(done[1 - victim][1]) == f"{name}: the file went away"
 
 
 @pytest.mark.parametrize("where", ["here", "127.0.0.1:1,2", "127.0.0.1:1,2,2", "127.0.0.1,2,1"])

@@ -133,6 +133,14 @@ if name == "gcloud":
     elif group == ["compute", "tpus", "tpu-vm"]:
         arguments = arguments[1:]
         tpu_vm(arguments[2])
+    elif arguments[:2] == ["storage", "ls"]:
+        committed = plays.get("committed")
+        if committed == "denied":
+            sys.exit("ERROR: (gcloud) denied")
+        if not committed:
+            sys.exit("ERROR: (gcloud.storage.ls) One or more URLs matched no objects.")
+        for step in committed:
+            print(arguments[2].replace("*", str(step)))
 elif name == "python" and arguments[:2] == ["-m", "venv"]:
     import shutil
     (Path(arguments[2]) / "bin").mkdir(parents=True)
@@ -296,11 +304,11 @@ def test_run_trains_on_all_workers_and_leaves_nothing(place):
         assert call == [
             "tpu,cpu",
             None,
-            *("-u", "-m", "jax_simcas.train", "--distributed=auto", "--workdir=../buckets/bucket/runs/a"),
+            *("-u", "-m", "jax_simcas.train", "--distributed=auto", WORKDIR),
             *(TRAIN[0], "--config.data.data_dir=../buckets/data/x", TRAIN[2]),
         ]
-        mounted = [call[-2:] for call in lines(place.home(worker) / "gcsfuse.jsonl")]
-        assert mounted == [[name, str(place.home(worker) / "simcas" / "buckets" / name)] for name in ("bucket", "data")]
+        (mounted,) = lines(place.home(worker) / "gcsfuse.jsonl")  # the data, not the workdir, which train writes itself
+        assert mounted[:2] == ["-o", "ro"] and mounted[-2:] == ["data", f"{place.home(worker)}/simcas/buckets/data"]
     assert len(place.calls("queued-resources", "delete")) == 1
 
 
@@ -468,7 +476,7 @@ def test_start_twice_is_one_training_which_stop_ends_with_a_checkpoint(place):
     place.plays(train=[0])
     assert place.tpu("start", WORKDIR, "--", *TRAIN).code == 0
     wait_until(lambda: place.tpu("status").code == 0)
-    assert len(lines(place.home(0) / "gcsfuse.jsonl")) == 2  # each bucket once
+    assert len(lines(place.home(0) / "gcsfuse.jsonl")) == 1  # once
     followed = place.tpu("logs", "--worker=1")
     assert followed.out == "training\nsaved\ntraining\n"
 
@@ -485,11 +493,31 @@ def test_start_beside_a_worker_that_still_runs_is_refused(place):
     assert len(place.trained(1)) == 1
 
 
-def test_start_without_its_bucket_trains_nothing(place):
+def test_start_without_its_data_trains_nothing(place):
     installed(place)
     (place.programs / "gcsfuse").write_text("#!/bin/sh\nexit 1\n")
     done = place.tpu("start", WORKDIR, "--", *TRAIN)
-    assert done.code == 1 and "gs://bucket cannot be mounted" in done.err and not place.trained(0)
+    assert done.code == 1 and "gs://data cannot be mounted" in done.err and not place.trained(0)
+    done = place.tpu("start", WORKDIR, "--", TRAIN[0])  # names no bucket but the workdir's
+    assert done.code == 0, done.err
+    wait_until(lambda: place.trained(0) and place.trained(1))
+
+
+def test_status_tells_the_newest_checkpoint_even_of_a_machine_that_is_gone(place):
+    asked = ["storage", "ls", "gs://bucket/runs/a/checkpoints/*/commit_success.txt"]
+    done = place.tpu("status", WORKDIR)
+    assert done.code == 1 and "newest checkpoint in gs://bucket/runs/a: none\n" in done.out
+    assert place.calls("storage") == [asked]
+    place.plays(committed=[100, 90, 1000])
+    done = place.tpu("status", WORKDIR)
+    assert done.code == 1 and "newest checkpoint in gs://bucket/runs/a: 1000\n" in done.out
+    assert "there is no machine" in done.err
+    place.plays(committed="denied")
+    done = place.tpu("status", WORKDIR)
+    assert done.code == 1 and "newest checkpoint" not in done.out
+    assert "warning: cannot list the checkpoints in gs://bucket/runs/a: ERROR: (gcloud) denied\n" in done.err
+    place.plays()
+    assert place.tpu("status").code == 1 and len(place.calls("storage")) == 3  # not asked for
 
 
 def test_status_names_what_each_worker_came_to(place):
@@ -589,7 +617,10 @@ def test_dry_run_prints_commands_and_asks_nobody(place, verb):
         (["wait", "--zone=z"], "--name='': give a name"),
         (["wait", "--name=a b", "--zone=z"], "--name='a b': give a name of small letters"),
         (["wait", "--name=a"], "no zone: add --zone=ZONE"),
-        (["wait", "--name", "a"], "unknown flag --name (flags are --name=VALUE"),
+        (["wait", "--name", "a"], "unknown flag --name (flags are --FLAG=VALUE"),
+        (["create", "--name=a", "--zone=z", "--spot", "--on-demand"], "--spot and --on-demand: give one of them"),
+        (["status", "--name=a", "--zone=z", "--workdir=runs/a"], "expected gs://BUCKET/PATH"),
+        (["status", "--name=a", "--zone=z", "--keep=no"], "unknown flag --keep=no"),
         (["create", "--name=a", "--zone=z"], "no type: add --type=TYPE"),
         (["create", "--name=a", "--zone=z", "--type=tpu7x-8"], "no runtime version is known for it; add --version="),
         (["start", "--name=a", "--zone=z", "--workdir=runs/a"], "expected gs://BUCKET/PATH"),

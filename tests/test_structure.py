@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"bart", "data"},
     {"model", "pretrained", "flops"},
-    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "job"},
+    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "peers", "job"},
     {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
 ]
 

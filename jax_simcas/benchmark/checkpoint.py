@@ -48,7 +48,7 @@ def measure(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
         with Checkpointer(folder, keep_latest=1, keep_best=0, asynchronous=asynchronous) as checkpoints:
             for repeat in range(repeats + 1):
                 number += 1
-                taken, steps = seconds(partial(checkpoints.save, number, state, None, None, {})), 0
+                taken, steps = seconds(partial(checkpoints.save, number, state, None, {})), 0
                 while not (saved := checkpoints.finished()):
                     taken, steps = taken + seconds(step), steps + 1
                 if repeat:  # the first one compiles the digests
