@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
+TORCH = ["torch==2.13.0"]
+
 setup(
     name="jax_simcas",
     version="0.1.0",
@@ -40,8 +43,8 @@ setup(
             "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
             "datasets>=4",  # older ones run scripts that come with data
         ],
-        # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
-        "torch": ["torch==2.13.0"],
+        "torch": TORCH,
+        "bertscore": TORCH,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -22,6 +22,18 @@ Pair = tuple[Any, Any]  # (sum, count): Python, numpy or device scalars
 Values = Sequence[Number] | np.ndarray
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+AUTHORS = "authors/"  # before the name of a score of texts that `as_authors` prepared
+SUMMARY_SCORES = (*ROUGE_TYPES, *(AUTHORS + name for name in ROUGE_TYPES))
+ANSWER_SCORES = ("exact_match", "f1", f"{AUTHORS}exact_match", f"{AUTHORS}f1")
+BERTSCORE = "bertscore/"  # before MODEL@LAYER
+_WORDS = {
+    "rouge1": "ROUGE-1 F1, stemmed",
+    "rouge2": "ROUGE-2 F1, stemmed",
+    "rougeL": "ROUGE-L F1, stemmed, the text as one sequence",
+    "rougeLsum": "ROUGE-Lsum F1, stemmed, sentence by sentence",
+    "exact_match": "SQuAD exact match, best of the answers",
+    "f1": "SQuAD F1, best of the answers",
+}
 _BLOCK = 1 << 20  # elements of one block of resamples: 8 MiB
 
 
@@ -129,6 +141,24 @@ def rouge(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
     return {name: 100.0 * float(scores[name].fmeasure) for name in ROUGE_TYPES}
 
 
+@lru_cache(maxsize=1)
+def _word_tokenizer() -> Callable[[str], list[str]]:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize
+
+
+def as_authors(text: str, split: Callable[[str], list[str]] = split_sentences) -> str:
+    """A text as the released code prepares it for scoring: nltk's words between spaces, a sentence a line.
+
+    Line breaks become spaces; then sentences, their words ("don't" is "do n't", "cannot" is "can not"), and sentences
+    of these again. Source: released main.py, `process`. Deviation: there nltk's trained Punkt splits sentences, which
+    is a download; `split=nltk.sent_tokenize` has it. Of all scores only ROUGE-Lsum can tell the difference.
+    """
+    words = (word for sentence in split(text.replace("\n", " ").strip()) for word in _word_tokenizer()(sentence))
+    return "\n".join(split(" ".join(words)))
+
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -149,7 +179,7 @@ def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
-    """F1 x 100 of the bags of normalised words; the maximum over answers. Empty matches only empty.
+    """F1 x 100 of the bags of normalised words; the maximum over answers. Empty matches only empty, as in SQuAD 2.
 
     Raises:
       ValueError: no answer.
@@ -180,6 +210,43 @@ def lead(document: str, length_words: int) -> str:
     """
     words = list(islice(re.finditer(r"\S+", document), max(0, length_words)))
     return document[words[0].start() : words[-1].end()] if words else ""
+
+
+# Scores by name
+
+
+def summary_scores(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
+    """SUMMARY_SCORES: `rouge` of the texts as they are, and under `authors/` as the released code prepares them.
+
+    Raises:
+      ValueError: no reference.
+    """
+    theirs = [as_authors(text) for text in _listed(reference, "reference")]
+    prepared = rouge(as_authors(prediction), theirs)
+    return rouge(prediction, reference) | {AUTHORS + name: value for name, value in prepared.items()}
+
+
+def answer_scores(prediction: str, answers: str | Sequence[str]) -> dict[str, float]:
+    """ANSWER_SCORES: of the texts as they are, and under `authors/` as the released code prepares them.
+
+    Raises:
+      ValueError: no answer.
+    """
+    theirs = [as_authors(text) for text in _listed(answers, "answers")]
+    prepared = as_authors(prediction)
+    given = ((prediction, answers), (prepared, theirs))
+    values = (measure(*texts) for texts in given for measure in (exact_match, token_f1))
+    return dict(zip(ANSWER_SCORES, values, strict=True))
+
+
+def labelled(name: str) -> str:
+    """`name: which measure it is`, in words; a name that is not of ours comes back as it is."""
+    if name.startswith(BERTSCORE):
+        model, _, layer = name.removeprefix(BERTSCORE).rpartition("@")
+        return f"{name}: BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
+    plain = name.removeprefix(AUTHORS)
+    how = "" if plain == name else ", words and sentences told apart as in the released code"
+    return f"{name}: {_WORDS[plain]}{how}" if plain in _WORDS else name
 
 
 # How sure
