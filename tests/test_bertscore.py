@@ -5,43 +5,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from helpers import BERT_POSITIONS, BERT_WORDS, tiny_bert
 
 from jax_simcas import bertscore
 from jax_simcas.data.tokenizer import word_level
 from jax_simcas.errors import UserError
 
-WORDS = [f"w{i}" for i in range(30)]
-POSITIONS = 16
-
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A folder with a BERT of three layers."""
-    import torch
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=POSITIONS,
-        initializer_range=0.5,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +69,7 @@ def test_scores_are_the_papers_definition(encoder):
 
 def test_batches_and_order_change_nothing(encoder):
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size)) for size in rng.integers(1, 14, 150)]
+    texts = [" ".join(rng.choice(BERT_WORDS, size)) for size in rng.integers(1, 14, 150)]
     predictions, references = texts[:75], [[text] for text in texts[75:]]
     got = bertscore.bertscore(encoder, predictions, references)
     for i in (0, 40, 74):
@@ -123,8 +96,8 @@ def test_nothing_matches_nothing(encoder):
 
 
 def test_long_texts_are_cut(encoder):
-    assert encoder.limit == POSITIONS
-    long, cut = " ".join(WORDS), " ".join(WORDS[: POSITIONS - 2])
+    assert encoder.limit == BERT_POSITIONS
+    long, cut = " ".join(BERT_WORDS), " ".join(BERT_WORDS[: BERT_POSITIONS - 2])
     (got,) = bertscore.bertscore(encoder, [long], [[cut]])
     assert got.f1 == pytest.approx(1, abs=1e-5)
 
@@ -144,7 +117,7 @@ def test_the_encoder_of_an_encoder_decoder_serves(tmp_path):
     import torch
     from transformers import BartConfig, BartModel
 
-    word_level(WORDS, tmp_path / "bart-base")  # named after one whose best layer is known
+    word_level(BERT_WORDS, tmp_path / "bart-base")  # named after one whose best layer is known
     torch.manual_seed(0)
     sizes = {"d_model": 16, "encoder_layers": 6, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 20}

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import one_line_error
+from helpers import one_line_error, tiny_bert
 
 from jax_simcas import evaluate, metrics, paired
 
@@ -88,7 +88,7 @@ def test_a_document_without_a_score_does_not_count(tmp_path, capsys):
     assert told(capsys, a, b)[0]["f1"][:2] == ["25.00", "10.00"]
     assert told(capsys, a, b)[0]["f1"][-1] == "2"
     nothing = with_scores(tmp_path / "c.jsonl", f1=[None] * 4)
-    assert told(capsys, a, nothing)[0]["f1"] == ["nan", "nan", "–", "–", "0"]
+    assert told(capsys, a, nothing)[0]["f1"] == ["–", "–", "–", "–", "0"]
 
 
 def test_scores_that_are_not_there_are_computed_from_the_texts(tmp_path, capsys):
@@ -116,6 +116,20 @@ def test_the_differences_are_drawn(tmp_path, capsys):
     plot = tmp_path / "plots" / "difference.png"
     _, out = told(capsys, a, a, f"--plot={plot}")
     assert f"plot: {plot}" in out and plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bertscore_is_computed_from_the_texts(tmp_path, capsys):
+    model = tiny_bert(tmp_path / "tiny-bert")
+    rows = [row("1", reference="w1 w2"), row("2", reference="w3", answers=["w3 w4", "w5"])]
+    a = write(tmp_path / "a.jsonl", [rows[0] | {"prediction": "w1 w2"}, rows[1] | {"prediction": "w5"}])
+    b = write(tmp_path / "b.jsonl", [rows[0] | {"prediction": ""}, rows[1] | {"prediction": "w5"}])
+    found, out = told(capsys, a, b, f"--bertscore={model}@2", "--measures=rouge1")
+    assert list(found) == ["rouge1", "bertscore/tiny-bert@2"]
+    assert found["bertscore/tiny-bert@2"][:2] == ["100.00", "50.00"]
+    assert "BERTScore F1, tiny-bert's layer 2" in out and "BERTScore reads at most 16 tokens of a text" in out
+    bare = write(tmp_path / "bare.jsonl", [{"id": i, "scores": {"rouge1": 1}} for i in "12"])
+    assert evaluate.main(["--compare", str(a), str(bare), f"--bertscore={model}@2", "--measures=rouge1"]) == 1
+    assert "id '1' holds no bertscore/tiny-bert@2, and no" in one_line_error(capsys.readouterr().err)
 
 
 def test_five_thousand_documents_take_seconds():
