@@ -216,7 +216,7 @@ def labelled(name: str) -> str:
         model, _, layer = name.removeprefix(BERTSCORE).rpartition("@")
         return f"{name}: BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
     plain = name.removeprefix(AUTHORS)
-    how = "" if plain == name else ", words and sentences told apart as in the released code"
+    how = "" if plain == name else ", texts prepared as in the released code"
     return f"{name}: {_WORDS[plain]}{how}" if plain in _WORDS else name
 
 

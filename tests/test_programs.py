@@ -195,6 +195,7 @@ def test_random_selection_spends_what_the_model_would(workdir, cache, capsys):
     assert kept[0] == kept[1]
     runs = [f"{name}={workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
     plot = workdir / "comparison.png"
+    capsys.readouterr()
     assert compare.main([*runs, f"--plot={plot}"]) == 0
     out = capsys.readouterr().out
     assert "validation-random" in out and "times as likely" in out and plot.stat().st_size > 1000
