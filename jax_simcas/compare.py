@@ -1,19 +1,25 @@
-"""Compares evaluations: a table and bars with intervals, the first one as the yardstick."""
+"""Compares evaluations: a table and bars with intervals, the first one as the yardstick.
+
+Each interval is one score's own. How surely two evaluations of the same documents differ is for
+`python -m jax_simcas.evaluate --compare A B`, which pairs the documents.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jax_simcas import plots, program, report
+from jax_simcas import metrics, plots, program, report
 from jax_simcas.errors import UserError
 from jax_simcas.metrics import Score
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
+  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test lead=runs/b/evaluation/test --measures=authors/rougeLsum
 """
 RATIO = "likelihood_ratio"
 
@@ -36,6 +42,19 @@ def as_score(fields: dict[str, Any]) -> Score:
     return Score(mean, low, high, fields["count"])
 
 
+def chosen(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
+    """The scores to show: those asked for, else all of texts as they are.
+
+    Raises:
+      UserError: one that is not there.
+    """
+    there = list(there)
+    missing = [name for name in asked if name not in there]
+    if missing:
+        raise UserError(f"--measures: {folder} has no score {missing[0]!r}; it has {', '.join(there)}")
+    return asked or [name for name in there if not name.startswith(metrics.AUTHORS)]
+
+
 def percent(share: float) -> str:
     """`12.3`; a dash where there is nothing to take a share of."""
     return report.format_score((100 * share, math.nan, math.nan, 0))
@@ -50,8 +69,9 @@ def run(arguments: Any) -> int:
         if not separator:
             raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
         summary = read_scores(Path(folder))
-        scores[name] = {metric: as_score(score) for metric, score in summary["scores"].items()}
-        row = {"run": name, **{metric: report.format_score(score) for metric, score in scores[name].items()}}
+        measures = chosen(summary["scores"], arguments.measures, folder)
+        scores[name] = {measure: as_score(summary["scores"][measure]) for measure in measures}
+        row = {"run": name, **{measure: report.format_score(score) for measure, score in scores[name].items()}}
         row["kept %"] = percent(summary["kept_share"])
         evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
         if RATIO in evidence:
@@ -61,6 +81,8 @@ def run(arguments: Any) -> int:
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     print(report.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))
+    shown = dict.fromkeys(measure for of_run in scores.values() for measure in of_run)
+    print("\n" + "\n".join(map(metrics.labelled, shown)))
     if arguments.plot:
         print(f"plot: {plots.plot_comparison(scores, arguments.plot)}")
     return 0
@@ -69,6 +91,9 @@ def run(arguments: Any) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = program.parser("compare", __doc__ or "", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="evaluation folders with scores.json")
+    parser.add_argument(
+        "--measures", type=program.names, default=[], help="scores to show; default: all of texts as they are"
+    )
     parser.add_argument("--plot", metavar="PNG", help="also draw bars with intervals")
     arguments = parser.parse_args(argv)
     return program.guarded(lambda: run(arguments))

@@ -1,4 +1,4 @@
-"""Evaluates a trained model on a split: summaries by beam search, scores with intervals, a row per document."""
+"""Evaluates a trained model on a split (summaries by beam search, scores, a row per document), or compares two such."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas import metrics, program, report
+from jax_simcas import bertscore, metrics, paired, plots, program, report
 from jax_simcas.data import pipeline
 from jax_simcas.data.sources import First, Row
 from jax_simcas.errors import UserError
@@ -30,6 +30,8 @@ EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --split=test --num-beams=8
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --policy=random      # as many as the model would keep
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512  # the first chunk only
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --bertscore=roberta-large
+  python -m jax_simcas.evaluate --compare runs/a/evaluation/test runs/b/evaluation/test --plot=difference.png
 """
 
 
@@ -46,15 +48,16 @@ class Evaluated(NamedTuple):
     cut_tokens: int  # beyond max_input_len, and so not read
 
 
+def references(row: Row, task: str) -> tuple[str, ...]:
+    """What a prediction is compared with: the answers, or the summary."""
+    return (row.answers or (row.summary,)) if task == "answers" else (row.summary,)
+
+
 def score(prediction: str, row: Row, task: str) -> dict[str, float]:
     """ROUGE of a summary, or exact match and F1 of an answer; 0 to 100."""
     if task == "answers":
-        answers = row.answers or (row.summary,)
-        return {
-            "exact_match": metrics.exact_match(prediction, answers),
-            "f1": metrics.token_f1(prediction, answers),
-        }
-    return metrics.rouge(prediction, row.summary)
+        return metrics.answer_scores(prediction, references(row, task))
+    return metrics.summary_scores(prediction, references(row, task))
 
 
 def evaluate_documents(
@@ -127,6 +130,19 @@ def gathered(rows: list[Evaluated], source: Any) -> list[Evaluated]:
     return [Evaluated(number, source[number], *rest) for number, *rest in sorted(every, key=lambda item: item[0])]
 
 
+def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, task: str, lead_words: int) -> list[Evaluated]:
+    """The rows with BERTScore among the scores of the model and of the lead baseline."""
+    given = [references(row.row, task) for row in rows]
+    model, lead = (
+        [{encoder.score_name: 100 * match.f1} for match in bertscore.bertscore(encoder, texts, given)]
+        for texts in (
+            [row.prediction for row in rows],
+            [metrics.lead(row.row.document, lead_words) for row in rows],
+        )
+    )
+    return [row._replace(scores=row.scores | a, lead=row.lead | b) for row, a, b in zip(rows, model, lead, strict=True)]
+
+
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
     kept = np.sum([row.kept for row in rows], axis=0)
@@ -146,7 +162,7 @@ def table(summary: dict[str, Any]) -> str:
     """The scores beside the lead baseline's, as Markdown."""
     rows = [
         {
-            "score": name,
+            "score": metrics.labelled(name),
             "model": report.format_score(metrics.Score(**summary["scores"][name])),
             "lead": report.format_score(metrics.Score(**summary["lead"][name])),
         }
@@ -224,6 +240,7 @@ def run(arguments: Any) -> int:
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
     if is_main():
         program.make_folder(folder, "--output")
+    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore and is_main() else None
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
     size = -(-len(source) // jax.process_count())
@@ -236,6 +253,8 @@ def run(arguments: Any) -> int:
     rows = gathered(rows, source)
     if not is_main():
         return 0
+    if encoder:
+        rows = with_bertscore(rows, encoder, settings.data.task, lead_words)
     summary = summary_of(rows, arguments.seed) | {
         "split": split,
         "policy": policy,
@@ -243,7 +262,7 @@ def run(arguments: Any) -> int:
         "lead_words": lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_predictions(folder / "predictions.jsonl", rows)
+    write_predictions(folder / paired.PREDICTIONS, rows)
     (folder / "scores.json").write_text(json.dumps(report.json_ready(summary), indent=1) + "\n", encoding="utf-8")
     print(table(summary))
     print(
@@ -258,19 +277,52 @@ def run(arguments: Any) -> int:
             f"{100 * shown['all_kept'].mean:.1f} % of all tokens; a token that matters is "
             f"{report.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
         )
+    if encoder:
+        print(f"BERTScore reads at most {encoder.limit} tokens of a text")
     if summary["documents_cut"]:
         print(
             f"{summary['documents_cut']} documents were cut to {settings.simcas.max_input_len} tokens; "
             "--max-input-len reads more"
         )
     print(f"lead: the first {lead_words} words, as many as a reference has on average; {summary['seconds']} s")
-    print(f"rows in {folder / 'predictions.jsonl'}, figures in {folder / 'scores.json'}")
+    print(f"rows in {folder / paired.PREDICTIONS}, figures in {folder / 'scores.json'}")
+    return 0
+
+
+def run_compare(arguments: Any) -> int:
+    """The program on two files of predictions."""
+    program.prepare()
+    paths = [Path(name) for name in arguments.compare]
+    files = [paired.read_predictions(path) for path in paths]
+    paired.check_pairs(*files)
+    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore else None
+    names = arguments.measures or paired.common_scores(*files)
+    scores = [paired.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
+    if encoder:
+        extra = [paired.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
+        scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
+    compared = paired.compare(*scores, arguments.seed)
+    print(paired.table(compared))
+    print(f"\nA: {paths[0]}\nB: {paths[1]}")
+    print(
+        f"A - B with its 95 % interval and two-sided p: {paired.RESAMPLES} bootstrap resamples of the documents, "
+        f"A and B together; seed {arguments.seed}"
+    )
+    if encoder:
+        print(f"BERTScore reads at most {encoder.limit} tokens of a text")
+    if arguments.plot:
+        drawn = {name: (*of.difference[:3], of.difference.count) for name, of in compared.items()}
+        print(f"plot: {plots.plot_differences(drawn, arguments.plot)}")
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = program.parser("evaluate", __doc__ or "", EXAMPLES)
-    parser.add_argument("--workdir", required=True, help="a folder that jax_simcas.train wrote")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", help="a folder that jax_simcas.train wrote")
+    what.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="two predictions.jsonl of the same documents, or their folders"
+    )
     parser.add_argument("--split", help="default: the config's validation split")
     parser.add_argument("--step", default="best", help="best (default), latest or a number")
     parser.add_argument("--policy", choices=POLICIES, help="in place of the config's; random and topk at equal budget")
@@ -286,8 +338,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-repeat-ngram-size", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of random policies and of the bootstrap")
     parser.add_argument("--distributed", default="", help="one of several processes: auto, or HOST:PORT,COUNT,INDEX")
+    parser.add_argument(
+        "--bertscore", metavar="MODEL[@LAYER]", help="also BERTScore, in this folder's or hub id's layer"
+    )
+    parser.add_argument("--measures", type=program.names, help="of --compare, such as rouge1,authors/rougeLsum")
+    parser.add_argument("--plot", metavar="PNG", help="of --compare: also draw the differences")
     arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments))
+    if not arguments.compare and (arguments.measures or arguments.plot):
+        parser.error("--measures and --plot go with --compare")
+    return guarded(lambda: run_compare(arguments) if arguments.compare else run(arguments))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,18 @@ Pair = tuple[Any, Any]  # (sum, count): Python, numpy or device scalars
 Values = Sequence[Number] | np.ndarray
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+AUTHORS = "authors/"  # before the name of a score of texts that `as_authors` prepared
+SUMMARY_SCORES = (*ROUGE_TYPES, *(AUTHORS + name for name in ROUGE_TYPES))
+ANSWER_SCORES = ("exact_match", "f1", f"{AUTHORS}exact_match", f"{AUTHORS}f1")
+BERTSCORE = "bertscore/"  # before MODEL@LAYER
+_WORDS = {
+    "rouge1": "ROUGE-1 F1, stemmed",
+    "rouge2": "ROUGE-2 F1, stemmed",
+    "rougeL": "ROUGE-L F1, stemmed, the text as one sequence",
+    "rougeLsum": "ROUGE-Lsum F1, stemmed, sentence by sentence",
+    "exact_match": "SQuAD exact match, best of the answers",
+    "f1": "SQuAD F1, best of the answers",
+}
 _BLOCK = 1 << 20  # elements of one block of resamples: 8 MiB
 
 
@@ -41,44 +53,15 @@ def mean(pair: Pair) -> float:
 
 # Text against references
 
-# Possessive quantifiers, and a match at every full stop: linear in the length whatever the text.
-_END = re.compile(r"[.!?]++[\"'”’)\]]*+(\s*+)")
-_OPENERS = "\"'“‘([«"
-_ABBREVIATION = re.compile(
-    r"[A-Z]|(?i:al|approx|ca|capt|cf|ch|dept|dr|e\.g|eqs?|figs?|gov|i\.e|inc|jr|ltd|messrs|mrs?|ms|pp|prof|refs?"
-    r"|rev|sr|st|vols?|vs)"
-)
-_NUMBERED = re.compile(r"(?i:nos?|p|sec|tab)")
-
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of `text` in order, without the white space around them; nothing else is lost.
+    """Sentences of `text` in order, without the white space between them, by Punkt's English model, as nltk has them.
 
-    A line break ends a sentence; so does `.`, `!` or `?` (closing quotes included) before white space and a
-    capital letter, digit or opening quote, unless the full stop ends an abbreviation or an initial.
+    Source: Kiss and Strunk, "Unsupervised Multilingual Sentence Boundary Detection", 2006.
     """
-    sentences = []
-    for line in text.splitlines():
-        start = 0
-        for match in _END.finditer(line):
-            if match[1] and _ends_sentence(line, match):
-                sentences.append(line[start : match.end()].strip())
-                start = match.end()
-        sentences.append(line[start:].strip())
-    return [sentence for sentence in sentences if sentence]
+    from punkt import sent_tokenize  # its model comes with it; nltk would download one
 
-
-def _ends_sentence(line: str, end: re.Match[str]) -> bool:
-    following = line[end.end() : end.end() + 1]
-    if not (following.isupper() or following.isdigit() or following in _OPENERS):
-        return False
-    if end[0].rstrip() != ".":
-        return True
-    # No abbreviation is longer than this: looking no further back keeps the whole linear.
-    words = line[max(0, end.start() - 12) : end.start()].rsplit(maxsplit=1)
-    word = words[-1].lstrip(_OPENERS) if words else ""
-    numbered = following.isdigit() and _NUMBERED.fullmatch(word)
-    return not (numbered or _ABBREVIATION.fullmatch(word))
+    return sent_tokenize(text)
 
 
 class _StemmingTokenizer:
@@ -129,6 +112,24 @@ def rouge(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
     return {name: 100.0 * float(scores[name].fmeasure) for name in ROUGE_TYPES}
 
 
+@lru_cache(maxsize=1)
+def _word_tokenizer() -> Callable[[str], list[str]]:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    return NLTKWordTokenizer().tokenize
+
+
+def as_authors(text: str) -> str:
+    """A text as the released code prepares it for scoring: nltk's words between spaces, a sentence a line.
+
+    Line breaks become spaces; then sentences, their words ("don't" is "do n't", "cannot" is "can not"), and sentences
+    of these again. Source: released main.py, `process`.
+    """
+    sentences = split_sentences(text.replace("\n", " ").strip())
+    words = (word for sentence in sentences for word in _word_tokenizer()(sentence))
+    return "\n".join(split_sentences(" ".join(words)))
+
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -149,7 +150,7 @@ def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
-    """F1 x 100 of the bags of normalised words; the maximum over answers. Empty matches only empty.
+    """F1 x 100 of the bags of normalised words; the maximum over answers. Empty matches only empty, as in SQuAD 2.
 
     Raises:
       ValueError: no answer.
@@ -180,6 +181,43 @@ def lead(document: str, length_words: int) -> str:
     """
     words = list(islice(re.finditer(r"\S+", document), max(0, length_words)))
     return document[words[0].start() : words[-1].end()] if words else ""
+
+
+# Scores by name
+
+
+def summary_scores(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
+    """SUMMARY_SCORES: `rouge` of the texts as they are, and under `authors/` as the released code prepares them.
+
+    Raises:
+      ValueError: no reference.
+    """
+    theirs = [as_authors(text) for text in _listed(reference, "reference")]
+    prepared = rouge(as_authors(prediction), theirs)
+    return rouge(prediction, reference) | {AUTHORS + name: value for name, value in prepared.items()}
+
+
+def answer_scores(prediction: str, answers: str | Sequence[str]) -> dict[str, float]:
+    """ANSWER_SCORES: of the texts as they are, and under `authors/` as the released code prepares them.
+
+    Raises:
+      ValueError: no answer.
+    """
+    theirs = [as_authors(text) for text in _listed(answers, "answers")]
+    prepared = as_authors(prediction)
+    given = ((prediction, answers), (prepared, theirs))
+    values = (measure(*texts) for texts in given for measure in (exact_match, token_f1))
+    return dict(zip(ANSWER_SCORES, values, strict=True))
+
+
+def labelled(name: str) -> str:
+    """`name: which measure it is`, in words; a name that is not of ours comes back as it is."""
+    if name.startswith(BERTSCORE):
+        model, _, layer = name.removeprefix(BERTSCORE).rpartition("@")
+        return f"{name}: BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
+    plain = name.removeprefix(AUTHORS)
+    how = "" if plain == name else ", texts prepared as in the released code"
+    return f"{name}: {_WORDS[plain]}{how}" if plain in _WORDS else name
 
 
 # How sure

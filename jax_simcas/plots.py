@@ -184,6 +184,33 @@ def _draw_bars(axes: Axes, scores: Sequence[Interval | None]) -> None:
     axes.spines["left"].set_visible(False)
 
 
+def plot_differences(differences: Mapping[str, Interval], path: PathLike) -> Path:
+    """Draws differences A - B with their intervals, one line for each score, beside the line of no difference.
+
+    Args:
+      differences: score -> (mean, low, high, count); what is not finite stays empty.
+
+    Raises:
+      UserError: the image cannot be written.
+    """
+    figure = _figure(6.0, 1.2 + 0.42 * len(differences))
+    axes = figure.add_subplot()
+    axes.axvline(0.0, color=_FAINT, linewidth=1.0)
+    for y, (point, low, high, _) in enumerate(differences.values()):
+        if math.isfinite(low) and math.isfinite(high):
+            axes.plot([low, high], [y, y], color=_INK, linewidth=1.2, marker="|", markersize=7)
+        if math.isfinite(point):
+            color = _COLORS["train"] if low > 0 or high < 0 else _PLAIN_BAR  # only what is surely not zero stands out
+            axes.plot([point], [y], color=color, linestyle="", marker="o", markersize=7)
+    axes.set_yticks(range(len(differences)), list(differences))
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    axes.set_xlabel("A - B, 95 % interval", fontsize=9, color=_FAINT)
+    _tidy(axes, "x")
+    axes.tick_params(axis="y", colors=_INK, length=0, labelsize=9.5)
+    axes.spines["left"].set_visible(False)
+    return _save(figure, Path(path))
+
+
 def plot_growth(panels: Mapping[str, Mapping[str, Sequence[tuple[Number, Number]]]], path: PathLike) -> Path:
     """Draws what grows with length, both axes logarithmic: a panel for each title, in it a line for each label.
 

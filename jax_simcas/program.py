@@ -106,3 +106,8 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected at least 1")
     return value
+
+
+def names(text: str) -> list[str]:
+    """A flag's value: names between commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

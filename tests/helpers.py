@@ -35,6 +35,9 @@ TINY = BartConfig(
     init_std=0.3,
 )
 
+BERT_WORDS = [f"w{i}" for i in range(30)]
+BERT_POSITIONS = 16
+
 # A run of the embedded task of a few seconds.
 TINY_RUN = {
     "bart.d_model": 16,
@@ -111,6 +114,34 @@ def parity_model():
 @cache
 def tiny_params(bart=TINY, simcas=None, seed=0):
     return init_params(jax.random.key(seed), bart, simcas or SimcasConfig())
+
+
+def tiny_bert(folder):
+    """Makes `folder`: transformers' BERT of three layers with random weights, whose words are BERT_WORDS."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *BERT_WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=BERT_POSITIONS,
+        initializer_range=0.5,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
 
 
 def document(seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, padding_chunks=0, target_padding=0):

@@ -110,6 +110,15 @@ def test_comparison_is_an_image(tmp_path):
         plots.plot_comparison({}, tmp_path / "empty.png")
 
 
+def test_differences_are_an_image_and_sure_ones_stand_out(tmp_path):
+    unsure = {"rouge1": Score(0.2, -0.1, 0.5, 9), "bleu": WITHOUT_INTERVAL, "f1": Score(NAN, NAN, NAN, 0)}
+    image = pixels(plots.plot_differences(unsure, tmp_path / "new" / "unsure.png"))
+    assert has_color(image, plots._PLAIN_BAR) and not has_color(image, plots._COLORS["train"])
+    for sure in (Score(0.2, 0.1, 0.5, 9), Score(-0.2, -0.5, -0.1, 9)):
+        image = pixels(plots.plot_differences(unsure | {"rouge2": sure}, tmp_path / "sure.png"))
+        assert has_color(image, plots._PLAIN_BAR) and has_color(image, plots._COLORS["train"])
+
+
 def test_plotting_leaves_matplotlib_as_it_was(tmp_path):
     import sys
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import figures, one_line_error, tiny_config
+from helpers import figures, one_line_error, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
 from jax_simcas import settings as settings_lib
@@ -163,7 +163,8 @@ def test_losses_that_stay_not_finite_stop_training_and_name_the_checkpoint(cache
 def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=5"]) == 0
     out = capsys.readouterr().out
-    assert "exact_match" in out and "5 documents of test" in out and "times as likely" in out
+    assert "| exact_match: SQuAD exact match, best of the answers" in out
+    assert "5 documents of test" in out and "times as likely" in out
     folder = workdir / "evaluation" / "test"
     scores = json.loads((folder / "scores.json").read_text())
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
@@ -171,6 +172,19 @@ def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
     assert scores["documents"] == 5 and scores["documents_cut"] == 0 and scores["lead_words"] == 3
     assert scores["scores"]["f1"]["mean"] == pytest.approx(np.mean([row["scores"]["f1"] for row in rows]))
     assert scores["kept_share"] == sum(row["kept"] for row in rows) / sum(row["candidates"] for row in rows)
+
+
+def test_bertscore_stands_beside_the_other_scores(workdir, cache, tmp_path, capsys):
+    model = tiny_bert(tmp_path / "tiny-bert")
+    assert evaluate.main([f"--workdir={workdir}", "--limit=2", f"--output={tmp_path}", f"--bertscore={model}@1"]) == 0
+    out = capsys.readouterr().out
+    assert "| bertscore/tiny-bert@1: BERTScore F1, tiny-bert's layer 1" in out and "at most 16 tokens" in out
+    summary = json.loads((tmp_path / "scores.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for kind in ("scores", "lead"):
+        values = [row[kind]["bertscore/tiny-bert@1"] for row in rows]
+        assert len(values) == 2 and all(0 < value <= 100.001 for value in values)
+        assert summary[kind]["bertscore/tiny-bert@1"]["mean"] == pytest.approx(np.mean(values))
 
 
 def test_random_selection_spends_what_the_model_would(workdir, cache, capsys):
@@ -181,9 +195,20 @@ def test_random_selection_spends_what_the_model_would(workdir, cache, capsys):
     assert kept[0] == kept[1]
     runs = [f"{name}={workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
     plot = workdir / "comparison.png"
+    capsys.readouterr()
     assert compare.main([*runs, f"--plot={plot}"]) == 0
     out = capsys.readouterr().out
     assert "validation-random" in out and "times as likely" in out and plot.stat().st_size > 1000
+    assert "\nf1: SQuAD F1, best of the answers\n" in out and "authors/" not in out
+    assert compare.main([*runs, "--measures=authors/f1"]) == 0
+    out = capsys.readouterr().out
+    assert "authors/f1: SQuAD F1" in out and "exact_match" not in out
+    folders = [f"{workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
+    assert evaluate.main(["--compare", *folders]) == 0
+    means = [json.loads((Path(f) / "scores.json").read_text())["scores"]["f1"]["mean"] for f in folders]
+    cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| f1")).split("|")
+    assert [float(cell) for cell in cells[2:4]] == pytest.approx(means, abs=0.005)
+    assert float(cells[4].split()[0]) == pytest.approx(means[0] - means[1], abs=0.005)
 
 
 def test_a_document_is_scored_the_same_in_any_batch(workdir, cache, capsys):
@@ -271,6 +296,7 @@ def test_a_document_over_the_limit_is_cut_and_said(workdir, cache, document, cap
         (summarize, ["--model={}", "--policy=topk", "x"], "budget"),
         (compare, ["a"], "expected NAME=FOLDER"),
         (compare, ["a=nowhere"], "run jax_simcas.evaluate first"),
+        (evaluate, ["--workdir={}", "--bertscore=nowhere/at/all"], "--bertscore=nowhere/at/all: cannot be loaded ("),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(tool, arguments, message, workdir, cache, capsys):

@@ -33,8 +33,8 @@ FLOORS = [
         "plots",
     },
     {"bart", "data"},
-    {"model", "pretrained", "flops"},
-    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "peers", "job"},
+    {"model", "pretrained", "flops", "bertscore"},
+    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "peers", "job", "paired"},
     {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
 ]
 
