@@ -1,8 +1,9 @@
 """Tokenised rows on disk: made once, in worker processes, then read by number.
 
-A folder for each content of rows, tokenizer and settings that change tokens: `rows`, a record a row, and `index.npy`,
-where each begins, its chunks and its checksum. It is there whole or not at all. What training draws anew in each epoch
-is not in it: which of a row's answers, for all are kept; sets whose documents are joined anew are not cached.
+A folder for each content of rows, tokenizer and settings that change tokens: `rows`, a record a row, and `index`, where
+each ends, its chunks and its checksum. It gets its name when it is whole; what a killed run left is gone on with. What
+training draws anew in each epoch is not in it: which of a row's answers (all are kept) and the order of a document's
+parts (such sets are not cached).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -37,10 +37,11 @@ from jax_simcas.data.pipeline import (
     target_ids,
 )
 from jax_simcas.data.tokenizer import TextEncoder
+from jax_simcas.errors import UserError
 
 FORMAT = 1  # of records; another number, other folders
-ROWS, INDEX = "rows", "index.npy"
-ENTRY = np.dtype([("offset", "<i8"), ("chunks", "<i4"), ("checksum", "<u4")])
+ROWS, INDEX = "rows", "index"
+ENTRY = np.dtype([("end", "<i8"), ("chunks", "<i4"), ("checksum", "<u4")])
 # Fields of PipelineConfig that change how rows are batched, not their tokens.
 BATCHING = ("batch_size", "chunk_buckets", "target_buckets", "seed", "workers", "bucket_batches")
 ROWS_BETWEEN_LOOKS = 256  # at the disk's free space
@@ -56,32 +57,32 @@ class TokenCache:
         return TokenCache, (self.folder, self._encoder, self._config)
 
     def __len__(self) -> int:
-        return len(self._index) - 1
+        return len(self._index)
 
     @cached_property
     def _index(self) -> np.ndarray:
-        return np.load(self.folder / INDEX, mmap_mode="r")
+        return np.memmap(self.folder / INDEX, ENTRY, "r")
 
     @property
     def chunks(self) -> np.ndarray:
         """How many chunks each row has."""
-        return self._index["chunks"][:-1]
+        return self._index["chunks"]
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return int(self._index["offset"][-1]) + self._index.nbytes
+        return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def read(self, number: int, rng: np.random.Generator | None = None) -> Features | None:
         """What `featurize` gives but token_offsets; None for a row that is damaged or gone, which is to be made anew.
 
         With an `rng` (training) and `draw_answer` the target is the answer that `arranged` would draw.
         """
-        entry, end = self._index[number], int(self._index["offset"][number + 1])
+        entry, begin = self._index[number], int(self._index["end"][number - 1]) if number else 0
         try:
             with (self.folder / ROWS).open("rb", buffering=0) as file:
-                file.seek(int(entry["offset"]))
-                record = file.read(end - int(entry["offset"]))
+                file.seek(begin)
+                record = file.read(int(entry["end"]) - begin)
         except OSError:
             return None
         if _checksum(record, number) != entry["checksum"]:
@@ -102,8 +103,8 @@ def token_cache(
     """The tokens of a source's rows, in a folder within `folder`: made first, by `config.workers`, if need be.
 
     The source has a `fingerprint` of its content; training on one that is `joined_anew` cannot read from the cache.
-    Of processes that want the same at once one makes it and the others wait. `on_rows` is told of each row that is
-    tokenised here.
+    Of processes that want the same at once one makes it and the others wait. `on_rows` is told how many rows were
+    there, then of each that is tokenised.
 
     Raises:
       UserError: a row that cannot be used.
@@ -202,33 +203,51 @@ class _Record(grain.transforms.Map):
 def _make(
     target: Path, source: Any, encoder: TextEncoder, config: PipelineConfig, on_rows: Callable[[int], None]
 ) -> None:
-    for left in target.parent.glob(f".{target.name}-*"):  # of a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)  # damaged, or it would be whole
-    partial = target.parent / f".{target.name}-{uuid.uuid4().hex}"
-    partial.mkdir()
-    rows = grain.MapDataset.range(len(source)).map(_Record(source, encoder, config))
-    ahead = grain.ReadOptions(num_threads=0 if config.workers else 1, prefetch_buffer_size=0 if config.workers else 16)
-    records = iter(in_workers(rows.to_iter_dataset(ahead), config.workers))
+    partial = target.with_name(f".{target.name}")
+    partial.mkdir(exist_ok=True)
     try:
-        index = np.zeros(len(source) + 1, ENTRY)
-        with (partial / ROWS).open("wb") as out:
-            for number, (record, chunks) in enumerate(records):
-                index[number] = (out.tell(), chunks, _checksum(record, number))
-                out.write(record)
-                if number % ROWS_BETWEEN_LOOKS == 0:
-                    _check_room(partial, out.tell() * (len(source) - number - 1) // (number + 1))
-                on_rows(1)
-            index[-1] = (out.tell(), 0, 0)
-            _to_disk(out)
-        with (partial / INDEX).open("wb") as out:
-            np.save(out, index)
-            _to_disk(out)
+        _append(partial, source, encoder, config, on_rows)
         partial.rename(target)
-    finally:
-        if hasattr(records, "close"):
-            records.close()
-        shutil.rmtree(partial, ignore_errors=True)  # gone by now if all went well
+    except (OSError, UserError):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _append(
+    folder: Path, source: Any, encoder: TextEncoder, config: PipelineConfig, on_rows: Callable[[int], None]
+) -> None:
+    """Writes the rows that are missing: all of them, or what came after a run was killed."""
+    ahead = grain.ReadOptions(num_threads=0 if config.workers else 1, prefetch_buffer_size=0 if config.workers else 16)
+    with (folder / ROWS).open("ab") as out, (folder / INDEX).open("ab") as index:
+        done, size = _continued(out, index)
+        on_rows(done)
+        rows = grain.MapDataset.range(done, len(source)).map(_Record(source, encoder, config))
+        records = iter(in_workers(rows.to_iter_dataset(ahead), config.workers)) if done < len(source) else iter(())
+        try:
+            for number, (record, chunks) in enumerate(records, done):
+                size += len(record)
+                out.write(record)
+                index.write(np.array((size, chunks, _checksum(record, number)), ENTRY).tobytes())
+                if number % ROWS_BETWEEN_LOOKS == 0:
+                    _check_room(folder, size * (len(source) - number - 1) // (number + 1))
+                on_rows(1)
+        finally:
+            if hasattr(records, "close"):
+                records.close()
+        for file in (out, index):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _continued(out: Any, index: Any) -> tuple[int, int]:
+    """Cuts off what is not whole at the ends of both files: (rows, bytes of their records) that are there."""
+    entries = np.fromfile(index.name, ENTRY)
+    entries = entries[entries["end"] <= os.path.getsize(out.name)]
+    size = int(entries["end"][-1]) if len(entries) else 0
+    out.truncate(size)
+    index.truncate(entries.nbytes)
+    return len(entries), size
 
 
 def _check_room(folder: Path, wanted: int) -> None:
@@ -238,20 +257,14 @@ def _check_room(folder: Path, wanted: int) -> None:
         raise OSError(errno.ENOSPC, f"about {wanted / 1e9:.1f} GB more are needed, {free / 1e9:.1f} GB are free")
 
 
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _checksum(record: bytes, number: int) -> int:
     return zlib.crc32(record, number + 1)  # that of another row's record is another
 
 
 def _whole(folder: Path, rows: int) -> bool:
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        index = np.load(folder / INDEX, mmap_mode="r")
-        whole = index.dtype == ENTRY and index.shape == (rows + 1,)
-        return bool(whole and (folder / ROWS).stat().st_size == index["offset"][-1])
+    with contextlib.suppress(OSError, ValueError):
+        index = np.memmap(folder / INDEX, ENTRY, "r")
+        return len(index) == rows and os.path.getsize(folder / ROWS) == index["end"][-1]
     return False
 
 
