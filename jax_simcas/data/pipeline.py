@@ -121,8 +121,8 @@ def target_content(text: str, tokenizer: Any, config: PipelineConfig) -> tuple[I
 
 def target_ids(content: Int[np.ndarray, " n"], tokenizer: Any, config: PipelineConfig) -> Int32[np.ndarray, " T"]:
     """Decoder start, BOS, content, EOS."""
-    ids = [config.decoder_start, tokenizer.bos_token_id, *content, tokenizer.eos_token_id]
-    return np.asarray(ids, np.int32)
+    begin, end = (config.decoder_start, tokenizer.bos_token_id), (tokenizer.eos_token_id,)
+    return np.concatenate([begin, content, end]).astype(np.int32)
 
 
 class _Content(NamedTuple):
