@@ -205,8 +205,8 @@ def kept_tokens(
             made = cache_lib.token_cache(*options, bar.update)
     except OSError as error:
         say(
-            f"warning: {cache / 'tokens'}: no room for the tokens ({error.strerror or error}), so that rows are "
-            "tokenised whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
+            f"warning: {cache / 'tokens'}: tokens cannot be kept there ({error.strerror or error}): rows are tokenised "
+            "whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
         )
         return None
     say(f"the tokens of {len(source)} rows are kept in {made.folder} ({made.size / 1e6:.1f} MB)")

@@ -433,7 +433,7 @@ def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monke
     monkeypatch.setattr(cache_lib.os, "fsync", full)
     train.train(text_run(data), tmp_path / "run", tmp_path / "cache", progress=False)
     err = capsys.readouterr().err
-    line = f"warning: {tmp_path}/cache/tokens: no room for the tokens (No space left on device), so that rows are"
+    line = f"warning: {tmp_path}/cache/tokens: tokens cannot be kept there (No space left on device): rows are"
     assert line in err and "--config.data.cache=False" in err
     assert_same_run(tmp_path / "run", expected)
     assert all(name.endswith(".lock") for name in contents(tmp_path / "cache" / "tokens"))
