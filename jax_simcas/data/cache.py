@@ -61,6 +61,7 @@ class TokenCache:
 
     @cached_property
     def _index(self) -> np.ndarray:
+        # Mapped into memory: a few bytes a row, shared by the workers.
         return np.memmap(self.folder / INDEX, ENTRY, "r")
 
     @property
@@ -78,8 +79,8 @@ class TokenCache:
 
         With an `rng` (training) and `draw_answer` the target is the answer that `arranged` would draw.
         """
-        entry, begin = self._index[number], int(self._index["end"][number - 1]) if number else 0
         try:
+            entry, begin = self._index[number], int(self._index["end"][number - 1]) if number else 0
             with (self.folder / ROWS).open("rb", buffering=0) as file:
                 file.seek(begin)
                 record = file.read(int(entry["end"]) - begin)
