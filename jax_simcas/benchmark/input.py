@@ -133,9 +133,10 @@ def run(arguments: Any) -> int:
         seconds = time.monotonic() - started
         speed = f"{len(source) / seconds:.0f} rows/s by {counts[-1]} workers"
         print(f"cache: {cache.size / 1e9:.2f} GB, made in {seconds:.1f} s, {speed}")
-    by_length = dataclasses.replace(config, bucket_batches=arguments.bucket_batches)
-    for each in (*(dataclasses.replace(config, workers=count) for count in counts), by_length):
-        rows.append(read(source, tokenizer, each, len(source), cache))
+    configs = [dataclasses.replace(config, workers=count) for count in counts]
+    if arguments.bucket_batches:
+        configs.append(dataclasses.replace(config, bucket_batches=arguments.bucket_batches))
+    rows += [read(source, tokenizer, each, arguments.read or len(source), cache) for each in configs]
     if arguments.consumed:
         rows = [row | {"times the training": f"{row['tokens/s'] / arguments.consumed:.0f}"} for row in rows]
     print(report.markdown_table(rows, list(rows[0])))
@@ -154,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=program.positive, default=8)
     parser.add_argument("--chunk-length", type=program.positive, default=512)
     parser.add_argument("--max-input-len", type=program.positive, default=16_384)
-    parser.add_argument("--bucket-batches", type=program.positive, default=32, help="sorted together (default 32)")
+    parser.add_argument("--read", type=program.positive, help="rows to read from the cache (default: an epoch)")
+    parser.add_argument("--bucket-batches", type=int, default=32, help="sorted together (default 32); 0: not measured")
     parser.add_argument("--consumed", type=float, help="tokens/s that a training step consumes, to compare")
     arguments = parser.parse_args(argv)
     return program.guarded(lambda: run(arguments))
