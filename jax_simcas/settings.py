@@ -39,6 +39,10 @@ class DataConfig:
     task: "summarization" is scored with ROUGE, "answers" with exact match and F1.
     chunk_buckets, target_buckets: lengths that batches are padded to, in chunks and tokens; one compilation
       each. Empty: powers of two.
+    bucket_batches: training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not.
+    cache: a training that reads its rows more than once tokenises them before the first step and keeps the tokens on
+      disk; not where `parts_at` joins documents anew each time. The numbers are the same.
+    workers: processes that tokenise and prepare training batches; 0: the training process itself.
     """
 
     source: str = "jsonl"
@@ -57,6 +61,8 @@ class DataConfig:
     batch_size: int = 1
     chunk_buckets: tuple[int, ...] = ()
     target_buckets: tuple[int, ...] = ()
+    bucket_batches: int = 0
+    cache: bool = True
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +74,8 @@ class DataConfig:
             raise ValueError(f"task={self.task!r}: expected one of summarization, answers")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+        if self.bucket_batches < 0:
+            raise ValueError(f"bucket_batches={self.bucket_batches}: expected at least 0")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from jax_simcas import plots, program, report
 from jax_simcas import settings as settings_lib
 from jax_simcas.bart.layers import stack_layers
 from jax_simcas.checkpoint import Checkpointer
+from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.sources import First
@@ -69,6 +70,7 @@ FREE_ON_RESUME = (
     "loop.max_skipped",
     "data.data_dir",
     "data.workers",
+    "data.cache",
     "generate.",
     "mesh.",
 )
@@ -190,6 +192,27 @@ def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[s
     return means(totals)
 
 
+def kept_tokens(
+    source: Any, tokenizer: Any, config: pipeline.PipelineConfig, cache: Path, passes: float, bar: report.Progress
+) -> cache_lib.TokenCache | None:
+    """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be kept."""
+    options = (source, tokenizer, config, cache / "tokens")
+    found = cache_lib.find(*options)
+    if found or (passes <= 1 and not config.bucket_batches):
+        return found
+    try:
+        with bar:
+            made = cache_lib.token_cache(*options, bar.update)
+    except OSError as error:
+        say(
+            f"warning: {cache / 'tokens'}: tokens cannot be kept there ({error.strerror or error}): rows are tokenised "
+            "whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
+        )
+        return None
+    say(f"the tokens of {len(source)} rows are kept in {made.folder} ({made.size / 1e6:.1f} MB)")
+    return made
+
+
 def say(*notes: str) -> None:
     """Tells the user, once for all processes."""
     if is_main():
@@ -255,6 +278,20 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
             say(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on")
             return Outcome(step, {}, False)
 
+        examined = First(held_out, loop.eval_documents)
+        cached = validated = None
+        if settings.data.cache and getattr(source, "fingerprint", None):
+            bar = partial(report.Progress, unit="rows tokenised", disable=not (progress and is_main()))
+            kept = partial(kept_tokens, tokenizer=model.tokenizer, cache=cache)
+            if cache_lib.joined_anew(source, config):
+                say("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
+            else:
+                passes = loop.steps * config.batch_size * settings.optimizer.accumulate_step / len(source)
+                cached = kept(source, config=config, passes=passes, bar=bar(len(source)))
+            # A few rows in order: not worth starting processes.
+            alone = dataclasses.replace(config, workers=0, bucket_batches=0)
+            passes = loop.steps / loop.eval_every
+            validated = kept(examined, config=alone, passes=passes, bar=bar(len(examined)))
         batches = pipeline.make_iterator(
             source,
             model.tokenizer,
@@ -262,6 +299,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
             training=True,
             start=step * settings.optimizer.accumulate_step,
             places=job.places,
+            cache=cached,
         )
         evaluate = jax.jit(
             lambda params, batch: batch_loss(params, batch, bart, simcas, settings.optimizer.label_smoothing)[1]
@@ -309,11 +347,12 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
                     give_up_if_not_finite(int(state.skipped_in_row), step, settings, checkpoints)
                 if step % loop.eval_every == 0 or last:
                     held = pipeline.make_iterator(
-                        First(held_out, loop.eval_documents),
+                        examined,
                         model.tokenizer,
                         config,
                         training=False,
                         places=job.places,
+                        cache=validated,
                     )
                     validation = validate(evaluate, state.params, map(arrays, held))
                     if writer:

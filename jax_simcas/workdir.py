@@ -113,6 +113,7 @@ def pipeline_config(settings: Settings) -> pipeline.PipelineConfig:
         parts_at=data.parts_at,
         join_parts=data.join_parts,
         draw_answer=data.draw_answer,
+        bucket_batches=data.bucket_batches,
     )
 
 

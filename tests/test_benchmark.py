@@ -9,6 +9,7 @@ import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.benchmark import checkpoint
+from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
 
@@ -45,6 +46,35 @@ def test_checkpoints_are_timed(tmp_path, capsys):
         assert 0 < row["stall"] <= row["on disk after"] and row["cost"] < 60 and row["state MB"] > 1
     assert checkpoint.main([f"--folder={tmp_path}", "--size=tiny"]) == 1
     assert "not empty; give a new one" in capsys.readouterr().err
+
+
+def test_the_input_side_is_measured_and_goes_on_in_its_folder(tmp_path, capsys):
+    flags = [
+        f"--folder={tmp_path}",
+        "--rows=48",
+        "--tokens=200,900",
+        "--sample=16",
+        "--workers=0",
+        "--chunk-length=128",
+    ]
+    tables = []
+    for _ in range(2):
+        assert input_side.main([*flags, "--consumed=10"]) == 0
+        out = capsys.readouterr().out
+        lines = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
+        tables.append([dict(zip(map(str.strip, lines[0]), map(str.strip, line), strict=True)) for line in lines[2:]])
+    assert "cache: " not in out  # it was there
+    assert [row["input"] for row in tables[0]] == ["tokenising", "cache", "cache, sorted"]
+    assert [row["rows"] for row in tables[0]] == ["16", "48", "48"]
+    for first, second in zip(*tables, strict=True):
+        assert first["tokens"] == second["tokens"]
+        assert float(first["tokens/s"]) > 0
+        assert float(first["times the training"]) == pytest.approx(float(first["tokens/s"]) / 10, abs=1)
+    tokens, whole, by_length = (int(row["tokens"]) / int(row["rows"]) for row in tables[0])
+    assert all(300 < count < 800 for count in (tokens, whole, by_length))
+    assert int(tables[0][2]["padding %"]) < int(tables[0][1]["padding %"])
+    assert input_side.main([*flags, "--tokens=9,3"]) == 1
+    assert "--tokens=9,3" in capsys.readouterr().err
 
 
 def test_half_of_the_tokens_are_selected_and_fit():

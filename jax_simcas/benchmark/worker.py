@@ -14,15 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 
 
-def resident(field: str) -> int:
+def resident(field: str, process: int | str = "self") -> int:
     """Bytes of resident memory: now ("VmRSS") or at most since the last `forget_peak` ("VmHWM"); Linux only."""
-    for line in STATUS.read_text().splitlines():
+    status = Path(f"/proc/{process}/status")
+    for line in status.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise OSError(f"{STATUS} has no {field}")
+    raise OSError(f"{status} has no {field}")
 
 
 def forget_peak() -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int32
 
 from jax_simcas.chunk import Chunks, bucket, chunk_at, chunk_sentences, chunk_tokens, most_chunks
 from jax_simcas.data.sources import Row
@@ -35,6 +35,8 @@ class PipelineConfig:
     workers: processes that prepare training batches; evaluation needs none.
     parts_at: where documents of several parts are split ("" for none); the parts are joined by `join_parts`.
     draw_answer: training takes a random one of a row's answers, not always the first.
+    bucket_batches: training batches hold rows of about as many chunks: the shuffled rows of so many batches are
+      sorted; 0: rows come as they are shuffled.
     """
 
     chunk_length: int
@@ -51,6 +53,7 @@ class PipelineConfig:
     parts_at: str = ""
     join_parts: str = "</s>"
     draw_answer: bool = False
+    bucket_batches: int = 0
 
     def __post_init__(self) -> None:
         if self.input_template.count("{document}") != 1:
@@ -58,7 +61,7 @@ class PipelineConfig:
         if self.chunking not in ("fixed", "sentences"):
             raise ValueError(f"chunking={self.chunking!r}: expected one of fixed, sentences")
         least = (("chunk_length", 3), ("max_input_len", 3), ("max_target_len", SPECIALS_OF_TARGET), ("batch_size", 1))
-        for name, value in least:
+        for name, value in (*least, ("bucket_batches", 0)):
             if getattr(self, name) < value:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {value}")
 
@@ -97,19 +100,29 @@ def featurize(row: Row, tokenizer: Any, config: PipelineConfig) -> Features:
         of another length than the model's, or that the tokenizer cannot have made.
     """
     content = (_from_text if row.chunks is None else _from_chunks)(row, tokenizer, config)
-    target = encode_text(tokenizer, row.summary).ids
-    room = config.max_target_len - SPECIALS_OF_TARGET
-    target_ids = [config.decoder_start, tokenizer.bos_token_id, *target[:room], tokenizer.eos_token_id]
+    target, cut_target = target_content(row.summary, tokenizer, config)
     return {
         "input_ids": content.chunks.input_ids,
         "token_mask": content.chunks.token_mask,
         "token_offsets": _of_tokens(content.chunks, content.offsets, -1),
         "evidence_mask": _of_tokens(content.chunks, _overlaps(content.offsets, row.evidence or ()), False),
         "has_evidence": row.evidence is not None,
-        "target_ids": np.asarray(target_ids, np.int32),
+        "target_ids": target_ids(target, tokenizer, config),
         "cut_tokens": content.cut,
-        "cut_target": max(len(target) - room, 0),
+        "cut_target": cut_target,
     }
+
+
+def target_content(text: str, tokenizer: Any, config: PipelineConfig) -> tuple[Int32[np.ndarray, " n"], int]:
+    """A target's tokens without specials, and how many the limit left out."""
+    ids, room = encode_text(tokenizer, text).ids, config.max_target_len - SPECIALS_OF_TARGET
+    return ids[:room], max(len(ids) - room, 0)
+
+
+def target_ids(content: Int[np.ndarray, " n"], tokenizer: Any, config: PipelineConfig) -> Int32[np.ndarray, " T"]:
+    """Decoder start, BOS, content, EOS."""
+    begin, end = (config.decoder_start, tokenizer.bos_token_id), (tokenizer.eos_token_id,)
+    return np.concatenate([begin, content, end]).astype(np.int32)
 
 
 class _Content(NamedTuple):
@@ -138,7 +151,7 @@ def _from_text(row: Row, tokenizer: Any, config: PipelineConfig) -> _Content:
     encoded = encode_text(tokenizer, text)
     limit = config.max_input_len - 2
     ids, offsets = encoded.ids[:limit], encoded.offsets[:limit]
-    special = _special(tokenizer)
+    special = special_ids(tokenizer)
     if config.chunking == "sentences":
         ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
         # A sentence ends before the first token that starts at or after the character that follows it.
@@ -153,7 +166,7 @@ def _from_chunks(row: Row, tokenizer: Any, config: PipelineConfig) -> _Content:
 
     Deviation: cut at max_input_len tokens of content, where the released code keeps max_input_len // S chunks.
     """
-    special, length = _special(tokenizer), config.chunk_length
+    special, length = special_ids(tokenizer), config.chunk_length
     known = tokenizer.backend_tokenizer.get_vocab_size()
     contents = []
     for k, chunk in enumerate(row.chunks or ()):
@@ -184,7 +197,8 @@ def _from_chunks(row: Row, tokenizer: Any, config: PipelineConfig) -> _Content:
     return _Content(chunks, np.full((len(read), 2), -1, np.int64), len(ids) - len(read))
 
 
-def _special(tokenizer: Any) -> dict[str, int]:
+def special_ids(tokenizer: Any) -> dict[str, int]:
+    """BOS, EOS and PAD, as chunk.py's functions take them."""
     return {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
 
 
@@ -263,6 +277,7 @@ def make_iterator(
     training: bool,
     start: int = 0,
     places: Sequence[int] | None = None,
+    cache: Any = None,
 ) -> grain.DatasetIterator:
     """Batches: endless, shuffled anew each epoch when training; else one pass in order, the last one padded.
 
@@ -272,9 +287,10 @@ def make_iterator(
       start: how many batches to pass over, without reading them: where an interrupted run goes on.
       places: of several processes, the places in each batch of `config.batch_size` rows that this one reads;
         None: all. All get equally many batches.
+      cache: a TokenCache of these rows, read in place of tokenising; the batches are the same.
 
     Raises:
-      UserError: a source without rows; while iterating, a row that cannot be used.
+      UserError: a source without rows; bucket_batches without a cache; while iterating, a row that cannot be used.
     """
     if not len(source):
         raise UserError(f"{source!r}: no rows in it")
@@ -283,10 +299,17 @@ def make_iterator(
     places = range(size) if places is None else places
     if training:
         rows = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
-        featurized = rows.random_map(_FeaturizeForTraining(source, encoder, config))
+        if config.bucket_batches:
+            if cache is None:
+                raise UserError(
+                    "config.data.bucket_batches needs the number of chunks of every row, which the cache of tokens "
+                    "knows: it needs config.data.cache=True, rows of files and no config.data.parts_at"
+                )
+            rows = rows.map_with_index(_Bucketed(rows, len(source), cache, config))
+        featurized = rows.random_map(_FeaturizeForTraining(source, encoder, config, cache))
     else:
         rows = grain.MapDataset.range(-(-len(source) // size) * size)
-        featurized = rows.map(_Featurize(source, encoder, config))
+        featurized = rows.map(_Featurize(source, encoder, config, cache))
     # Nothing is read before it is asked for, so that these slices cost nothing.
     end = len(featurized) // size * size
     columns = [featurized[start * size + place : end : size] for place in places]
@@ -295,30 +318,70 @@ def make_iterator(
         .map(_Pad(config, encoder.pad_token_id, len(places)))
         .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=BATCHES_AHEAD))
     )
-    if config.workers and training:
-        from absl import flags
+    return iter(in_workers(batches, config.workers if training else 0))
 
-        if not flags.FLAGS.is_parsed():  # grain asks for its own flags, which a caller without absl never parses
-            flags.FLAGS.mark_as_parsed()
-        # Batches come through pipes: shared memory is 64 MB in a container by default, and is left over at exit.
-        pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
-        batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
-    return iter(batches)
+
+def in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
+    """The same elements in the same order, prepared by so many processes; 0: by this one."""
+    if not workers:
+        return dataset
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # grain asks for its own flags, which a caller without absl never parses
+        flags.FLAGS.mark_as_parsed()
+    # Elements come through pipes: shared memory is 64 MB in a container by default, and is left over at exit.
+    pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+
+
+class _Bucketed(grain.transforms.MapWithIndex):
+    """Place in the stream of shuffled rows -> row, so that batches hold rows of about as many chunks.
+
+    The rows of `bucket_batches` batches at a time, but never of two epochs, are sorted by chunks and cut into batches,
+    which come in random order. In a batch that two epochs share, rows stay where they were.
+    """
+
+    def __init__(self, rows: grain.MapDataset, epoch: int, cache: Any, config: PipelineConfig) -> None:
+        self._rows, self._epoch, self._cache, self._config = rows, epoch, cache, config
+        self._sorted: tuple[int, np.ndarray] = (
+            0,
+            np.zeros(0, np.int64),
+        )  # the latest window: where it begins, its rows
+
+    def map_with_index(self, index: int, element: Any) -> int:
+        begin, rows = self._sorted
+        if not begin <= index < begin + len(rows):
+            window = self._config.bucket_batches * self._config.batch_size
+            begin = max(index // window * window, index // self._epoch * self._epoch)
+            end = min((index // window + 1) * window, (index // self._epoch + 1) * self._epoch)
+            rows = self._sort(begin, end)
+            self._sorted = (begin, rows)
+        return int(rows[index - begin])
+
+    def _sort(self, begin: int, end: int) -> np.ndarray:
+        size = self._config.batch_size
+        rows = np.asarray([self._rows[place] for place in range(begin, end)], np.int64)
+        whole = slice(lead := min(-begin % size, end - begin), lead + (end - begin - lead) // size * size)
+        batches = rows[whole][np.argsort(self._cache.chunks[rows[whole]], kind="stable")].reshape(-1, size)
+        rows[whole] = np.random.default_rng([self._config.seed, begin]).permutation(batches).ravel()
+        return rows
 
 
 class _Featurize(grain.transforms.Map):
     """Row number -> features; nothing for the numbers beyond the last row, which fill the last batch."""
 
-    def __init__(self, source: Any, encoder: TextEncoder, config: PipelineConfig) -> None:
-        self._source, self._encoder, self._config = source, encoder, config
+    def __init__(self, source: Any, encoder: TextEncoder, config: PipelineConfig, cache: Any) -> None:
+        self._source, self._encoder, self._config, self._cache = source, encoder, config, cache
 
     def map(self, index: Any) -> Features:
         return self._features(int(index), None) if int(index) < len(self._source) else {}
 
     def _features(self, index: int, rng: np.random.Generator | None) -> Features:
-        row = arranged(self._source[index], self._config, rng)
-        return featurize(row, self._encoder, self._config) | {"row_index": index}
+        features = None if self._cache is None else self._cache.read(index, rng)
+        if features is None:
+            features = featurize(arranged(self._source[index], self._config, rng), self._encoder, self._config)
+        return features | {"row_index": index}
 
 
 class _FeaturizeForTraining(_Featurize, grain.transforms.RandomMap):

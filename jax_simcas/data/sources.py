@@ -376,10 +376,12 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
 
 
 class First:
-    """The first `count` rows of a source."""
+    """The first `count` rows of a source; with a `fingerprint` if the source has one."""
 
     def __init__(self, source: Any, count: int) -> None:
         self._source, self._count = source, min(count, len(source))
+        whole = getattr(source, "fingerprint", None)
+        self.fingerprint = whole and f"first {self._count} of {whole}"
 
     def __len__(self) -> int:
         return self._count
