@@ -34,8 +34,8 @@ FLOORS = [
     },
     {"bart", "data"},
     {"model", "pretrained", "flops"},
-    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "job"},
-    {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
+    {"update", "generate", "inference", "settings", "presets", "grid", "workdir", "program", "job"},
+    {"experiments", "train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
 ]
 
 
