@@ -113,7 +113,8 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The measures of a document, from its line of predictions.jsonl; scores and shares are in percent."""
     out = {name: (float(value), 1.0) for name, value in record["scores"].items() if value is not None}
     if record.get("nll"):
-        out["nll"] = tuple(record["nll"])
+        nats, tokens = record["nll"]
+        out["nll"] = (float(nats), float(tokens))
     out["kept %"] = (100.0 * record["kept"], float(record["candidates"]))
     evidence = record.get("evidence") or {}
     out |= {name: (100.0 * evidence[key][0], float(evidence[key][1])) for name, key in EVIDENCE.items() if evidence}

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
@@ -104,6 +105,13 @@ def override(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
     from absl import flags
     from ml_collections import config_flags
 
+    for change in changes:
+        place: Any = config
+        field = change.removeprefix("--config.").partition("=")[0]
+        for part in field.split("."):
+            if not isinstance(place, ConfigDict) or part not in place:
+                raise UserError(f"--config.{field}: no such field")
+            place = place[part]
     values, argv = flags.FlagValues(), ["", *changes]
     config = copy.deepcopy(config)
     holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

@@ -180,7 +180,9 @@ def test_only_some_seeds_and_variants(here, capsys):
     ("flags", "message"),
     [
         (["--only=best"], "--only=best: the variants are good, other"),
-        (["--config.loop.stepz=3"], "stepz"),
+        (["--config.loop.stepz=3"], "--config.loop.stepz: no such field"),
+        (["--config.loop.steps.more=3"], "--config.loop.steps.more: no such field"),
+        (["--config.loop.steps=many"], "many"),
         (["--config.simcas.align=median"], "variant 'good': config.simcas: align='median'"),
         (["--config.simcas.chunk_length=128"], "variant 'good': chunk_length=128 exceeds"),
         (["--base=configs/nothing.py"], "configs/nothing.py: no such Python file"),
