@@ -109,7 +109,7 @@ def test_experiments_that_cannot_be(changes, message):
 
 
 def test_the_table_as_text_and_as_csv():
-    experiment = Experiment((Variant("SimCAS", x=1), Variant("one, chunk".replace(",", ""), x=2)))
+    experiment = Experiment((Variant("SimCAS", line="all", x=1), Variant("one chunk", line="all", x=2)))
     lines = grid.table_lines(experiment, {"SimCAS": A, "one chunk": B})
     text = grid.markdown("ablation", lines, ["late, seed 0: training"])
     means, differences = (block for block in text.split("\n\n") if block.startswith("| "))
