@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-repeat-ngram-size", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of random policies and of the bootstrap")
     parser.add_argument("--distributed", default="", help="one of several processes: auto, or HOST:PORT,COUNT,INDEX")
-    arguments, arguments.overrides = program.with_overrides(parser, argv)
+    arguments = program.with_overrides(parser, argv)
     return guarded(lambda: run(arguments))
 
 

@@ -286,7 +286,7 @@ def draw(lines: Sequence[Line], axis: str, path: Path) -> None:
             {line.row.label: {n: s.score for n, s in line.statistics.items()} for line in lines}, path
         )
         return
-    panels: dict[str, dict[str, dict[float, report.Interval]]] = {}
+    panels: dict[str, dict[str, dict[report.Number, report.Interval]]] = {}
     for line in lines:
         if line.row.x is not None:
             for name, got in line.statistics.items():
@@ -386,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=program.positive, help="documents of each evaluation")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and which are done")
     parser.add_argument("--table", action="store_true", help="only write the table of what is done")
-    arguments, arguments.overrides = program.with_overrides(parser, argv)
+    arguments = program.with_overrides(parser, argv)
     return program.guarded(lambda: run(arguments))
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jax_simcas import report
-from jax_simcas.metrics import Pair, Score, add, mean, pool_scores
+from jax_simcas.metrics import Number, Pair, Score, add, mean, pool_scores
 
 Measures = Mapping[str, Pair]  # measure -> (sum, count) of one document
 CSV_COLUMNS = (
@@ -33,7 +33,7 @@ class Variant:
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     line: str = ""
-    x: float | None = None
+    x: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Evaluation:
     split: str = ""
     limit: int = 0
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    x: float | None = None
+    x: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Row(NamedTuple):
     variant: Variant
     evaluation: Evaluation
     label: str
-    x: float | None
+    x: Number | None
 
 
 def rows(experiment: Experiment) -> list[Row]:

@@ -184,7 +184,7 @@ def _draw_bars(axes: Axes, scores: Sequence[Interval | None]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def plot_lines(panels: Mapping[str, Mapping[str, Mapping[float, Interval]]], axis: str, path: PathLike) -> Path:
+def plot_lines(panels: Mapping[str, Mapping[str, Mapping[Number, Interval]]], axis: str, path: PathLike) -> Path:
     """Draws scores against a number: a panel for each score, in it a line with intervals for each label.
 
     Args:

@@ -87,13 +87,14 @@ def parse_flags(arguments: list[str]) -> list[str]:
     return rest
 
 
-def with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """argparse's flags, and apart from them those of the form --config.FIELD=VALUE."""
-    arguments, rest = parser.parse_known_args(argv)
-    unknown = [flag for flag in rest if not (flag.startswith("--config.") and "=" in flag)]
+def with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """argparse's flags, and as `overrides` those of the form --config.FIELD=VALUE."""
+    arguments, overrides = parser.parse_known_args(argv)
+    arguments.overrides = overrides
+    unknown = [flag for flag in arguments.overrides if not (flag.startswith("--config.") and "=" in flag)]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; a setting is changed by --config.FIELD=VALUE")
-    return arguments, rest
+    return arguments
 
 
 def override(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
