@@ -79,6 +79,10 @@ def calls(here):
     }
 
 
+def table(here):
+    return list(csv.DictReader((here / "runs" / "table.csv").read_text().splitlines()))
+
+
 @pytest.mark.parametrize("name", READY)
 @pytest.mark.parametrize("base", ["", "qmsum"])
 def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
@@ -126,7 +130,7 @@ def test_a_grid_is_run_once_and_becomes_a_table(here, capsys):
     assert set(calls(here).values()) == {1}
     # f1 is 10 x seed + document: 1 and 11.
     assert "6.0 ± 7.1" in capsys.readouterr().out
-    rows = list(csv.DictReader((here / "runs" / "table.csv").open()))
+    rows = table(here)
     labels = ["good, own", "good, random", "other, own", "other, random"]
     assert [row["run"] for row in rows if row["measure"] == "f1"] == labels
     assert {row["mean"] for row in rows if row["measure"] == "kept %"} == {"25"}
@@ -271,7 +275,7 @@ def test_a_small_experiment_for_real(tmp_path, monkeypatch):
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
     flags = [*as_flags({"data.validation_split": "validation"}), "--split=test", "--limit=5"]
     assert main(tmp_path, *flags) == 0
-    rows = list(csv.DictReader((tmp_path / "runs" / "table.csv").open()))
+    rows = table(tmp_path)
     assert {row["run"] for row in rows} == {"good, own", "good, random", "other, own", "other, random"}
     measures = {"exact_match", "f1", "nll", "kept %", "evidence recall %", "evidence precision %"}
     assert {row["measure"] for row in rows} == measures
