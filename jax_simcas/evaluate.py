@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_simcas import bertscore, metrics, paired, plots, program, report
+from jax_simcas import settings as settings_lib
 from jax_simcas.data import pipeline
 from jax_simcas.data.sources import First, Row
 from jax_simcas.errors import UserError
-from jax_simcas.inference import capacity_for, generate_batch, select_batch
+from jax_simcas.inference import capacity_for, generate_batch, select_batch, target_nll
 from jax_simcas.job import gather, guarded, is_main, join, local_mesh
-from jax_simcas.select import POLICIES
+from jax_simcas.select import BUDGETED, POLICIES
 from jax_simcas.settings import Settings
 from jax_simcas.sharding import batch_shardings, put, replicated
 from jax_simcas.workdir import CONFIG, Model, checkpoint_step, load_model, open_source, pipeline_config
@@ -32,6 +33,7 @@ EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512  # the first chunk only
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --bertscore=roberta-large
   python -m jax_simcas.evaluate --compare runs/a/evaluation/test runs/b/evaluation/test --plot=difference.png
+  python -m jax_simcas.evaluate --workdir=runs/embedded --config.data.embedded.chunks=64
 """
 
 
@@ -46,6 +48,7 @@ class Evaluated(NamedTuple):
     kept: tuple[int, int]  # (kept, candidates)
     evidence: dict[str, tuple[float, float]]  # (sum, count) pairs; empty without marked evidence
     cut_tokens: int  # beyond max_input_len, and so not read
+    nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
 
 
 def references(row: Row, task: str) -> tuple[str, ...]:
@@ -66,8 +69,8 @@ def evaluate_documents(
     """Summarises and scores this process's rows of `source`, in order, and their first `lead_words` words.
 
     Of several processes each takes its share of every batch, `data.batch_size` documents, which lie on its own
-    devices: nothing waits for the others. The policies `random` and `topk` keep, in each document, as many candidates
-    as the configured policy would: an equal budget.
+    devices: nothing waits for the others. Policies that spend a budget keep as many candidates of each
+    document as the configured policy would: an equal budget.
     """
     settings = model.settings
     static = {"bart": settings.bart, "simcas": settings.simcas}
@@ -77,29 +80,25 @@ def evaluate_documents(
     mesh = jax.sharding.get_mesh()
     params = put(model.params, jax.tree.map(lambda _: replicated(mesh), model.params))
     for batch in pipeline.make_iterator(source, model.tokenizer, config, training=False, places=places):
-        fields = {name: batch[name] for name in ("input_ids", "token_mask", "chunk_mask")}
+        names = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")
+        fields = {name: batch[name] for name in names}
         arrays = jax.device_put(fields, batch_shardings(mesh, fields))
         rows = arrays["input_ids"].shape[0]
         key, draw = jax.random.split(key)
         nothing = jnp.zeros(rows, jnp.int32)
         own = settings.simcas.policy
-        if policy in ("random", "topk") and settings.simcas.budget is None:
-            own = "greedy" if own in ("random", "topk") else own
+        if policy in BUDGETED and settings.simcas.budget is None:
             _, selection = select_batch(params, arrays, draw, nothing, policy=own, **static)
             budget = selection.action.sum(axis=(1, 2))
         else:
             budget = nothing + (settings.simcas.budget or 0)
         hidden, selection = select_batch(params, arrays, draw, budget, policy=policy, **static)
-        generation = generate_batch(
-            params,
-            hidden,
-            arrays["chunk_mask"],
-            selection,
-            config=settings.generate,
-            capacity=capacity_for(selection, settings.simcas.capacity),
-            **static,
-        )
-        sequences, kept, candidate = jax.device_get((generation.sequence, selection.action, selection.candidate_mask))
+        selected = (params, hidden, arrays["chunk_mask"], selection)
+        capacity = capacity_for(selection, settings.simcas.capacity)
+        generation = generate_batch(*selected, config=settings.generate, capacity=capacity, **static)
+        nll = target_nll(*selected, arrays["target_ids"], arrays["target_mask"], capacity=capacity, **static)
+        outcome = (generation.sequence, selection.action, selection.candidate_mask, *nll)
+        sequences, kept, candidate, nats, tokens = jax.device_get(outcome)
         real = np.flatnonzero(batch["row_mask"])
         for b in real:
             row = source[int(batch["row_index"][b])]
@@ -118,6 +117,7 @@ def evaluate_documents(
                 (int(kept[b].sum()), int(candidate[b].sum())),
                 evidence,
                 int(batch["cut_tokens"][b]),
+                (float(nats[b]), int(tokens[b])),
             )
         on_batch(len(real))
 
@@ -152,6 +152,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),
         "scores": as_dicts(metrics.summarize_scores([row.scores for row in rows], seed)),
         "lead": as_dicts(metrics.summarize_scores([row.lead for row in rows], seed)),
+        "nll": metrics.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),
         "kept_share": float(kept[0] / max(kept[1], 1)),
         "states": float(kept[0] / len(rows)),
         "evidence": as_dicts(metrics.evidence_summary([row.evidence for row in rows if row.evidence], seed)),
@@ -186,17 +187,21 @@ def write_predictions(path: Path, rows: list[Evaluated]) -> None:
                 "kept": item.kept[0],
                 "candidates": item.kept[1],
                 "cut_tokens": item.cut_tokens,
+                "nll": item.nll,
                 "evidence": item.evidence or None,
             }
             file.write(json.dumps(report.json_ready(record), ensure_ascii=False) + "\n")
 
 
 def changed(settings: Settings, arguments: Any) -> Settings:
-    """The run's settings with the flags' changes.
+    """The run's settings with the flags' changes, those of --config.FIELD=VALUE first.
 
     Raises:
       UserError: a value that the settings refuse.
     """
+    if arguments.overrides:
+        config = program.override(settings_lib.to_config(settings), arguments.overrides)
+        settings = settings_lib.from_config(config)
     generate = {
         name: getattr(arguments, name)
         for name in ("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size")
@@ -257,24 +262,27 @@ def run(arguments: Any) -> int:
         rows = with_bertscore(rows, encoder, settings.data.task, lead_words)
     summary = summary_of(rows, arguments.seed) | {
         "split": split,
+        "source": repr(source),
         "policy": policy,
         "task": settings.data.task,
         "lead_words": lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_predictions(folder / paired.PREDICTIONS, rows)
-    (folder / "scores.json").write_text(json.dumps(report.json_ready(summary), indent=1) + "\n", encoding="utf-8")
+    report.replace_file(folder / "scores.json", (json.dumps(report.json_ready(summary), indent=1) + "\n").encode())
     print(table(summary))
     print(
         f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates",
         end="",
     )
     print(f" ({summary['states']:.0f} a document)")
+    print(f"the references take {report.format_score(metrics.Score(**summary['nll']), 2)} nats a token (nll)")
     if summary["evidence"]:
         shown = {name: metrics.Score(**score) for name, score in summary["evidence"].items()}
         print(
-            f"marked evidence: kept {100 * shown['evidence_kept'].mean:.1f} % of it, "
-            f"{100 * shown['all_kept'].mean:.1f} % of all tokens; a token that matters is "
+            f"marked evidence: kept {100 * shown['evidence_kept'].mean:.1f} % of it (recall), "
+            f"{100 * shown['all_kept'].mean:.1f} % of all tokens; {100 * shown['evidence_precision'].mean:.1f} % of "
+            f"what was kept is evidence (precision); a token that matters is "
             f"{report.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
         )
     if encoder:
@@ -325,7 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--split", help="default: the config's validation split")
     parser.add_argument("--step", default="best", help="best (default), latest or a number")
-    parser.add_argument("--policy", choices=POLICIES, help="in place of the config's; random and topk at equal budget")
+    parser.add_argument(
+        "--policy", choices=POLICIES, help=f"in place of the config's; {', '.join(BUDGETED)} keep as many as it would"
+    )
     parser.add_argument("--limit", type=program.positive, help="the first LIMIT documents only")
     parser.add_argument("--output", help="default: WORKDIR/evaluation/SPLIT[-POLICY]")
     parser.add_argument("--data-dir", help="in place of the config's")
@@ -343,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--measures", type=program.names, help="of --compare, such as rouge1,authors/rougeLsum")
     parser.add_argument("--plot", metavar="PNG", help="of --compare: also draw the differences")
-    arguments = parser.parse_args(argv)
+    arguments = program.with_overrides(parser, argv)
     if not arguments.compare and (arguments.measures or arguments.plot):
         parser.error("--measures and --plot go with --compare")
     return guarded(lambda: run_compare(arguments) if arguments.compare else run(arguments))

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.generate import GenerateConfig, Generation, generate
-from jax_simcas.model import SimcasConfig, candidates, encode
+from jax_simcas.model import SimcasConfig, candidates, decode_selected, encode
+from jax_simcas.reward import target_log_prob
 from jax_simcas.select import Selection, compact, most_probable, select
 from jax_simcas.sharding import over_documents
 from jax_simcas.update import Batch
@@ -80,6 +81,32 @@ def generate_batch(
         return generate(params, bart, config, compacted.states, compacted.mask, dtype=jnp.dtype(simcas.dtype))
 
     return over_documents(one)(hidden, chunk_mask, selection)
+
+
+@partial(jax.jit, static_argnames=("bart", "simcas", "capacity"))
+def target_nll(
+    params: Params,
+    hidden: Float[Array, "B K S D"],
+    chunk_mask: Array,
+    selection: Selection,
+    target_ids: Int[Array, "B T"],
+    target_mask: Bool[Array, "B T"],
+    *,
+    bart: BartConfig,
+    simcas: SimcasConfig,
+    capacity: int,
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    """(nats, tokens) of every document's reference, given what was selected: the loss without smoothing."""
+
+    def one(
+        hidden: Array, chunk_mask: Array, selection: Selection, target_ids: Array, target_mask: Array
+    ) -> tuple[Array, Array]:
+        compacted = compact(hidden, chunk_mask, selection, capacity)
+        logits, _ = decode_selected(params, bart, simcas, compacted, target_ids, target_mask, with_weights=False)
+        log_prob, tokens = target_log_prob(logits, target_ids, target_mask)
+        return -log_prob, tokens
+
+    return over_documents(one)(hidden, chunk_mask, selection, target_ids, target_mask)
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:

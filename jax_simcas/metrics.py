@@ -313,6 +313,7 @@ def pool_scores(
     key_seed: int = 0,
     *,
     ratios: Mapping[str, tuple[str, str]] | None = None,
+    differences: Mapping[str, tuple[str, str]] | None = None,
     samples: int = 2000,
     level: float = 0.95,
 ) -> dict[str, Score]:
@@ -321,6 +322,7 @@ def pool_scores(
     Args:
       rows: the (sum, count) pairs of each document; a missing name is (0, 0).
       ratios: name -> (over, under): adds the quotient of two of the pooled means.
+      differences: name -> (a, b): adds a - b, of documents that are drawn for both together.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:
@@ -337,10 +339,11 @@ def pool_scores(
     with np.errstate(divide="ignore", invalid="ignore"):
         point, estimates = total[:, 0] / total[:, 1], drawn[..., 0] / drawn[..., 1]
         out = {name: score(point[i], estimates[:, i], counted[:, i]) for i, name in enumerate(names)}
-        for name, (over, under) in (ratios or {}).items():
-            i, j = names.index(over), names.index(under)
-            both = counted[:, i] & counted[:, j]
-            out[name] = score(point[i] / point[j], estimates[:, i] / estimates[:, j], both)
+        for combine, wanted in ((np.divide, ratios), (np.subtract, differences)):
+            for name, (a, b) in (wanted or {}).items():
+                i, j = names.index(a), names.index(b)
+                both = counted[:, i] & counted[:, j]
+                out[name] = score(combine(point[i], point[j]), combine(estimates[:, i], estimates[:, j]), both)
     return out
 
 

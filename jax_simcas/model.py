@@ -27,8 +27,9 @@ class SimcasConfig:
     """Every choice that method.md leaves open; the defaults are its defaults.
 
     capacity: rows that the decoder may attend to, the document's state included; None: all that are selected.
-    policy: at inference; training draws ("sample").
-    budget: candidates a document that the policies `topk` and `random` keep.
+    policy: at inference.
+    train_policy: in the transformer's training: "sample" draws; "all" goes without selection.
+    budget: candidates a document that the policies `topk`, `random`, `first` and `spaced` keep.
     dtype: compute type of products and states; parameters, softmax, norms and losses stay float32.
     remat: what the backward pass recomputes ("none", "dots", "layer"), from most memory to least.
     """
@@ -42,6 +43,7 @@ class SimcasConfig:
     chunk_position: str = "none"
     max_chunks: int = 1_024  # rows of the learned chunk positions
     policy: str = "greedy"
+    train_policy: str = "sample"
     threshold: float = 0.5
     budget: int | None = None
     capacity: int | None = None
@@ -57,6 +59,7 @@ class SimcasConfig:
             "align": ALIGNMENTS,
             "chunk_position": ("none", "sinusoidal", "learned"),
             "policy": select_lib.POLICIES,
+            "train_policy": ("sample", "all"),
             "empty_chunk": ("all", "none"),
             "dtype": ("float32", "bfloat16"),
             "remat": REMAT,
@@ -75,7 +78,7 @@ class SimcasConfig:
                 raise ValueError(f"{name}={value}: expected at least {least}")
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold={self.threshold}: expected a probability")
-        if self.policy in ("topk", "random") and self.budget is None:
+        if self.policy in select_lib.BUDGETED and self.budget is None:
             raise ValueError(f"policy={self.policy!r} needs budget=<number of candidates a document>")
 
     def replace(self, **changes: Any) -> SimcasConfig:

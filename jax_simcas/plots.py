@@ -211,6 +211,41 @@ def plot_differences(differences: Mapping[str, Interval], path: PathLike) -> Pat
     return _save(figure, Path(path))
 
 
+def plot_lines(panels: Mapping[str, Mapping[str, Mapping[Number, Interval]]], axis: str, path: PathLike) -> Path:
+    """Draws scores against a number: a panel for each score, in it a line with intervals for each label.
+
+    Args:
+      panels: score -> label -> x -> (mean, low, high, count); x that span more than a decade get a logarithmic axis.
+      axis: what x counts.
+
+    Raises:
+      ValueError: no panels.
+      UserError: the image cannot be written.
+    """
+    if not panels:
+        raise ValueError("panels: expected at least one")
+    every = sorted({x for lines in panels.values() for points in lines.values() for x in points})
+    colors = (_COLORS["train"], _COLORS["validation"], *_OTHER_COLORS)
+    figure = _figure(4.3 * len(panels), 3.6)
+    for column, (title, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), column)
+        for number, (label, points) in enumerate(lines.items()):
+            color = colors[number % len(colors)]
+            x, scores = zip(*sorted(points.items()), strict=True)
+            means, low, high = (np.array([score[i] for score in scores], float) for i in range(3))
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(x, means, color=color, linewidth=1.8, marker="o", markersize=4, label=label)
+        if every[0] > 0 and every[-1] > 10 * every[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(every, [f"{x:g}" for x in every])
+        axes.set_xticks([], minor=True)
+        axes.set_title(title, fontsize=10.5, color=_INK, loc="left")
+        axes.set_xlabel(axis, fontsize=9, color=_FAINT)
+        axes.legend(loc="upper left", frameon=False, fontsize=8.5, labelcolor=_INK)
+        _tidy(axes, "both")
+    return _save(figure, Path(path))
+
+
 def plot_growth(panels: Mapping[str, Mapping[str, Sequence[tuple[Number, Number]]]], path: PathLike) -> Path:
     """Draws what grows with length, both axes logarithmic: a panel for each title, in it a line for each label.
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections.config_dict import ConfigDict
 
 from jax_simcas.errors import UserError
 
@@ -77,11 +81,51 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        lines = [line for line in str(error).strip().splitlines() if line.strip()]
-        sys.exit(fail(lines[-1] if lines else repr(error)))
+        sys.exit(fail(_last_line(error)))
     if rest[1:]:
         sys.exit(fail(f"unexpected argument {rest[1]!r}; see --help"))
     return rest
+
+
+def with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """argparse's flags, and as `overrides` those of the form --config.FIELD=VALUE."""
+    arguments, overrides = parser.parse_known_args(argv)
+    arguments.overrides = overrides
+    unknown = [flag for flag in arguments.overrides if not (flag.startswith("--config.") and "=" in flag)]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; a setting is changed by --config.FIELD=VALUE")
+    return arguments
+
+
+def override(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
+    """`config` with its fields changed by flags of the form --config.FIELD=VALUE; the last one counts.
+
+    Raises:
+      UserError: no such field, or not a value for it.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    for change in changes:
+        place: Any = config
+        field = change.removeprefix("--config.").partition("=")[0]
+        for part in field.split("."):
+            if not isinstance(place, ConfigDict) or part not in place:
+                raise UserError(f"--config.{field}: no such field")
+            place = place[part]
+    values, argv = flags.FlagValues(), ["", *changes]
+    config = copy.deepcopy(config)
+    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_last_line(error)) from None
+    return holder.value
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
 
 
 def make_folder(folder: Path, name: str) -> Path:

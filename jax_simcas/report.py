@@ -209,7 +209,8 @@ def _thousands(x: float) -> str:
     return f"{x:.0f}" if x < 1000 else f"{x / 1000:.1f}k" if x < 1e6 else f"{x / 1e6:.1f}M"
 
 
-def _duration(seconds: Number) -> str:
+def duration(seconds: Number) -> str:
+    """`1:02:03` or `2:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
@@ -292,7 +293,7 @@ class Progress:
         if self._first is None or self._done == self._first[1] or self._done >= self._total:
             return ""
         since, before = self._first
-        return f"{_duration((now - since) * (self._total - self._done) / (self._done - before))} left"
+        return f"{duration((now - since) * (self._total - self._done) / (self._done - before))} left"
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

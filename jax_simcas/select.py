@@ -9,11 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jax_simcas.sharding import chunk_pieces, constrain
 
-POLICIES = ("sample", "greedy", "threshold", "topk", "all", "random")
+BUDGETED = ("topk", "random", "first", "spaced")  # policies that spend a budget of candidates
+POLICIES = ("sample", "greedy", "threshold", "all", *BUDGETED)
 Params = Any
 
 
@@ -105,20 +106,21 @@ def select(
     """Walks over the chunks; the state before chunk k is the mean of g and all states selected before it.
 
     Policies: `sample` draws each action; `greedy` keeps what is likelier kept than not; `threshold` keeps
-    what is kept with more than that probability; `all` keeps everything. Two spend an equal `budget` of
-    candidates: `random` keeps exactly that many of the document's, evenly drawn; `topk` keeps the
-    ceil(budget / chunks) most probable of each chunk.
+    what is kept with more than that probability; `all` keeps everything. Four spend a `budget` of candidates:
+    `random` keeps that many of the document's, evenly drawn, `first` its first ones, `spaced` evenly spread ones, and
+    `topk` the most probable of each chunk, of which chunk k's share is ceil(budget left / chunks left); it spends
+    less only when the last chunk is too short for its share.
 
     Source: method.md "Select". As in the released code a chunk of which nothing was kept, and the only
     chunk of a document, keeps everything, with the log-probabilities of keeping.
-    Deviation: `random` and `topk` don't follow that rule (their budget would be exceeded), and
+    Deviation: policies with a budget don't follow that rule (it would be exceeded), and
     `empty_chunk="none"` switches it off for chunks of which nothing was kept.
 
     Args:
       hidden: the encoder's states.
       candidate_mask: which of positions 1..S-1 may be kept.
       key: for `sample` and `random`.
-      budget: number of candidates, for `random` and `topk`; may be traced.
+      budget: number of candidates, for the policies that spend one; may be traced.
       action: replaces the policy's choice, as drawn, before the keep-everything rule.
 
     Raises:
@@ -128,14 +130,13 @@ def select(
         raise ValueError(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")
     if policy in ("sample", "random") and key is None and action is None:
         raise ValueError(f"policy={policy!r} needs a key")
-    if policy in ("topk", "random") and budget is None and action is None:
+    if policy in BUDGETED and budget is None and action is None:
         raise ValueError(f"policy={policy!r} needs a budget (a number of candidates)")
     if action is not None:
         given = action
-    elif policy == "random":
-        assert key is not None and budget is not None
-        noise = jnp.where(candidate_mask, jax.random.uniform(key, candidate_mask.shape), 2.0)
-        given = _rank(noise.ravel()).reshape(noise.shape) < budget
+    elif policy in ("random", "first", "spaced"):
+        assert budget is not None
+        given = _rank(_turn(policy, candidate_mask, key).ravel()).reshape(candidate_mask.shape) < budget
     else:
         given = jnp.zeros_like(candidate_mask)
     # All S positions, of which the first is no candidate: cutting it off would lay all states out anew, one row on.
@@ -145,10 +146,10 @@ def select(
     keys = jax.random.split(jax.random.key(0) if key is None else key, hidden.shape[0])
     actor, params = _actor(selector), {"params": selector["actor"]}
     part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
-    obeys_budget = action is None and policy in ("topk", "random")
+    obeys_budget = action is None and policy in BUDGETED
 
-    def choose(keep_prob: Array, mask: Array, key: Array, given: Array) -> Array:
-        if action is not None or policy == "random":
+    def choose(keep_prob: Array, mask: Array, key: Array, given: Array, k: Array, spent: Array) -> Array:
+        if action is not None or policy in ("random", "first", "spaced"):
             return given
         if policy == "sample":
             return first_skipped(jax.random.uniform(key, (keep_prob.shape[0] - 1,)), 1.0) < keep_prob
@@ -157,17 +158,17 @@ def select(
         if policy == "threshold":
             return keep_prob > threshold
         if policy == "topk":
-            share = -(-jnp.asarray(budget) // jnp.maximum(chunk_count, 1))
+            share = -(-(jnp.asarray(budget) - spent) // jnp.maximum(chunk_count - k, 1))
             return _rank(jnp.where(mask, -keep_prob, 1.0)) < share
         return mask
 
     def step(carry: tuple, inputs: tuple) -> tuple:
         total, count = carry
-        part, states, mask, key, given = inputs
+        part, states, mask, key, given, k = inputs
         state = total / count
         log_probs = jax.nn.log_softmax(actor.apply(params, part, state, method="rest"), axis=-1)
         keep_prob = jnp.exp(log_probs[:, 1])
-        action = choose(keep_prob, mask, key, given) & mask
+        action = choose(keep_prob, mask, key, given, k, count.astype(jnp.int32) - 1) & mask
         if not obeys_budget:
             keep_all = chunk_count == 1
             if empty_chunk == "all":
@@ -179,13 +180,26 @@ def select(
         return (total, count + action.sum()), Selection(action, log_prob, keep_prob, state, mask)
 
     carry = (document_state(hidden, chunk_mask), jnp.ones(()))
-    inputs = (part, hidden, first_skipped(candidate_mask, False), keys, first_skipped(given, False))
+    places = jnp.arange(hidden.shape[0])
+    inputs = (part, hidden, first_skipped(candidate_mask, False), keys, first_skipped(given, False), places)
     taken: Selection = lax.scan(step, carry, inputs)[1]
     action, log_prob, keep_prob = (x[:, 1:] for x in taken[:3])
     return Selection(action, log_prob, keep_prob, taken.state, candidate_mask)
 
 
-def _rank(x: Float[Array, " N"]) -> Int[Array, " N"]:
+def _turn(policy: str, mask: Bool[Array, "K N"], key: Array | None) -> Array:
+    """Who is kept first where the states do not matter: the lowest numbers [K, N]."""
+    if policy == "random":
+        assert key is not None
+        return jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
+    place = (jnp.cumsum(mask) - 1).astype(jnp.uint32).reshape(mask.shape)
+    if policy == "spaced":
+        # i / golden ratio modulo 1, times 2^32: numbers below any bound belong to evenly spread i.
+        place = place * jnp.uint32(2_654_435_769)
+    return jnp.where(mask, place, jnp.uint32(2**32 - 1))
+
+
+def _rank(x: Shaped[Array, " N"]) -> Int[Array, " N"]:
     """0 for the smallest, ties in order."""
     order = jnp.argsort(x, stable=True)
     return jnp.zeros_like(order).at[order].set(jnp.arange(x.shape[0]))

@@ -33,6 +33,7 @@ class DataConfig:
       token ids, as the authors publish them; "embedded" generates the embedded task.
     input_template: what the encoder reads; `{document}` and, where rows have them, `{query}` and `{context}`.
     parts_at: where a document of several parts is split; training joins them by `join_parts` in random order.
+    train_rows: training sees only so many of its split's first rows; 0: all.
     draw_answer: training learns a random one of a row's answers instead of the first.
     tokenizer: a folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE
       tokens on the training split when there is no pretrained model.
@@ -49,6 +50,7 @@ class DataConfig:
     data_dir: str = ""
     train_split: str = "train"
     validation_split: str = "validation"
+    train_rows: int = 0
     fields: Fields = field(default_factory=Fields)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     input_template: str = "{document}"
@@ -76,6 +78,8 @@ class DataConfig:
             raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
         if self.bucket_batches < 0:
             raise ValueError(f"bucket_batches={self.bucket_batches}: expected at least 0")
+        if self.train_rows < 0:
+            raise ValueError(f"train_rows={self.train_rows}: expected at least 0 (0: all)")
 
 
 @dataclass(frozen=True)
@@ -126,16 +130,17 @@ class Settings:
 
 def default_config() -> config_dict.ConfigDict:
     """A ConfigDict with every field of `Settings` at its default, for config files to change."""
-    return _to_config(Settings())
+    return to_config(Settings())
 
 
-def _to_config(value: Any) -> config_dict.ConfigDict:
+def to_config(value: Any) -> config_dict.ConfigDict:
+    """A dataclass with dataclasses in it, such as `Settings` -> what `from_config` reads."""
     config = config_dict.ConfigDict()
     hints = typing.get_type_hints(type(value))
     for item in dataclasses.fields(value):
         inner = getattr(value, item.name)
         if dataclasses.is_dataclass(inner):
-            config[item.name] = _to_config(inner)
+            config[item.name] = to_config(inner)
         elif _optional(hints[item.name]):
             config[item.name] = config_dict.placeholder(_optional(hints[item.name]))
             config[item.name] = inner

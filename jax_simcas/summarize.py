@@ -18,7 +18,7 @@ from jax_simcas.data import pipeline
 from jax_simcas.data.sources import Row
 from jax_simcas.errors import UserError
 from jax_simcas.inference import capacity_for, generate_batch, select_batch
-from jax_simcas.select import POLICIES
+from jax_simcas.select import BUDGETED, POLICIES
 from jax_simcas.workdir import Model, load_model, pipeline_config
 
 EXAMPLES = """\
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--query", help="for models trained with queries")
     parser.add_argument("--json", action="store_true", help="a JSON object per document: summary, kept spans, seconds")
     parser.add_argument("--policy", choices=POLICIES, help="in place of the model's")
-    parser.add_argument("--budget", type=program.positive, help="candidates to keep, for topk and random")
+    parser.add_argument("--budget", type=program.positive, help=f"candidates to keep, for {', '.join(BUDGETED)}")
     parser.add_argument("--capacity", type=program.positive, help="most states that the decoder sees")
     parser.add_argument("--max-input-len", type=program.positive, help="tokens read of a document")
     parser.add_argument("--num-beams", type=program.positive)

@@ -251,6 +251,8 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
     source = open_source(settings, settings.data.train_split, cache)
     held_out = open_source(settings, settings.data.validation_split, cache)
     say(*(f"warning: {note}" for rows in (source, held_out) for note in getattr(rows, "notes", ())))
+    if settings.data.train_rows:
+        source = First(source, settings.data.train_rows)
     if loop.epochs:
         rows_a_step = config.batch_size * settings.optimizer.accumulate_step
         loop = dataclasses.replace(loop, steps=-(-loop.epochs * len(source) // rows_a_step))

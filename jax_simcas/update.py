@@ -208,7 +208,7 @@ def batch_loss(
     """Mean over documents of the smoothed cross-entropy, in nats a token, and what to report.
 
     Args:
-      policy: in place of the configured one; training draws.
+      policy: in place of the configured one.
       key: for drawing and, when `train`, for dropout; document b uses the b-th of its split.
       action: given actions, in place of the policy's.
     """
@@ -252,7 +252,7 @@ def transformer_step(
     config: UpdateConfig,
     action: Bool[Array, "B K N"] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One batch of the transformer's update; the selector draws but does not learn.
+    """One batch of the transformer's update; the selector draws (`train_policy`) but does not learn.
 
     A batch whose loss or gradient is not finite changes nothing but `skipped`.
     """
@@ -269,7 +269,7 @@ def transformer_step(
             bart,
             simcas,
             config.label_smoothing,
-            policy="sample",
+            policy=simcas.train_policy,
             key=key,
             action=action,
             train=bart.dropout > 0 or bart.attention_dropout > 0 or bart.activation_dropout > 0,

@@ -40,6 +40,18 @@ def test_the_answer_is_what_the_evidence_says(config, split, index):
     assert sum(word.startswith("fact-") for word in words) == config.topics * config.slots
 
 
+def test_ordered_facts_are_told_in_the_documents_order():
+    config = EmbeddedConfig(topics=2, slots=3, values_per_slot=5, ordered=True)
+    for index in range(20):
+        row = EmbeddedSource("test", config)[index]
+        words = row.document.split(" ")
+        assert set(words) | set(row.summary.split()) <= set(config.words)
+        (asked,) = (word.removeprefix("ask-") for word in words if word.startswith("ask-"))
+        facts = [word for word in words if word.startswith(f"fact-{asked}-")]
+        assert facts == [row.document[start:end] for start, end in row.evidence] and len(facts) == 3
+        assert row.summary == " ".join(f"value-0-{fact.rsplit('-', 1)[1]}" for fact in facts)
+
+
 def test_a_row_depends_on_seed_split_and_number_only():
     source = EmbeddedSource("train", EmbeddedConfig())
     assert source[5] == pickle.loads(pickle.dumps(source))[5] == EmbeddedSource("train", EmbeddedConfig())[5]

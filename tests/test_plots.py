@@ -136,6 +136,15 @@ def test_paths_can_be_text(tmp_path):
     assert written[0] == tmp_path / "curves.png"
 
 
+def test_lines_with_intervals_are_an_image(tmp_path):
+    score = lambda x: Score(x, x - 1, x + 1, 5)
+    panels = {"f1": {"SimCAS": {1000: score(9.0), 10: score(2.0)}, "one chunk": {10: WITHOUT_INTERVAL}}}
+    image = pixels(plots.plot_lines(panels, "examples", tmp_path / "lines.png"))
+    assert has_color(image, plots._COLORS["train"]) and has_color(image, plots._COLORS["validation"])
+    with pytest.raises(ValueError, match="at least one"):
+        plots.plot_lines({}, "examples", tmp_path / "none.png")
+
+
 def test_growth_is_an_image(tmp_path):
     panels = {"seconds": {"encode": [(2048, 1.0), (1024, 0.5)]}, "memory": {"encode": [(1024, 9.0), (2048, 10.0)]}}
     assert pixels(plots.plot_growth(panels, tmp_path / "growth.png")).std() > 5

@@ -187,12 +187,13 @@ def test_bertscore_stands_beside_the_other_scores(workdir, cache, tmp_path, caps
         assert summary[kind]["bertscore/tiny-bert@1"]["mean"] == pytest.approx(np.mean(values))
 
 
-def test_random_selection_spends_what_the_model_would(workdir, cache, capsys):
-    for policy in ([], ["--policy=random"]):
+def test_other_policies_spend_what_the_model_would(workdir, cache, capsys):
+    others = ("random", "topk", "first", "spaced")
+    for policy in ([], *([f"--policy={other}"] for other in others)):
         assert evaluate.main([f"--workdir={workdir}", "--split=validation", *policy]) == 0
     read = lambda name: (workdir / "evaluation" / name / "predictions.jsonl").read_text().splitlines()
-    kept = [[json.loads(line)["kept"] for line in read(name)] for name in ("validation", "validation-random")]
-    assert kept[0] == kept[1]
+    kept = lambda name: [json.loads(line)["kept"] for line in read(name)]
+    assert all(kept("validation") == kept(f"validation-{other}") for other in others)
     runs = [f"{name}={workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
     plot = workdir / "comparison.png"
     capsys.readouterr()
@@ -209,6 +210,52 @@ def test_random_selection_spends_what_the_model_would(workdir, cache, capsys):
     cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| f1")).split("|")
     assert [float(cell) for cell in cells[2:4]] == pytest.approx(means, abs=0.005)
     assert float(cells[4].split()[0]) == pytest.approx(means[0] - means[1], abs=0.005)
+
+
+def test_evaluates_nll_is_that_of_training(workdir, cache, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--split=validation", "--step=latest", "--limit=4"]) == 0
+    assert "nats a token" in capsys.readouterr().out
+    folder = workdir / "evaluation" / "validation"
+    got = json.loads((folder / "scores.json").read_text())["nll"]
+    logged = [row for row in figures(workdir) if row["split"] == "validation"][-1]
+    assert got["mean"] == pytest.approx(logged["nll"], rel=1e-5) and got["count"] == 4
+    rows = [json.loads(line)["nll"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert got["mean"] == pytest.approx(sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows))
+
+
+def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
+    longer = ["--config.data.embedded.chunks=7", "--config.data.batch_size=2"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0
+    scores = json.loads((workdir / "evaluation" / "test" / "scores.json").read_text())
+    assert "chunks=7" in scores["source"]
+    assert settings_lib.read_json(workdir / "config.json").data.embedded.chunks == 4
+    line = (workdir / "evaluation" / "test" / "predictions.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["candidates"] == 7 * 15
+    assert evaluate.main([f"--workdir={workdir}", "--config.data.embedded.chunks=many"]) == 1
+    assert "chunks" in one_line_error(capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={workdir}", "--conflig.data.batch_size=2"])
+    assert "unrecognized arguments: --conflig" in capsys.readouterr().err
+
+
+def test_training_on_a_few_rows_sees_no_others(cache, tmp_path, monkeypatch):
+    seen = set()
+    original = EmbeddedSource.__getitem__
+
+    def noting(self, index):
+        if self._split == "train":
+            seen.add(int(index))
+        return original(self, index)
+
+    monkeypatch.setattr(EmbeddedSource, "__getitem__", noting)
+    train.train(tiny_config(**{"data.train_rows": 3, "data.batch_size": 4}), tmp_path, cache, progress=False)
+    assert seen == {0, 1, 2}
+
+
+def test_training_without_selection_keeps_everything(cache, tmp_path):
+    changes = {"simcas.policy": "all", "simcas.train_policy": "all", "loop.selector_every": 0}
+    train.train(tiny_config(**changes), tmp_path, cache, progress=False)
+    assert {row["selection/kept"] for row in figures(tmp_path)} == {1.0}
 
 
 def test_a_document_is_scored_the_same_in_any_batch(workdir, cache, capsys):

@@ -252,7 +252,7 @@ def test_nothing_goes_to_standard_output(capsys):
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61, "1:01"), (59.7, "1:00"), (3723, "1:02:03")])
 def test_durations(seconds, text):
-    assert report._duration(seconds) == text
+    assert report.duration(seconds) == text
 
 
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_half(tmp_path):

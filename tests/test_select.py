@@ -46,17 +46,32 @@ def test_all_keeps_everything():
     assert run("all").action.all()
 
 
+@pytest.mark.parametrize("policy", ["random", "first", "spaced", "topk"])
 @pytest.mark.parametrize("budget", [0, 1, 7, K * N, 99])
-def test_random_keeps_exactly_the_budget(budget):
+def test_exactly_the_budget_is_kept(policy, budget):
     mask = ALL.at[0, :3].set(False)
-    assert int(run("random", mask, budget=jnp.array(budget)).action.sum()) == min(budget, int(mask.sum()))
+    assert int(run(policy, mask, budget=jnp.array(budget)).action.sum()) == min(budget, int(mask.sum()))
 
 
-@pytest.mark.parametrize("budget", [1, 4, 7, 8])
-def test_topk_keeps_an_equal_share_of_each_chunk(budget):
+def test_first_are_first():
+    mask = ALL.at[0, :3].set(False)
+    kept = np.flatnonzero(run("first", mask, budget=4).action)
+    assert kept.tolist() == np.flatnonzero(mask)[:4].tolist()
+
+
+def test_spaced_are_evenly_spread():
+    hidden, mask = jnp.zeros((50, 21, D)), jnp.ones((50, 20), bool).at[3].set(False)
+    for budget in (49, 196, 700):
+        out = select(SELECTOR, hidden, mask, mask.any(axis=1), policy="spaced", budget=budget)
+        places = np.flatnonzero(np.asarray(out.action)[np.asarray(mask)])  # among the candidates
+        gaps = np.diff([-1, *places, 980])
+        assert len(places) == budget and gaps.max() <= 2.7 * 980 / budget  # random ones: 4.5 to 7 times the mean
+
+
+@pytest.mark.parametrize(("budget", "shares"), [(1, [1, 0, 0, 0]), (4, [1, 1, 1, 1]), (7, [2, 2, 2, 1])])
+def test_topk_keeps_an_equal_share_of_each_chunk(budget, shares):
     out = run("topk", budget=budget)
-    share = -(-budget // K)
-    assert (out.action.sum(axis=1) == share).all()
+    assert out.action.sum(axis=1).tolist() == shares
     for k in range(K):
         kept = np.asarray(out.action[k])
         assert out.keep_prob[k][kept].min() >= out.keep_prob[k][~kept].max(initial=0)

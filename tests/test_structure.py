@@ -34,8 +34,20 @@ FLOORS = [
     },
     {"bart", "data"},
     {"model", "pretrained", "flops", "bertscore"},
-    {"update", "generate", "inference", "settings", "presets", "workdir", "program", "peers", "job", "paired"},
-    {"train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
+    {
+        "update",
+        "generate",
+        "inference",
+        "settings",
+        "presets",
+        "grid",
+        "workdir",
+        "program",
+        "peers",
+        "job",
+        "paired",
+    },
+    {"experiments", "train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
 ]
 
 

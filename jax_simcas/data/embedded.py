@@ -21,7 +21,11 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class EmbeddedConfig:
-    """Size of the embedded task. `words_per_chunk` should be the model's chunk_length - 2."""
+    """Size of the embedded task. `words_per_chunk` should be the model's chunk_length - 2.
+
+    ordered: facts do not say which slot they fill: the answer is the asked topic's values in the document's order, so
+      that a model has to know which chunk comes before which.
+    """
 
     seed: int = 0
     rows: int = 100_000
@@ -32,6 +36,7 @@ class EmbeddedConfig:
     slots: int = 3
     values_per_slot: int = 8
     fillers: int = 100
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         facts, places = self.topics * self.slots, (self.chunks - 1) * self.words_per_chunk
@@ -45,15 +50,16 @@ class EmbeddedConfig:
         return f"ask-{topic}"
 
     def fact(self, topic: int, slot: int, value: int) -> str:
-        return f"fact-{topic}-{slot}-{value}"
+        return f"fact-{topic}-{0 if self.ordered else slot}-{value}"
 
     def value(self, slot: int, value: int) -> str:
-        return f"value-{slot}-{value}"
+        return f"value-{0 if self.ordered else slot}-{value}"
 
     @cached_property
     def words(self) -> tuple[str, ...]:
         """Every word that a document or an answer may hold."""
-        topics, slots, values = range(self.topics), range(self.slots), range(self.values_per_slot)
+        topics, values = range(self.topics), range(self.values_per_slot)
+        slots = range(1 if self.ordered else self.slots)
         return (
             *(f"word-{i}" for i in range(self.fillers)),
             *(self.topic(t) for t in topics),
@@ -85,6 +91,8 @@ class EmbeddedSource:
         values = rng.integers(c.values_per_slot, size=(c.topics, c.slots))
         facts = [(t, s) for t in range(c.topics) for s in range(c.slots)]
         places = c.words_per_chunk + rng.permutation((c.chunks - 1) * c.words_per_chunk)[: len(facts)]
+        if c.ordered:
+            places = np.sort(places.reshape(c.topics, c.slots), axis=1).ravel()
         words[rng.integers(c.words_per_chunk)] = c.topic(asked)
         for (topic, slot), place in zip(facts, places, strict=True):
             words[place] = c.fact(topic, slot, int(values[topic, slot]))

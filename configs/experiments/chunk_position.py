@@ -1,0 +1,31 @@
+"""Whether the model is told which chunk is which: not at all (as published), by sinusoids, by a learned table.
+
+python -m jax_simcas.experiments configs/experiments/chunk_position.py
+
+Neither the paper nor its code encodes the order of chunks; nobody has published what that costs. Here by default on the
+embedded task with two facts that have to be told in the document's order: who does not know the order of chunks gets
+two facts of different chunks in the wrong order half of the time. 3 variants, 3 seeds, about 20 minutes on two CPU
+cores.
+
+Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
+for the first 60 documents.
+"""
+
+from jax_simcas.grid import Evaluation, Experiment, Variant
+from jax_simcas.presets import embedded_config, held_out
+
+
+def get_config():
+    config = embedded_config()
+    config.data.embedded.ordered = True
+    config.data.embedded.slots = 2
+    config.data.embedded.values_per_slot = 8
+    return config
+
+
+def get_experiment(config):
+    kinds = ("none", "sinusoidal", "learned")
+    return Experiment(
+        variants=tuple(Variant(kind, {"simcas.chunk_position": kind}) for kind in kinds),
+        evaluations=(Evaluation(split=held_out(config)),),
+    )

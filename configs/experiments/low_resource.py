@@ -1,0 +1,31 @@
+"""Training on 10, 100 and 1000 examples, against the same model on one chunk.
+
+python -m jax_simcas.experiments configs/experiments/low_resource.py
+
+The paper: SimCAS gains over its backbone with as few as 10 training examples; it starts from pretrained BART, the
+embedded task here from scratch. The best checkpoint on validation counts. 6 variants, 3 seeds, about 25 minutes on two
+CPU cores. The tokenizer of data without one is made from all rows.
+
+Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
+for the first 60 documents.
+"""
+
+from jax_simcas.grid import Evaluation, Experiment, Variant
+from jax_simcas.presets import embedded_config, held_out
+
+
+def get_config():
+    return embedded_config()
+
+
+def get_experiment(config):
+    lines = {"SimCAS": {}, "one chunk": {"simcas.max_input_len": config.simcas.chunk_length}}
+    return Experiment(
+        variants=tuple(
+            Variant(f"{line} of {rows}", {"data.train_rows": rows, **overrides}, line=line, x=rows)
+            for line, overrides in lines.items()
+            for rows in (10, 100, 1_000)
+        ),
+        evaluations=(Evaluation(split=held_out(config)),),
+        axis="training examples",
+    )

@@ -1,0 +1,31 @@
+"""Which states the decoder sees, at equal budget: the learned policy's choice against others of as many.
+
+python -m jax_simcas.experiments configs/experiments/policy.py
+
+The paper shows that selecting is no worse than keeping everything, not that the learned choice beats another of its
+size. One trained model, evaluated with its own policy (greedy unless configured) and, keeping as many candidates of
+each document: the most probable of each chunk (topk), random ones (the floor), the first ones, evenly spaced ones; and
+with all, whose budget is larger. Where evidence is marked, recall and precision of what is kept tell how well each
+finds it. 1 variant, 3 seeds, 6 evaluations: about 9 minutes on two CPU cores.
+
+Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
+for the first 60 documents.
+"""
+
+from jax_simcas.grid import Evaluation, Experiment, Variant
+from jax_simcas.presets import embedded_config, held_out
+
+
+def get_config():
+    return embedded_config()
+
+
+def get_experiment(config):
+    policies = ("topk", "random", "first", "spaced", "all")
+    return Experiment(
+        variants=(Variant("SimCAS"),),
+        evaluations=(
+            Evaluation("learned", split=held_out(config)),
+            *(Evaluation(policy, policy, split=held_out(config)) for policy in policies),
+        ),
+    )
