@@ -202,6 +202,45 @@ def test_collectives_are_counted_once_with_their_bytes_and_groups():
     assert hlo.by_kind(report.collectives)["all-gather"] == (1, 256)
 
 
+SPREAD = """HloModule step
+
+%begins (p: f32[16]) -> f32[64] {
+  %p = f32[16] parameter(0)
+  ROOT %gathered = f32[64] all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+
+%goes_on (p: f32[16]) -> f32[64] {
+  %p = f32[16] parameter(0)
+  ROOT %gathered = f32[64] all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+
+%body (s: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %s = (s32[], f32[16]) parameter(0)
+  %x = f32[16] get-tuple-element(%s), index=1
+  %meanwhile = f32[64] fusion(%x), kind=kCustom, calls=%goes_on
+  ROOT %t = (s32[], f32[16]) tuple(%x, %x)
+}
+
+%condition (s: (s32[], f32[16])) -> pred[] {
+  %s = (s32[], f32[16]) parameter(0)
+  ROOT %go = pred[] custom-call(%s), custom_call_target="Unknown"
+}
+
+ENTRY %main (a: f32[16]) -> f32[16] {
+  %a = f32[16] parameter(0)
+  %begun = f32[64] fusion(%a), kind=kCustom, calls=%begins
+  %in = (s32[], f32[16]) tuple(%a, %a)
+  %loop = (s32[], f32[16]) while(%in), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  ROOT %end = f32[16] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_collective_that_goes_on_in_a_loop_runs_as_often_as_it_begins():
+    (gather,) = hlo.report(SPREAD).collectives
+    assert (gather.kind, gather.executions, gather.bytes) == ("all-gather", 1, 64 * 4)
+
+
 CONDITIONAL = f"""HloModule step
 
 %cheap (x: f32[8]) -> f32[8] {{
