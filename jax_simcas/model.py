@@ -30,7 +30,8 @@ class SimcasConfig:
     policy: at inference; training draws ("sample").
     budget: candidates a document that the policies `topk` and `random` keep.
     dtype: compute type of products and states; parameters, softmax, norms and losses stay float32.
-    remat: what the backward pass recomputes ("none", "dots", "layer"), from most memory to least.
+    remat: what the backward pass need not recompute, from most memory to least: "none" recomputes nothing, "dots" no
+      product, "sums" what products need but none that only a norm needs, "layer" all of a layer but its attention.
     """
 
     chunk_length: int = 512
@@ -59,7 +60,7 @@ class SimcasConfig:
             "policy": select_lib.POLICIES,
             "empty_chunk": ("all", "none"),
             "dtype": ("float32", "bfloat16"),
-            "remat": REMAT,
+            "remat": tuple(REMAT),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
