@@ -499,7 +499,7 @@ def collectives(module: Module, visited: list[tuple[str, Instruction, int]]) -> 
 
 def _group(attributes: str) -> int | None:
     """Devices of one group: `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['x'=2,'y'=2] {'y'}` have 2; {} is everybody."""
-    named = re.search(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    named = re.search(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", attributes)
     if named:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
         # A part of an axis is written 'x':(1)4.

@@ -179,7 +179,7 @@ ENTRY %main (a: f32[16], b: f32[64], c: bf16[10]) -> f32[16] {
   %c = bf16[10] parameter(2)
   %begun = (f32[16], f32[64]) all-gather-start(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, metadata={op_name="jit(step)/weights"}
   %gathered = f32[64] all-gather-done(%begun)
-  %all = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2] {'y'}, to_apply=%add
+  %all = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}, to_apply=%add
   %again = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2] {'y'}, to_apply=%add
   %going = ((bf16[10]), bf16[10], u32[]) async-start(%c), calls=%wrapped
   %gone = bf16[10] async-done(%going), calls=%wrapped
