@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "chunks": ("chunk",),
     "tokens": ("chunk",),  # of a chunk, while the policy walks over the chunks
     "width": ("fsdp", "chunk"),  # of parameters only: those who share a document share the model as well
+    "gradient width": ("fsdp",),  # of a kernel's gradient as it is summed: over chunks as a whole
     "heads": ("tensor",),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),

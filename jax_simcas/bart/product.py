@@ -43,7 +43,7 @@ def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
 
 
 def _together(kernel: Array, dimensions: Dimensions) -> Array:
-    """W, or its gradient, in one piece of "width": left to choose, XLA may send pieces round and add up products."""
+    """W in one piece of "width": left to choose, XLA may send its pieces round and add up as many large products."""
     return constrain(kernel, *(None if name == "width" else name for name in dimensions))
 
 
@@ -70,7 +70,9 @@ def _kernel_gradient(cotangent: Any, x: Array, kernel: Any, *, dimensions: Dimen
         return lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
     gradient = lax.platform_dependent(x, cotangent.astype(x.dtype), cpu=_kernel_gradient_on_cpu, default=plain)
-    return constrain(_together(gradient.astype(kernel.aval.dtype), dimensions), *dimensions)
+    # Summed over chunks as a whole, for the same reason.
+    summed = ("gradient width" if name == "width" else name for name in dimensions)
+    return constrain(gradient.astype(kernel.aval.dtype), *summed)
 
 
 def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
