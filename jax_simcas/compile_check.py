@@ -8,7 +8,8 @@ examples:
 Needs libtpu's compiler, pip install 'jax_simcas[tpu]', on any Linux CPU; a program takes about a minute. The model's
 sizes are those of facebook/bart-base or -large where `pretrained` names it, config.bart's otherwise.
 
-memory: bytes a device of arguments and temporaries, against what the compiler lets a program have.
+memory: bytes a device of arguments and of temporaries, and the peak of what lives at once, against what the compiler
+lets a program have. Temporaries that are never needed together can add up to more than that; the peak decides.
 estimate: scheduled instructions' estimated cycles times their loops' trips, over an ASSUMED clock. No measurement: it
 leaves out collectives, Pallas kernels and gathers, scatters and sorts, which are listed.
 utilisation: model FLOPs (nothing recomputed) over the estimate, as a share of the chip's bfloat16 peak.
@@ -50,7 +51,7 @@ from jax_simcas.update import Batch, init_state, selector_step, transformer_step
 PUBLISHED = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
 GIB, MIB = 2**30, 2**20
 COLUMNS = (
-    *("stage", "fits", "arguments GiB", "temporaries GiB", "memory GiB"),
+    *("stage", "fits", "arguments GiB", "temporaries GiB", "peak GiB", "memory GiB"),
     *("model TFLOP", "estimate ms", "utilisation", "collectives", "collective MiB", "compile s"),
 )
 
@@ -83,12 +84,14 @@ class Result:
     """What the compiler says of one stage; bytes and FLOPs are a device's.
 
     problem: why it was not compiled; the rest is zeros then.
+    peak: of the bytes that live at once, arguments included; 0: this jaxlib does not tell.
     """
 
     stage: str
     problem: str = ""
     arguments: int = 0
     temporaries: int = 0
+    peak: int = 0
     memory: int = 0
     flops: float = 0.0
     seconds: float = 0.0
@@ -98,7 +101,7 @@ class Result:
 
     @property
     def fits(self) -> bool:
-        return not self.problem and self.arguments + self.temporaries <= self.memory
+        return not self.problem and (self.peak or self.arguments + self.temporaries) <= self.memory
 
 
 # Programs
@@ -251,6 +254,7 @@ def check(stage: str, settings: Settings, shapes: Shapes, where: Topology) -> Re
         stage,
         arguments=statistics.argument_size_in_bytes,
         temporaries=statistics.temp_size_in_bytes + fresh,
+        peak=getattr(statistics, "peak_memory_in_bytes", 0),
         memory=where.chip.memory,
         flops=model_flops,
         seconds=seconds,
@@ -281,6 +285,7 @@ def row(result: Result) -> dict[str, Any]:
     return cells | {
         "arguments GiB": result.arguments / GIB,
         "temporaries GiB": result.temporaries / GIB,
+        "peak GiB": result.peak / GIB if result.peak else None,
         "model TFLOP": result.flops / 1e12,
         "estimate ms": 1e3 * result.seconds,
         "utilisation": result.utilisation,

@@ -474,7 +474,10 @@ def _unestimated(instruction: Instruction) -> str:
 
 
 def collectives(module: Module, visited: list[tuple[str, Instruction, int]]) -> tuple[Collective, ...]:
-    """Collectives of a walk, each channel once: an asynchronous one's start, done and fused steps share it."""
+    """Collectives of a walk, each channel once: an asynchronous one's start, done and fused steps share it.
+
+    A start runs as often as the collective does; steps that are fused with other work may lie in a loop within.
+    """
     found: dict[str, Collective] = {}
     for computation, instruction, times in visited:
         kind = instruction.opcode.removesuffix("-start")
@@ -483,20 +486,20 @@ def collectives(module: Module, visited: list[tuple[str, Instruction, int]]) -> 
         operands = [module.computations[computation][name] for name in instruction.operands]
         size = sum(shape_bytes(operand.shape) for operand in operands)
         group = _group(instruction.attributes)
-        if kind == "all-gather" and group is not None:
-            size *= group
+        if kind == "all-gather":  # a start's result has what goes in as well
+            size = shape_bytes(instruction.shape) - (size if instruction.opcode.endswith("-start") else 0)
         if computation.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # as the compiler fuses it: an all-reduce and a slice of its result
         key = instruction.channel or instruction.name
         before = found.get(key)
-        if before is None or before.executions < times:
+        if before is None or times < before.executions:
             found[key] = Collective(kind, times, size, group, instruction.op_name)
     return tuple(sorted(found.values(), key=lambda collective: -collective.total_bytes))
 
 
 def _group(attributes: str) -> int | None:
     """Devices of one group: `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['x'=2,'y'=2] {'y'}` have 2; {} is everybody."""
-    named = re.search(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    named = re.search(r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", attributes)
     if named:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
         # A part of an axis is written 'x':(1)4.

@@ -31,7 +31,8 @@ class SimcasConfig:
     train_policy: in the transformer's training: "sample" draws; "all" goes without selection.
     budget: candidates a document that the policies `topk`, `random`, `first` and `spaced` keep.
     dtype: compute type of products and states; parameters, softmax, norms and losses stay float32.
-    remat: what the backward pass recomputes ("none", "dots", "layer"), from most memory to least.
+    remat: what the backward pass need not recompute, from most memory to least: "none" recomputes nothing, "dots" no
+      product, "sums" what products need but none that only a norm needs, "layer" all of a layer but its attention.
     """
 
     chunk_length: int = 512
@@ -62,7 +63,7 @@ class SimcasConfig:
             "train_policy": ("sample", "all"),
             "empty_chunk": ("all", "none"),
             "dtype": ("float32", "bfloat16"),
-            "remat": REMAT,
+            "remat": tuple(REMAT),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.select import action_logits, state_values
+from jax_simcas.sharding import constrain, over_documents
 
 Params = Any
 
@@ -165,33 +166,31 @@ def ppo_update(
     last approximate KL exceeds `config.max_kl` nothing more is done.
     Source: method.md "Dual update" (released code, there with one document a batch).
 
+    On a mesh a document's devices all do its whole minibatch: its states are a small part (1/64 for BART-large) of the
+    gradient that would go round if each did a part. What goes round between documents is that gradient.
+
     Returns:
       new parameters and optimizer state; the losses of every step, [E * R * K] each; and which were taken.
     """
     per_chunk = rollout.mask.shape[2]
     size = min(config.minibatch_size, per_chunk)
+    # All S positions, of which the first is no candidate: cut off, it would lay out all states anew.
+    from_first = lambda x: constrain(jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "documents", None, None)
+    rollout = Rollout(rollout.hidden, rollout.state, *map(from_first, rollout[2:]))
 
     def document_losses(selector: Params, row: Rollout, token: Array, chunk: Array) -> tuple[Losses, Array]:
-        inside = token < per_chunk
-        token = jnp.minimum(token, per_chunk - 1)
-        pick = lambda x: x[chunk, token]
-        mask = pick(row.mask) & inside
-        losses = ppo_losses(
-            selector,
-            row.hidden[chunk, token + 1],
-            row.state[chunk],
-            pick(row.action),
-            pick(row.log_prob),
-            pick(row.value),
-            pick(row.advantage),
-            pick(row.returns),
-            mask,
-            config,
-        )
-        return losses, mask.any()
+        if size == per_chunk:  # in whatever order
+            pick = lambda x: x[chunk]
+        else:
+            position = jnp.where(token < per_chunk, token + 1, 0)
+            pick = lambda x: x[chunk, position]
+        mask = pick(row.mask)
+        candidates = constrain(pick(row.hidden), None, None)
+        taken = map(pick, (row.action, row.log_prob, row.value, row.advantage, row.returns))
+        return ppo_losses(selector, candidates, row.state[chunk], *taken, mask, config), mask.any()
 
     def batch_loss(selector: Params, tokens: Array, chunk: Array) -> tuple[Array, tuple[Losses, Array]]:
-        losses, real = jax.vmap(document_losses, in_axes=(None, 0, 0, 0))(selector, rollout, tokens, chunk)
+        losses, real = over_documents(document_losses, (None, 0, 0, 0))(selector, rollout, tokens, chunk)
         losses = Losses(*(masked_mean(x, real) for x in losses))
         return losses.total, (losses, real.any())
 

@@ -144,15 +144,16 @@ def select(
     hidden = constrain(hidden, None, "tokens", None)
     chunk_count = chunk_mask.sum()
     keys = jax.random.split(jax.random.key(0) if key is None else key, hidden.shape[0])
+    draws = jax.vmap(lambda key: jax.random.uniform(key, candidate_mask.shape[1:]))(keys)
     actor, params = _actor(selector), {"params": selector["actor"]}
     part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
     obeys_budget = action is None and policy in BUDGETED
 
-    def choose(keep_prob: Array, mask: Array, key: Array, given: Array, k: Array, spent: Array) -> Array:
+    def choose(keep_prob: Array, mask: Array, draws: Array, given: Array, k: Array, spent: Array) -> Array:
         if action is not None or policy in ("random", "first", "spaced"):
             return given
         if policy == "sample":
-            return first_skipped(jax.random.uniform(key, (keep_prob.shape[0] - 1,)), 1.0) < keep_prob
+            return draws < keep_prob
         if policy == "greedy":
             return keep_prob > 0.5
         if policy == "threshold":
@@ -164,11 +165,11 @@ def select(
 
     def step(carry: tuple, inputs: tuple) -> tuple:
         total, count = carry
-        part, states, mask, key, given, k = inputs
+        part, states, mask, draws, given, k = inputs
         state = total / count
         log_probs = jax.nn.log_softmax(actor.apply(params, part, state, method="rest"), axis=-1)
         keep_prob = jnp.exp(log_probs[:, 1])
-        action = choose(keep_prob, mask, key, given, k, count.astype(jnp.int32) - 1) & mask
+        action = choose(keep_prob, mask, draws, given, k, count.astype(jnp.int32) - 1) & mask
         if not obeys_budget:
             keep_all = chunk_count == 1
             if empty_chunk == "all":
@@ -180,8 +181,8 @@ def select(
         return (total, count + action.sum()), Selection(action, log_prob, keep_prob, state, mask)
 
     carry = (document_state(hidden, chunk_mask), jnp.ones(()))
-    places = jnp.arange(hidden.shape[0])
-    inputs = (part, hidden, first_skipped(candidate_mask, False), keys, first_skipped(given, False), places)
+    a_candidate = (first_skipped(candidate_mask, False), first_skipped(draws, 1.0), first_skipped(given, False))
+    inputs = (part, hidden, *(constrain(x, None, "tokens") for x in a_candidate), jnp.arange(hidden.shape[0]))
     taken: Selection = lax.scan(step, carry, inputs)[1]
     action, log_prob, keep_prob = (x[:, 1:] for x in taken[:3])
     return Selection(action, log_prob, keep_prob, taken.state, candidate_mask)

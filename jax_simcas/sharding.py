@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "chunks": ("chunk",),
     "tokens": ("chunk",),  # of a chunk, while the policy walks over the chunks
     "width": ("fsdp", "chunk"),  # of parameters only: those who share a document share the model as well
+    "gradient width": ("fsdp",),  # of a kernel's gradient as it is summed: over chunks as a whole
     "heads": ("tensor",),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
@@ -124,6 +125,12 @@ def partition(dimensions: Iterable[str | None], rules: dict[str, tuple[str, ...]
     return PartitionSpec(*(None if name is None else rules[name] for name in dimensions))
 
 
+def divided(dimensions: Iterable[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> tuple[str | None, ...]:
+    """The meanings of those dimensions that the mesh axes of these sizes divide, and None for the others."""
+    pieces = lambda name: math.prod(sizes[axis] for axis in RULES.get(name or "", ()))
+    return tuple(name if size % pieces(name) == 0 else None for name, size in zip(dimensions, shape, strict=True))
+
+
 def mesh_in_use() -> Any:
     """The mesh that `jax.set_mesh` entered; None without one, and inside `shard_map` and `pmap`."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -141,11 +148,13 @@ def chunk_pieces(chunks: int) -> int:
 def constrain(x: Array, *dimensions: str | None) -> Array:
     """Pins the layout of an array inside jit, by what its dimensions mean; without a mesh, the array itself.
 
-    Under `vmap(..., spmd_axis_name=...)` the mapped dimension lies on those axes.
+    A dimension that its mesh axes don't divide stays whole. Under `vmap(..., spmd_axis_name=...)` the mapped dimension
+    lies on those axes.
     """
-    if mesh_in_use() is None:
+    mesh = mesh_in_use()
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, partition(dimensions))
+    return jax.lax.with_sharding_constraint(x, partition(divided(dimensions, x.shape, mesh.shape)))
 
 
 def over_documents(function: Callable, in_axes: Any = 0) -> Callable:
@@ -181,15 +190,12 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     Args:
       state: arrays or, from jax.eval_shape, their shapes.
     """
-    sizes = dict(mesh.shape)
 
     def one(keys: tuple, leaf: Any) -> NamedSharding:
         if not leaf.shape:
             return replicated(mesh)
         dimensions = parameter_dimensions(path_of(keys), len(leaf.shape))
-        pieces = [math.prod(sizes[axis] for axis in RULES.get(name or "", ())) for name in dimensions]
-        divided = zip(dimensions, leaf.shape, pieces, strict=True)
-        return NamedSharding(mesh, partition(name if size % count == 0 else None for name, size, count in divided))
+        return NamedSharding(mesh, partition(divided(dimensions, leaf.shape, mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(one, state)
 

@@ -17,7 +17,7 @@ from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import Encoded, SimcasConfig, decode_selected, encode_and_select
 from jax_simcas.ppo import Losses, PPOConfig, Rollout, advantages, draw_orders, masked_mean, ppo_update
 from jax_simcas.reward import candidate_rewards, document_reward, target_log_prob
-from jax_simcas.sharding import over_documents
+from jax_simcas.sharding import constrain, over_documents
 
 Params = Any
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
@@ -306,13 +306,16 @@ def rollout(
     def one(document: Batch, key: Array, action: Array | None) -> tuple[Rollout, Array, Encoded]:
         out = forward(params, bart, simcas, document, policy="sample", select_key=key, action=action)
         hidden, selection, compacted = out.encoded
+        hidden = constrain(hidden, None, "tokens", None)  # as the policy had it, and PPO's visits want it
         mask = selection.candidate_mask
-        value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden[:, 1:], selection.state)
+        value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden, selection.state)[:, 1:]
         reward = document_reward(out.logits, document["target_ids"], document["target_mask"], simcas.reward_scale)
         assert out.cross_attention is not None
         rewards = candidate_rewards(
             reward, out.cross_attention, compacted.index, selection.action, mask, simcas.hyper_length
         )
+        # They go back over the chunks one by one; left in pieces, all of them would go round at each.
+        rewards, value, mask = (constrain(x, None, None) for x in (rewards, value, mask))
         advantage, returns = advantages(rewards, value, mask, config.discount, config.trace)
         taken = (selection.action, selection.log_prob, value, advantage, returns, mask)
         return Rollout(hidden, selection.state, *taken), reward, out.encoded

@@ -191,6 +191,9 @@ def result(**changes):
 
 def test_what_fits_and_what_does_not():
     assert result().fits and not result(temporaries=5).fits
+    # Where the peak is known it decides: temporaries need not all live at once.
+    assert result(temporaries=5, peak=7).fits and not result(peak=8).fits
+    assert compile_check.row(result(peak=2**30))["peak GiB"] == 1.0 and compile_check.row(result())["peak GiB"] is None
     refused = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     problem = compile_check.problem_of(refused + "Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.")
     assert problem == "needs 20.05G of 15.75G memory"
@@ -247,6 +250,7 @@ def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     train, ppo, generation = content["stages"]
     for stage in content["stages"]:
         assert stage["fits"] and 0 < stage["temporaries"] < stage["memory"]
+        assert stage["arguments"] < stage["peak"] < stage["memory"]
         assert 0 < stage["utilisation"] < 1
         assert stage["kernels"] == {}
         assert all(loop["trips"] for loop in stage["loops"])

@@ -179,7 +179,7 @@ ENTRY %main (a: f32[16], b: f32[64], c: bf16[10]) -> f32[16] {
   %c = bf16[10] parameter(2)
   %begun = (f32[16], f32[64]) all-gather-start(%a), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, metadata={op_name="jit(step)/weights"}
   %gathered = f32[64] all-gather-done(%begun)
-  %all = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2] {'y'}, to_apply=%add
+  %all = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}, to_apply=%add
   %again = (f32[64], f32[16]) all-reduce(%b, %a), channel_id=2, replica_groups=mesh['x'=4,'y'=2] {'y'}, to_apply=%add
   %going = ((bf16[10]), bf16[10], u32[]) async-start(%c), calls=%wrapped
   %gone = bf16[10] async-done(%going), calls=%wrapped
@@ -200,6 +200,45 @@ def test_collectives_are_counted_once_with_their_bytes_and_groups():
         "collective-permute": (1, 20, None),
     }
     assert hlo.by_kind(report.collectives)["all-gather"] == (1, 256)
+
+
+SPREAD = """HloModule step
+
+%begins (p: f32[16]) -> f32[64] {
+  %p = f32[16] parameter(0)
+  ROOT %gathered = f32[64] all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+
+%goes_on (p: f32[16]) -> f32[64] {
+  %p = f32[16] parameter(0)
+  ROOT %gathered = f32[64] all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+
+%body (s: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %s = (s32[], f32[16]) parameter(0)
+  %x = f32[16] get-tuple-element(%s), index=1
+  %meanwhile = f32[64] fusion(%x), kind=kCustom, calls=%goes_on
+  ROOT %t = (s32[], f32[16]) tuple(%x, %x)
+}
+
+%condition (s: (s32[], f32[16])) -> pred[] {
+  %s = (s32[], f32[16]) parameter(0)
+  ROOT %go = pred[] custom-call(%s), custom_call_target="Unknown"
+}
+
+ENTRY %main (a: f32[16]) -> f32[16] {
+  %a = f32[16] parameter(0)
+  %begun = f32[64] fusion(%a), kind=kCustom, calls=%begins
+  %in = (s32[], f32[16]) tuple(%a, %a)
+  %loop = (s32[], f32[16]) while(%in), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  ROOT %end = f32[16] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_collective_that_goes_on_in_a_loop_runs_as_often_as_it_begins():
+    (gather,) = hlo.report(SPREAD).collectives
+    assert (gather.kind, gather.executions, gather.bytes) == ("all-gather", 1, 64 * 4)
 
 
 CONDITIONAL = f"""HloModule step

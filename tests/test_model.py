@@ -173,7 +173,7 @@ def test_bfloat16_stays_close_to_float32():
     assert 0 < np.abs(rough.logits - exact.logits).max() < 0.05 * scale
 
 
-@pytest.mark.parametrize("remat", ["layer", "dots"])
+@pytest.mark.parametrize("remat", ["layer", "sums", "dots"])
 def test_remat_changes_no_gradient(remat):
     batch = stack(document(0), document(1))
     loss = lambda simcas: jax.jit(jax.grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0]))(tiny_params())

@@ -108,6 +108,23 @@ def test_a_document_of_pure_padding_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [N, 2])
+def test_the_order_of_candidates_matters_between_minibatches_only(size):
+    rows, config = rollout(), PPOConfig(minibatch_size=size)
+    selector, optimizer = init_selector(jax.random.key(5), D), optax.adam(1e-2)
+    orders = draw_orders(jax.random.key(0), rows.mask, config)
+    fill = orders.token.shape[-1] - N
+    turned = jnp.pad(orders.token[..., :N][..., ::-1], ((0, 0),) * 3 + ((0, fill),), constant_values=N)
+    run = lambda token: ppo_update(
+        selector, optimizer, optimizer.init(selector), rows, Orders(token, orders.chunk), config
+    )
+    one, other = (
+        jnp.concatenate([x.ravel() for x in jax.tree.leaves(run(token)[0])]) for token in (orders.token, turned)
+    )
+    gap = float(jnp.abs(one - other).max())
+    assert gap < 1e-6 if size == N else gap > 1e-4
+
+
 def test_visits_without_a_real_candidate_are_not_steps():
     rows = rollout(documents=1, mask=jnp.ones((1, K, N), bool).at[:, 1:, 2:].set(False))
     *_, taken = update(rows, PPOConfig(minibatch_size=2))

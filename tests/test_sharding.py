@@ -11,12 +11,15 @@ from helpers import TINY, document, stack
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from jax_simcas import hlo
 from jax_simcas.bart.layers import stack_layers
+from jax_simcas.bart.product import product
 from jax_simcas.model import SimcasConfig, init_params
 from jax_simcas.ppo import PPOConfig
 from jax_simcas.sharding import (
     MeshConfig,
     batch_shardings,
+    constrain,
     fitted,
     make_mesh,
     parameter_dimensions,
@@ -125,6 +128,23 @@ def test_parameters_lie_in_pieces():
         assert layer(tree).spec == P(None, ("fsdp", "chunk"), "tensor")
     odd = {"model": {"shared": {"embedding": jax.ShapeDtypeStruct((41, 32), jnp.float32)}}}
     assert state_shardings(mesh, odd)["model"]["shared"]["embedding"].spec == P(None, ("fsdp", "chunk"))
+
+
+def test_a_product_brings_its_kernel_together_first():
+    """In the narrow type; and what a mesh axis does not divide stays whole."""
+    mesh = make_mesh(fitted(MeshConfig(data=1, chunk=4, tensor=2), 8, 8), jax.devices())
+    loss = lambda kernel, x: product(x, kernel, ("width", "heads")).sum()
+    with jax.set_mesh(mesh):
+        place = lambda x, *spec: jax.ShapeDtypeStruct(x, jnp.float32, sharding=jax.NamedSharding(mesh, P(*spec)))
+        kernel = place((32, 64), ("fsdp", "chunk"), "tensor")
+        states = jax.ShapeDtypeStruct((16, 8, 32), jnp.bfloat16, sharding=jax.NamedSharding(mesh, P("chunk")))
+        compiled = (
+            jax.jit(jax.value_and_grad(loss), out_shardings=(None, kernel.sharding)).lower(kernel, states).compile()
+        )
+        assert jax.eval_shape(lambda x: constrain(x, "heads"), jax.ShapeDtypeStruct((7,), jnp.float32)).shape == (7,)
+    found = hlo.report(compiled.as_text()).collectives
+    assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert [c.bytes for c in found if c.kind == "all-gather"] == [32 * 32 * 2]
 
 
 def test_the_table_refuses_what_it_does_not_know():

@@ -15,7 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import (
     CONTEXT,
+    KEPT,
     PRODUCT,
+    SUM,
     Attention,
     FeedForward,
     LayerNorm,
@@ -29,7 +31,13 @@ from jax_simcas.bart.layers import (
 )
 from jax_simcas.sharding import constrain
 
-REMAT = ("none", "dots", "layer")
+# What the backward pass of a layer keeps for each choice of `remat`, by name; the rest it computes anew.
+REMAT: dict[str, tuple[str, ...] | None] = {
+    "none": None,  # everything
+    "dots": (CONTEXT, PRODUCT),
+    "sums": (CONTEXT, SUM, KEPT),
+    "layer": (CONTEXT,),
+}
 TOKENS_AT_ONCE = 1024  # of one document, that a layer works on together on a CPU
 
 
@@ -63,14 +71,13 @@ def init_encoder(key: Array, config: BartConfig) -> Params:
 
 
 def checkpointed(function: Callable, remat: str) -> Callable:
-    """What the backward pass recomputes: nothing, a layer but for what attention gave, or but its products too."""
-    if remat == "none":
+    """A layer that keeps for its backward pass what REMAT says, besides what it is given."""
+    if remat not in REMAT:
+        raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
+    kept = REMAT[remat]
+    if kept is None:
         return function
-    if remat == "layer":
-        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(CONTEXT))
-    if remat == "dots":
-        return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(CONTEXT, PRODUCT))
-    raise ValueError(f"remat={remat!r}: expected one of {', '.join(REMAT)}")
+    return jax.checkpoint(function, policy=jax.checkpoint_policies.save_only_these_names(*kept))
 
 
 def each_chunk(function: Callable, states: Float[Array, "K S D"], *inputs: Any) -> Float[Array, "K S D"]:
@@ -143,4 +150,4 @@ def encode_chunks(
 
     x = constrain(jax.vmap(start)(input_ids, added, start_keys), "chunks", None, None)
     x, layer_inputs = lax.scan(step, x, (stacked_layers(encoder), jnp.arange(count), layer_keys))
-    return final_norm(encoder, config, x, dtype), layer_inputs
+    return constrain(final_norm(encoder, config, x, dtype), "chunks", None, None), layer_inputs

@@ -15,11 +15,13 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.bart.config import BartConfig
-from jax_simcas.bart.product import product
+from jax_simcas.bart.product import Dimensions, product
 from jax_simcas.sharding import chunk_pieces
 
 PRODUCT = "product"  # the name under which a backward pass may keep what a dense layer gave
 CONTEXT = "context"  # ... and what attention gave
+SUM = "sum"  # ... and what a sublayer's norm takes in
+KEPT = "kept"  # ... and which values dropout let through
 CHUNKS_AT_ONCE = 4  # whose scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
 TRANSPOSED = "kernel_transposed"  # what a dense layer has in place of `kernel` when its inputs have few rows
 POSITION_OFFSET = 2  # rows that BART's position tables carry before position 0
@@ -28,11 +30,15 @@ Params = Any  # nested dict of arrays
 
 
 class Dense(nn.Module):
-    """y = x W + b: operands in `dtype`, products summed in float32, result in `dtype`."""
+    """y = x W + b: operands in `dtype`, products summed in float32, result in `dtype`.
+
+    dimensions: what those of W mean on a mesh; see `product`.
+    """
 
     features: int
     dtype: Any
     init_std: float
+    dimensions: Dimensions
     learn_bias: bool = True
 
     @nn.compact
@@ -43,7 +49,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(self.init_std), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         bias = bias if self.learn_bias else lax.stop_gradient(bias)
-        y = product(x.astype(self.dtype), kernel) + bias
+        y = product(x.astype(self.dtype), kernel, self.dimensions) + bias
         return checkpoint_name(y.astype(self.dtype), PRODUCT)
 
 
@@ -164,6 +170,8 @@ def _attention_forward(
     query: Array, key: Array, value: Array, mask: Array, chunks: bool
 ) -> tuple[Array, tuple[Array, ...]]:
     def forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, Array]:
+        # With a query, which each layer has of its own: else the mask of all scores is made once, before all layers.
+        query, mask = stored((query, mask))
         scores = masked_scores(query, key, mask)
         highest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
@@ -212,10 +220,12 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         size = (self.config.d_model, self.dtype, self.config.init_std)
-        self.q_proj, self.v_proj, self.out_proj = (Dense(*size) for _ in range(3))
+        to_heads = (*size, ("width", "heads"))
+        self.q_proj, self.v_proj = Dense(*to_heads), Dense(*to_heads)
+        self.out_proj = Dense(*size, ("heads", "width"))
         # A key bias shifts all scores of a query alike, so its gradient is exactly 0; what rounding leaves of it
         # Adam would blow up to full steps.
-        self.k_proj = Dense(*size, learn_bias=False)
+        self.k_proj = Dense(*to_heads, learn_bias=False)
 
     def split(self, x: Float[Array, "T D"]) -> Float[Array, "H T Dh"]:
         return x.reshape(x.shape[0], self.heads, -1).transpose(1, 0, 2)
@@ -258,8 +268,8 @@ class FeedForward(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.fc1 = Dense(self.width, self.dtype, self.config.init_std)
-        self.fc2 = Dense(self.config.d_model, self.dtype, self.config.init_std)
+        self.fc1 = Dense(self.width, self.dtype, self.config.init_std, ("width", "inner"))
+        self.fc2 = Dense(self.config.d_model, self.dtype, self.config.init_std, ("inner", "width"))
 
     def __call__(self, x: Float[Array, "T D"], deterministic: bool) -> Float[Array, "T D"]:
         inner = activation(self.fc1(x), self.config.activation_function)
@@ -298,13 +308,29 @@ def sublayer(
 ) -> Float[Array, "T D"]:
     """norm(x + dropout(f(x))) as in BART, or x + dropout(f(norm(x))) when `normalize_before` (mBART)."""
     inner = function(norm(x) if config.normalize_before else x)
-    x = x + dropout(layer, inner, config.dropout, deterministic)
+    x = checkpoint_name(x + dropout(layer, inner, config.dropout, deterministic), SUM)
     return x if config.normalize_before else norm(x)
 
 
 def _dropout(x: Float[Array, ...], rate: float, key: Array) -> Float[Array, ...]:
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+    keep = checkpoint_name(stored(jax.random.bernoulli(key, 1.0 - rate, x.shape)), KEPT)
+    return jnp.where(keep, _with_stored_cotangent(x) / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def stored(tree: Any) -> Any:
+    """The same arrays, which a TPU puts into memory before they are used.
+
+    There what a product takes in is computed anew for each of its blocks, and in each product that takes it.
+    """
+    return lax.platform_dependent(tree, tpu=lax.optimization_barrier, default=lambda tree: tree)
+
+
+@jax.custom_vjp
+def _with_stored_cotangent(x: Array) -> Array:
+    return x
+
+
+_with_stored_cotangent.defvjp(lambda x: (x, None), lambda _, cotangent: (stored(cotangent),))
 
 
 def embed(

@@ -7,6 +7,7 @@ would make a weight gradient a chunk under `vmap` and sum them afterwards; a pri
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,35 +17,50 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from jax_simcas.sharding import constrain
+
+Dimensions = tuple[str | None, str | None]
+
 product_p = Primitive("product")
 
 
-def product(x: Float[Array, "*rows I"], kernel: Float[Array, "I O"]) -> Float[Array, "*rows O"]:
+def product(
+    x: Float[Array, "*rows I"], kernel: Float[Array, "I O"], dimensions: Dimensions = (None, None)
+) -> Float[Array, "*rows O"]:
     """x W with both operands in the dtype of x, summed in float32.
 
     Differentiable: the cotangent is rounded to the dtype of x before it meets W or x; the gradient of W is float32.
     `vmap` over x makes more rows of one product.
+
+    Args:
+      dimensions: what those of W mean on a mesh (sharding.RULES); its pieces of "width" are brought together first.
     """
-    return product_p.bind(x, kernel)
+    return product_p.bind(x, kernel, dimensions=dimensions)
 
 
 def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
     return lax.dot_general(x, y, (((x_axis,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _product(x: Array, kernel: Array) -> Array:
-    return _dot(x, kernel.astype(x.dtype), x.ndim - 1, 0)
+def _together(kernel: Array, dimensions: Dimensions) -> Array:
+    """W in one piece of "width": left to choose, XLA may send its pieces round and add up as many large products."""
+    return constrain(kernel, *(None if name == "width" else name for name in dimensions))
 
 
-def _input_gradient(cotangent: Any, x: Any, kernel: Array) -> Any:
+def _product(x: Array, kernel: Array, *, dimensions: Dimensions) -> Array:
+    return _dot(x, _together(kernel.astype(x.dtype), dimensions), x.ndim - 1, 0)
+
+
+def _input_gradient(cotangent: Any, x: Any, kernel: Array, *, dimensions: Dimensions) -> Any:
     """G W^T."""
     if type(cotangent) is ad.Zero:
         return ad.Zero(x.aval)
     dtype = x.aval.dtype
-    return _dot(cotangent.astype(dtype), kernel.astype(dtype), cotangent.ndim - 1, 1).astype(dtype)
+    kernel = _together(kernel.astype(dtype), dimensions)
+    return _dot(cotangent.astype(dtype), kernel, cotangent.ndim - 1, 1).astype(dtype)
 
 
-def _kernel_gradient(cotangent: Any, x: Array, kernel: Any) -> Any:
+def _kernel_gradient(cotangent: Any, x: Array, kernel: Any, *, dimensions: Dimensions) -> Any:
     """x^T G, over all rows at once."""
     if type(cotangent) is ad.Zero:
         return ad.Zero(kernel.aval)
@@ -54,7 +70,9 @@ def _kernel_gradient(cotangent: Any, x: Array, kernel: Any) -> Any:
         return lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
 
     gradient = lax.platform_dependent(x, cotangent.astype(x.dtype), cpu=_kernel_gradient_on_cpu, default=plain)
-    return gradient.astype(kernel.aval.dtype)
+    # Summed over chunks as a whole, for the same reason.
+    summed = ("gradient width" if name == "width" else name for name in dimensions)
+    return constrain(gradient.astype(kernel.aval.dtype), *summed)
 
 
 def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
@@ -71,15 +89,20 @@ def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
     return _dot(blocks.reshape(width, -1), cotangent, 1, 0)
 
 
-def _batched(operands: tuple, axes: tuple) -> tuple[Array, int]:
+def _batched(operands: tuple, axes: tuple, *, dimensions: Dimensions) -> tuple[Array, int]:
     x, kernel = operands
     if axes[1] is None:
-        return product(jnp.moveaxis(x, axes[0], 0), kernel), 0
-    return jax.vmap(_product, axes)(x, kernel), 0  # a kernel of its own for each: nothing to be gained
+        return product(jnp.moveaxis(x, axes[0], 0), kernel, dimensions), 0
+    each = partial(_product, dimensions=dimensions)
+    return jax.vmap(each, axes)(x, kernel), 0  # a kernel of its own for each: nothing to be gained
 
 
-product_p.def_impl(jax.jit(_product))
-product_p.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[1]), dtype=jnp.float32))
+def _result(x: Any, kernel: Any, *, dimensions: Dimensions) -> Any:
+    return x.update(shape=(*x.shape[:-1], kernel.shape[1]), dtype=jnp.float32)
+
+
+product_p.def_impl(jax.jit(_product, static_argnames="dimensions"))
+product_p.def_abstract_eval(_result)
 ad.defbilinear(product_p, _input_gradient, _kernel_gradient)
 batching.primitive_batchers[product_p] = _batched
 mlir.register_lowering(product_p, mlir.lower_fun(_product, multiple_results=False))
