@@ -309,7 +309,7 @@ def run_compare(arguments: Any) -> int:
     if encoder:
         extra = [paired.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
-    compared = paired.compare(*scores, arguments.seed)
+    compared = paired.compare(scores[0], scores[1], arguments.seed)
     print(paired.table(compared))
     print(f"\nA: {paths[0]}\nB: {paths[1]}")
     print(

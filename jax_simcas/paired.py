@@ -160,7 +160,8 @@ def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed
         kept = [pair for pair in pairs if not any(map(math.isnan, pair))]
         first, second = [x for x, _ in kept], [y for _, y in kept]
         difference = metrics.paired_bootstrap(first, second, key_seed=seed, samples=RESAMPLES)
-        found[name] = Compared(*(metrics.mean((sum(v), len(v))) for v in (first, second)), difference)
+        a_mean, b_mean = (metrics.mean((sum(values), len(values))) for values in (first, second))
+        found[name] = Compared(a_mean, b_mean, difference)
     return found
 
 

@@ -186,8 +186,9 @@ def ppo_update(
             pick = lambda x: x[chunk, position]
         mask = pick(row.mask)
         candidates = constrain(pick(row.hidden), None, None)
-        taken = map(pick, (row.action, row.log_prob, row.value, row.advantage, row.returns))
-        return ppo_losses(selector, candidates, row.state[chunk], *taken, mask, config), mask.any()
+        action, log_prob, value, advantage, returns = map(pick, row[2:7])
+        taken = (action, log_prob, value, advantage, returns, mask)
+        return ppo_losses(selector, candidates, row.state[chunk], *taken, config), mask.any()
 
     def batch_loss(selector: Params, tokens: Array, chunk: Array) -> tuple[Array, tuple[Losses, Array]]:
         losses, real = over_documents(document_losses, (None, 0, 0, 0))(selector, rollout, tokens, chunk)

@@ -17,7 +17,7 @@ from typing import Any
 CLEAR = Path("/proc/self/clear_refs")
 
 
-def resident(field: str, process: int | str = "self") -> int:
+def resident(field: str, process: str = "self") -> int:
     """Bytes of resident memory: now ("VmRSS") or at most since the last `forget_peak` ("VmHWM"); Linux only."""
     status = Path(f"/proc/{process}/status")
     for line in status.read_text().splitlines():

@@ -127,7 +127,7 @@ def joined_anew(source: Any, config: PipelineConfig) -> bool:
 
 def key_of(source: Any, encoder: TextEncoder, config: PipelineConfig) -> str:
     """Stands for all that tokens depend on: rows, tokenizer and its library, settings."""
-    tokenizer = dataclasses.replace(encoder, backend_tokenizer=encoder.backend_tokenizer.to_str())
+    tokenizer = vars(encoder) | {"backend_tokenizer": encoder.backend_tokenizer.to_str()}
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in BATCHING}
     parts = (FORMAT, source.fingerprint, tokenizer, tokenizers.__version__, sorted(settings.items()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
