@@ -74,7 +74,7 @@ def test_topk_keeps_an_equal_share_of_each_chunk(budget, shares):
     assert out.action.sum(axis=1).tolist() == shares
     for k in range(K):
         kept = np.asarray(out.action[k])
-        assert out.keep_prob[k][kept].min() >= out.keep_prob[k][~kept].max(initial=0)
+        assert out.keep_prob[k][kept].min(initial=1) >= out.keep_prob[k][~kept].max(initial=0)
 
 
 def test_greedy_is_threshold_one_half():
