@@ -356,6 +356,7 @@ def test_damaged_rows_are_tokenised_again(source, words, made, tmp_path):
 
 def test_a_disk_that_will_be_full_is_told_before(source, words, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_lib, "ROWS_BETWEEN_LOOKS", 5)
     monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda folder: usage._replace(free=100))
     with pytest.raises(OSError, match=r"GB more are needed, 0\.0 GB are free") as caught:
         token_cache(source, words, CONFIG, tmp_path)
