@@ -265,7 +265,7 @@ def _checksum(record: bytes, number: int) -> int:
 def _whole(folder: Path, rows: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
         index = np.memmap(folder / INDEX, ENTRY, "r")
-        return len(index) == rows and os.path.getsize(folder / ROWS) == index["end"][-1]
+        return len(index) == rows and os.path.getsize(folder / ROWS) == int(index["end"][-1])
     return False
 
 
