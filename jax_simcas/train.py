@@ -283,17 +283,17 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         examined = First(held_out, loop.eval_documents)
         cached = validated = None
         if settings.data.cache and getattr(source, "fingerprint", None):
-            rows_bar = partial(report.Progress, unit="rows tokenised", disable=not (progress and is_main()))
+            progress_of = partial(report.Progress, unit="rows tokenised", disable=not (progress and is_main()))
             kept = partial(kept_tokens, tokenizer=model.tokenizer, cache=cache)
             if cache_lib.joined_anew(source, config):
                 say("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
             else:
                 passes = loop.steps * config.batch_size * settings.optimizer.accumulate_step / len(source)
-                cached = kept(source, config=config, passes=passes, bar=rows_bar(len(source)))
+                cached = kept(source, config=config, passes=passes, bar=progress_of(len(source)))
             # A few rows in order: not worth starting processes.
             alone = dataclasses.replace(config, workers=0, bucket_batches=0)
             passes = loop.steps / loop.eval_every
-            validated = kept(examined, config=alone, passes=passes, bar=rows_bar(len(examined)))
+            validated = kept(examined, config=alone, passes=passes, bar=progress_of(len(examined)))
         batches = pipeline.make_iterator(
             source,
             model.tokenizer,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers import figures, tiny_config, with_disk
 
-from jax_simcas import train
+from jax_simcas import program, train
 from jax_simcas.checkpoint import load_params
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -356,6 +356,7 @@ def test_damaged_rows_are_tokenised_again(source, words, made, tmp_path):
 
 def test_a_disk_that_will_be_full_is_told_before(source, words, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_lib, "ROWS_BETWEEN_LOOKS", 5)
     monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda folder: usage._replace(free=100))
     with pytest.raises(OSError, match=r"GB more are needed, 0\.0 GB are free") as caught:
         token_cache(source, words, CONFIG, tmp_path)
@@ -371,16 +372,20 @@ def text_run(folder, **changes):
     words = lambda rng, count: " ".join(f"w{i}" for i in rng.integers(40, size=count))
     for split, count in (("train", 6), ("validation", 3)):
         rng = np.random.default_rng(count)
-        lines = [{"document": words(rng, rng.integers(20, 90)), "summary": words(rng, 5)} for _ in range(count)]
+        lines = [{"document": words(rng, rng.integers(10, 60)), "summary": words(rng, 5)} for _ in range(count)]
         jsonl(folder, lines, split)
     files = {"data.source": "jsonl", "data.data_dir": str(folder), "data.vocab_size": 300, "data.batch_size": 2}
-    return tiny_config(**{"data.chunk_buckets": (), "data.input_template": "{document}"} | files | changes)
+    shapes = {"data.chunk_buckets": (16,), "data.target_buckets": (8,)}  # one compilation
+    return tiny_config(**files | shapes | changes)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """A run without a cache: (folder of the data, workdir)."""
+    """A run without a cache: (folder of the data, workdir, folder of caches). What it compiles serves the others."""
     folder = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_SIMCAS_CACHE", str(folder / "cache"))
+        program.prepare()
     settings = text_run(folder / "data", **{"data.cache": False})
     train.train(settings, folder / "run", folder / "cache", progress=False)
     assert not (folder / "cache" / "tokens").exists()
@@ -415,7 +420,7 @@ def test_a_short_run_does_not_wait_for_a_cache(plain, tmp_path):
 
 
 def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
-    settings = text_run(plain[0], **{"data.parts_at": "w1", "loop.steps": 4, "loop.eval_every": 4})
+    settings = text_run(plain[0], **{"data.parts_at": "w1", "loop.steps": 1, "loop.eval_every": 1})
     train.train(settings, tmp_path / "run", tmp_path / "cache", progress=False)
     assert "note: training's tokens are not cached: documents are joined anew" in capsys.readouterr().err
     assert not (tmp_path / "cache" / "tokens").exists()
@@ -427,10 +432,10 @@ def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
 def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monkeypatch):
     data, expected, _ = plain
 
-    def full(file):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cache_lib.os, "fsync", full)
+    monkeypatch.setattr(cache_lib, "_append", full)
     train.train(text_run(data), tmp_path / "run", tmp_path / "cache", progress=False)
     err = capsys.readouterr().err
     line = f"warning: {tmp_path}/cache/tokens: tokens cannot be kept there (No space left on device): rows are"

@@ -43,11 +43,11 @@ MIB = 2**20
 def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
     """Rows of `tokens` tokens, about, with summaries of about 200."""
     rng = np.random.default_rng(0)
-    words = np.asarray(["".join(rng.choice(SYLLABLES, rng.integers(1, 5))) for _ in range(WORDS)])
+    words = np.asarray(["".join(rng.choice(SYLLABLES, (rng.integers(1, 5),))) for _ in range(WORDS)])
     frequency = 1 / np.arange(1, WORDS + 1)
-    drawn = words[rng.choice(WORDS, (SENTENCES, WORDS_OF_SENTENCE), p=frequency / frequency.sum())]
+    drawn = rng.choice(words, (SENTENCES, WORDS_OF_SENTENCE), p=frequency / frequency.sum())
     sentences = [" ".join(sentence).capitalize() + "." for sentence in drawn]
-    text = lambda count: " ".join(sentences[int(i)] for i in rng.integers(SENTENCES, size=(count,)))
+    text = lambda count: " ".join(sentences[i] for i in rng.integers(SENTENCES, size=count))
     low, high = (max(int(n / TOKENS_A_WORD / WORDS_OF_SENTENCE), 1) for n in tokens)
     partial = path.with_suffix(".partial")
     with partial.open("w") as file, report.Progress(rows, unit="rows written") as bar:
@@ -60,8 +60,8 @@ def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
 
 def memory() -> float:
     """MiB of this process and its workers."""
-    workers = [str(child.pid) for child in multiprocessing.active_children()]
-    return sum(resident("VmRSS", process) for process in ("self", *workers)) / MIB
+    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+    return (resident("VmRSS") + sum(resident("VmRSS", pid) for pid in workers)) / MIB
 
 
 def read(source: Any, tokenizer: Any, config: PipelineConfig, rows: int, cache: Any) -> dict[str, Any]:

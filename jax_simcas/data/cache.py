@@ -127,9 +127,9 @@ def joined_anew(source: Any, config: PipelineConfig) -> bool:
 
 def key_of(source: Any, encoder: TextEncoder, config: PipelineConfig) -> str:
     """Stands for all that tokens depend on: rows, tokenizer and its library, settings."""
-    tokenizer = vars(encoder) | {"backend_tokenizer": encoder.backend_tokenizer.to_str()}
+    tokenizer = (encoder.backend_tokenizer.to_str(), special_ids(encoder), tokenizers.__version__)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in BATCHING}
-    parts = (FORMAT, source.fingerprint, tokenizer, tokenizers.__version__, sorted(settings.items()))
+    parts = (FORMAT, source.fingerprint, tokenizer, sorted(settings.items()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -163,9 +163,9 @@ def unpack(record: bytes, tokenizer: Any, config: PipelineConfig, rng: np.random
     chunks, targets, cut, has_evidence = take(4, "<i4").tolist()
     lengths, target_sizes = take(chunks, "<i4"), take(2 * targets, "<i4").reshape(targets, 2)
     count = int(lengths.sum())
-    ids = take(count, token)
+    ids = take(count, token).astype(np.int32)
     bits = take(-(-count // 8) if has_evidence else 0, np.uint8)
-    contents = [take(int(size), token) for size in target_sizes[:, 0]]
+    contents = [take(int(size), token).astype(np.int32) for size in target_sizes[:, 0]]
     made = chunk_at(ids, (np.cumsum(lengths) - lengths).tolist(), config.chunk_length, **special_ids(tokenizer))
     evidence = np.zeros(made.token_mask.shape, bool)
     if has_evidence:
@@ -230,7 +230,7 @@ def _append(
                 size += len(record)
                 out.write(record)
                 index.write(np.array((size, chunks, _checksum(record, number)), ENTRY).tobytes())
-                if number % ROWS_BETWEEN_LOOKS == 0:
+                if (number + 1) % ROWS_BETWEEN_LOOKS == 0:
                     _check_room(folder, size * (len(source) - number - 1) // (number + 1))
                 on_rows(1)
         finally:
@@ -265,7 +265,7 @@ def _checksum(record: bytes, number: int) -> int:
 def _whole(folder: Path, rows: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
         index = np.memmap(folder / INDEX, ENTRY, "r")
-        return len(index) == rows and os.path.getsize(folder / ROWS) == index["end"][-1]
+        return len(index) == rows and os.path.getsize(folder / ROWS) == int(index["end"][-1])
     return False
 
 
