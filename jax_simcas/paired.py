@@ -167,7 +167,7 @@ def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed
 
 def table(compared: dict[str, Compared]) -> str:
     """A line a score, as Markdown, with its name in words."""
-    shown = lambda *score: report.format_score((*score, math.nan, math.nan, 0)[:4], 2)
+    shown = lambda mean, low=math.nan, high=math.nan: report.format_score((mean, low, high, 0), 2)
     rows: list[dict[str, Any]] = [
         {
             "score": metrics.labelled(name),
