@@ -93,8 +93,7 @@ class Checkpointer:
         self._pending: int | None = None
         self._begun: tuple[int, float, float] | None = None  # step, when, how long `save` took
         self._saved: list[Saved] = []
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet_orbax())
+        self._quiet = _quiet_orbax()
         # Not orbax's BestN and metrics files: one damaged metrics file stops CheckpointManager's constructor.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self,
@@ -245,8 +244,7 @@ class Checkpointer:
             self._mine.discard(failed)
             self._ranks.pop(failed, None)
             self._manager.reload()
-            # For good: asyncio logs every further failed write when it drops it, at the latest as the process ends.
-            logging.getLogger("asyncio").addFilter(_not_about_orbax)
+            self._quiet.pop_all()  # for good: the writes still under way fail and tell it until the process ends
             last = self.latest_step()
             kept = "there is none before" if last is None else f"the last good one is {self.folder / str(last)}"
             raise UserError(
@@ -302,31 +300,23 @@ def array_digest(x: Shaped[Array, "*shape"]) -> UInt32[Array, " 2"]:
     return jnp.stack([mixed.sum(dtype=jnp.uint32), mix(mixed + index).sum(dtype=jnp.uint32)])
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Keeps orbax's warnings and tracebacks from standard error: what matters in them, a UserError says."""
+def _quiet_orbax() -> contextlib.ExitStack:
+    """Keeps orbax's warnings and tracebacks from standard error until closed: what matters, a UserError says."""
 
     def wanted(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or ("orbax" not in record.pathname and _not_about_orbax(record))
+        return record.levelno < logging.WARNING or "orbax" not in record.pathname + record.getMessage()
 
     def unraisable(late: Any) -> None:  # writes that fail after the first one, when orbax no longer listens
         if str(late.exc_value) != "Event loop is closed":
             usual(late)
 
+    undo = contextlib.ExitStack()
     usual, sys.unraisablehook = sys.unraisablehook, unraisable
-    loggers = [logging.getLogger("absl"), logging.getLogger("asyncio")]
-    for logger in loggers:
+    undo.callback(setattr, sys, "unraisablehook", usual)
+    for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
         logger.addFilter(wanted)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = usual
-        for logger in loggers:
-            logger.removeFilter(wanted)
-
-
-def _not_about_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in record.getMessage()
+        undo.callback(logger.removeFilter, wanted)
+    return undo
 
 
 def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
