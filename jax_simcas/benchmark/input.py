@@ -60,8 +60,8 @@ def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
 
 def memory() -> float:
     """MiB of this process and its workers."""
-    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-    return (resident("VmRSS") + sum(resident("VmRSS", pid) for pid in workers)) / MIB
+    workers = [str(child.pid) for child in multiprocessing.active_children()]
+    return sum(resident("VmRSS", process) for process in ("self", *workers)) / MIB
 
 
 def read(source: Any, tokenizer: Any, config: PipelineConfig, rows: int, cache: Any) -> dict[str, Any]:
