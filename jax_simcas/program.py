@@ -46,7 +46,7 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    for name in ("absl", "jax", "orbax", "transformers", "grain"):
+    for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
     import jax

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,8 @@ class Workdir(NamedTuple):
         try:
             remote = epath.Path(name)
             top = [path for path in remote.iterdir() if path.name != CHECKPOINTS] if remote.exists() else []
-            for path in (file for entry in top for file in (entry.glob("**/*") if entry.is_dir() else [entry])):
-                if not path.is_dir():
-                    report.replace_file(local / path.relative_to(remote), path.read_bytes())
+            for path in (file for entry in top for file in _files(entry)):
+                report.replace_file(local / path.relative_to(remote), path.read_bytes())
         except Exception as error:  # whatever the bucket's library raises
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
         return cls(local, f"{name}/{CHECKPOINTS}", remote)
@@ -85,6 +85,15 @@ class Workdir(NamedTuple):
                     there.write_bytes(path.read_bytes())
         except Exception as error:
             raise UserError(f"--workdir={self.remote}: cannot be written ({error})") from None
+
+
+def _files(path: epath.Path) -> Iterator[epath.Path]:
+    """The file, or all in the folder and the folders in it; epath refuses the glob `**` in a bucket."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            yield from _files(entry)
+    else:
+        yield path
 
 
 def open_source(settings: Settings, split: str, cache: Path) -> Any:

@@ -13,6 +13,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from helpers import figures, one_line_error, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
@@ -472,16 +475,17 @@ def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(cache, tmp_path, c
 
 
 def test_a_workdir_in_a_bucket_has_its_small_files_copied_both_ways(monkeypatch, tmp_path):
-    bucket = tmp_path / "bucket"
-    monkeypatch.setattr(workdir_lib.epath, "Path", lambda name: Path(name.replace("gs://", f"{bucket}/")))
+    """With the paths of the real library, which refuse in buckets some of what they do on disks."""
+    bucket, disk = tmp_path / "bucket", LocalFileSystem(auto_mkdir=True)
+    monkeypatch.setattr(fsspec_backend, "fs", lambda path: DirFileSystem(str(bucket), disk))
     here = workdir_lib.Workdir.at("gs://b/run/", tmp_path / "one")
     assert here.checkpoints == "gs://b/run/checkpoints"
     (here.local / "tokenizer").mkdir()
     (here.local / "tokenizer" / "vocab.json").write_text("{}")
     (here.local / "config.json").write_text("1")
     here.publish()
-    (bucket / "b" / "run" / "checkpoints" / "1").mkdir(parents=True)
-    (bucket / "b" / "run" / "checkpoints" / "1" / "large").write_text("x")
+    (bucket / "gs:" / "b" / "run" / "checkpoints" / "1").mkdir(parents=True)
+    (bucket / "gs:" / "b" / "run" / "checkpoints" / "1" / "large").write_text("x")
     there = workdir_lib.Workdir.at("gs://b/run", tmp_path / "two")
     found = sorted(str(path.relative_to(there.local)) for path in there.local.rglob("*") if path.is_file())
     assert found == ["config.json", "tokenizer/vocab.json"]
