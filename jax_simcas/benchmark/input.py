@@ -47,7 +47,7 @@ def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
     frequency = 1 / np.arange(1, WORDS + 1)
     drawn = rng.choice(words, (SENTENCES, WORDS_OF_SENTENCE), p=frequency / frequency.sum())
     sentences = [" ".join(sentence).capitalize() + "." for sentence in drawn]
-    text = lambda count: " ".join(sentences[i] for i in rng.integers(SENTENCES, size=count))
+    text = lambda count: " ".join(sentences[i] for i in rng.integers(SENTENCES, size=(count,)))
     low, high = (max(int(n / TOKENS_A_WORD / WORDS_OF_SENTENCE), 1) for n in tokens)
     partial = path.with_suffix(".partial")
     with partial.open("w") as file, report.Progress(rows, unit="rows written") as bar:
