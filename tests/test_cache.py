@@ -412,6 +412,7 @@ def test_training_with_a_cache_gives_the_same_numbers_and_resumes_with_or_withou
     assert_same_run(tmp_path / "half", expected)
 
 
+@pytest.mark.slow
 def test_a_short_run_does_not_wait_for_a_cache(plain, tmp_path):
     """Less than an epoch, and one look at the validation rows."""
     settings = text_run(plain[0], **{"loop.steps": 2, "loop.eval_every": 2})
@@ -419,6 +420,7 @@ def test_a_short_run_does_not_wait_for_a_cache(plain, tmp_path):
     assert not (tmp_path / "cache" / "tokens").exists()
 
 
+@pytest.mark.slow
 def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
     settings = text_run(plain[0], **{"data.parts_at": "w1", "loop.steps": 1, "loop.eval_every": 1})
     train.train(settings, tmp_path / "run", tmp_path / "cache", progress=False)
@@ -429,6 +431,7 @@ def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
         train.train(buckets, tmp_path / "other", tmp_path / "cache", progress=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monkeypatch):
     data, expected, _ = plain
 
