@@ -86,7 +86,7 @@ def load(choice: str) -> Encoder:
     Raises:
       UserError: PyTorch is missing; no such model; weights missing in it; a layer that it lacks or that is not known.
     """
-    asked = re.fullmatch(r"(.+?)(?:@(\d+))?", choice)
+    asked = re.fullmatch(r"(?!@)(.+?)(?:@(\d+))?", choice)
     source, number = asked.groups() if asked else ("", None)
     if not source:
         raise UserError(f"--bertscore={choice}: expected MODEL or MODEL@LAYER, such as roberta-large@17")
