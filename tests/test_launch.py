@@ -269,8 +269,10 @@ def note(done):
 
 def in_background(place, verb, *flags):
     """tpu.sh in a session of its own, as in a terminal where Ctrl-C reaches all its processes."""
+    script = ["bash", place.checkout / "launch" / "tpu.sh"]
     return subprocess.Popen(
-        ["bash", place.checkout / "launch" / "tpu.sh", verb, *BASE, "--type=v4-8", *flags],
+        # A shell cannot trap what was ignored when it began, as Ctrl-C is in all that a script runs beside itself.
+        ["env", "--default-signal=INT", *script, verb, *BASE, "--type=v4-8", *flags],
         env=place.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
