@@ -20,6 +20,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from jax_simcas.bart.config import BartConfig
+from jax_simcas.bart.layers import unstack_layers
 from jax_simcas.errors import UserError
 from jax_simcas.model import SimcasConfig, init_params
 from jax_simcas.select import init_selector
@@ -286,6 +287,7 @@ def save(
     """Writes config.json and the weights in `layout` (hf, flax, released), each file whole or not at all.
 
     Args:
+      params: layers stacked, as training holds them, or apart.
       extra: goes into jax_simcas.json.
       copy: further files (a tokenizer's) to put beside them.
 
@@ -302,7 +304,7 @@ def save(
         for file in copy:
             _whole(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]
-        _whole(target, lambda path: _WRITERS[layout](path, params))
+        _whole(target, lambda path: _WRITERS[layout](path, unstack_layers(params)))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return target

@@ -10,6 +10,7 @@ import pytest
 from helpers import PARITY, TINY, parity_model, tiny_params
 
 from jax_simcas import convert, settings
+from jax_simcas.bart.layers import stack_layers
 from jax_simcas.checkpoint import Checkpointer
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
 from jax_simcas.model import SimcasConfig
@@ -61,7 +62,8 @@ def test_a_hub_model_loads_strictly_in_transformers(tmp_path):
     np.testing.assert_array_equal(model.model.shared.weight.detach(), params["model"]["shared"]["embedding"])
 
 
-def test_a_workdir_is_exported_with_its_tokenizer_and_settings(tmp_path):
+@pytest.mark.parametrize("held_as", [lambda params: params, stack_layers], ids=["apart", "stacked"])
+def test_a_workdir_is_exported_with_its_tokenizer_and_settings(tmp_path, held_as):
     words = tuple(f"w{i}" for i in range(TINY.vocab_size - 4))
     tokenizer = tmp_path / "tokenizer"
     word_level(words, tokenizer)
@@ -73,7 +75,7 @@ def test_a_workdir_is_exported_with_its_tokenizer_and_settings(tmp_path):
     (workdir / "config.json").write_text(settings.to_json(held))
     params = tiny_params(bart)
     with Checkpointer(workdir / "checkpoints") as checkpointer:
-        checkpointer.save(1, {"params": params}, None, {})
+        checkpointer.save(1, {"params": held_as(params)}, None, {})
     assert convert.main([str(workdir), str(tmp_path / "hf"), "--to=hf", "--step=latest"]) == 0
     model = load_model(str(tmp_path / "hf"))
     assert model.settings.simcas == held.simcas and len(model.tokenizer) == bart.vocab_size and not model.notes
