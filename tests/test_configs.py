@@ -29,3 +29,4 @@ def test_published_settings(name):
     assert (simcas.chunk_length, simcas.max_input_len, simcas.max_target_len) == (512, 16_384, 1_024)
     assert (loop.epochs, loop.seed, loop.selector_every) == (100, seed, 100 if name == "wcep" else 50)
     assert settings.pretrained == "facebook/bart-base" and "Published test result" in doc
+    assert "Accelerator memory" in doc
