@@ -3,8 +3,8 @@
 One document's attention on one chip, in millions of cycles. The estimate that compile_check sums up does not look into
 Pallas kernels. The compiler's last stage does: its static profile has the cycles of every scheduled instruction and
 kernel. That profile leaves out waiting for memory, in favour of whatever reads and writes more. For the kernels'
-backward passes it does not end (libtpu 0.0.42), so they count as their schedule's bundles times their grid, without
-the work between them: a lower bound. Needs libtpu's compiler, pip install 'jax_simcas[tpu]', and no TPU.
+backward passes it did not end in 90 s (libtpu 0.0.42), so they count as their schedule's bundles times their grid,
+without the work between them: a lower bound. Needs libtpu's compiler, pip install 'jax_simcas[tpu]', and no TPU.
 """
 
 from __future__ import annotations
