@@ -3,7 +3,7 @@
   python launch/reading.py DATA/sumpubmed DATA/qmsum --to DATA/reading
 
 Each folder has train.jsonl.gz and validation.jsonl.gz with the field document; so will the new one, with summary too.
-configs/reading.py trains on them.
+configs/reading.py trains on them. `--words 160` makes windows of one chunk.
 """
 
 import argparse
@@ -13,19 +13,19 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-WINDOW, SUMMARY = 480, 90  # words
+WINDOW, SUMMARY = 480, 90  # words; 3 chunks of 254 tokens, 160 tokens
 SHORTEST, LONGEST = 4, 100  # words of a sentence that is taken
 HELD_OUT = 400  # rows of the validation split
 
 
-def windows(document: str) -> Iterator[list[str]]:
+def windows(document: str, limit: int) -> Iterator[list[str]]:
     """Sentences, as many as fit; cut at ". " only, which does for text that is read by machines."""
     window, words = [], 0
     for sentence in document.replace("\n", " ").split(". "):
         count = len(sentence.split())
         if not SHORTEST <= count <= LONGEST:
             continue
-        if words + count > WINDOW and window:
+        if words + count > limit and window:
             yield window
             window, words = [], 0
         window.append(sentence)
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--to", required=True, type=Path, help="the folder to make")
+    parser.add_argument("--words", type=int, default=WINDOW, help="of a window (default: %(default)s)")
     arguments = parser.parse_args()
     rng = random.Random(0)
     arguments.to.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def main() -> None:
         for folder in arguments.folders:
             with gzip.open(folder / f"{split}.jsonl.gz", "rt", encoding="utf-8") as file:
                 documents = dict.fromkeys(json.loads(line)["document"] for line in file)  # a meeting has several rows
-            for window in (window for document in documents for window in windows(document)):
+            for window in (window for text in documents for window in windows(text, arguments.words)):
                 summary = chosen(window, rng)
                 rows.append({"document": ". ".join(window) + ".", "summary": ". ".join(summary) + "."})
         rng.shuffle(rows)
