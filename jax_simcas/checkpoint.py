@@ -30,7 +30,7 @@ from etils import epath
 from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
-from jax_simcas.errors import UserError
+from jax_simcas.errors import UserError, first_of
 
 Mode = Literal["min", "max"]
 
@@ -427,7 +427,7 @@ def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any])
     ]
     if differing:
         raise UserError(
-            f"{folder}: does not fit this model and optimizer: {', '.join(differing)}; "
+            f"{folder}: does not fit this model and optimizer: {first_of(differing)}; "
             "use the configuration that wrote it, or another folder"
         )
 

@@ -1,5 +1,11 @@
-"""The one exception that programs turn into a one-line message."""
+"""The one exception that programs turn into a one-line message, and what keeps such a line short."""
 
 
 class UserError(Exception):
     """Something the user can fix: names the file, field or flag, what was given and what was expected."""
+
+
+def first_of(problems: list[str], limit: int = 3) -> str:
+    """The first problems of many, and how many more there are: for one line that people read."""
+    more = [f"{len(problems) - limit} more"] if len(problems) > limit else []
+    return "; ".join(problems[:limit] + more)

@@ -21,7 +21,7 @@ from flax import serialization, traverse_util
 
 from jax_simcas.bart.config import BartConfig
 from jax_simcas.bart.layers import unstack_layers
-from jax_simcas.errors import UserError
+from jax_simcas.errors import UserError, first_of
 from jax_simcas.model import SimcasConfig, init_params
 from jax_simcas.select import init_selector
 
@@ -131,14 +131,16 @@ def _check(flat: dict[Path_, np.ndarray], config: BartConfig, where: Path) -> No
     named = "/".join
     if OPTIONAL in flat:
         expected[OPTIONAL] = (flat[OPTIONAL].shape[0], config.d_model)
-    problems = [f"missing {named(name)} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
-    problems += [f"unexpected {named(name)}" for name in sorted(flat.keys() - expected.keys())]
+    missing = [f"missing {named(name)} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
+    unexpected = [f"unexpected {named(name)}" for name in sorted(flat.keys() - expected.keys())]
+    wrong = []
     for name in sorted(expected.keys() & flat.keys()):
         value = flat[name]
         if value.shape != expected[name]:
-            problems.append(f"{named(name)} has shape {list(value.shape)}, expected {list(expected[name])}")
+            wrong.append(f"{named(name)} has shape {list(value.shape)}, expected {list(expected[name])}")
         elif not np.issubdtype(value.dtype, np.floating) and value.dtype.name != "bfloat16":
-            problems.append(f"{named(name)} is {value.dtype}, expected floating point")
+            wrong.append(f"{named(name)} is {value.dtype}, expected floating point")
+    problems = [first_of(kind) for kind in (missing, unexpected, wrong) if kind]
     if problems:
         rows = flat.get(("model", "shared", "embedding"), np.empty(0)).shape[:1]
         if rows and rows[0] != config.vocab_size:

@@ -186,6 +186,15 @@ def test_missing_unexpected_and_misshaped_parameters_are_one_error(folder):
     assert "\n" not in message
 
 
+def test_the_error_of_a_whole_model_that_does_not_fit_can_be_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"encoder_ffn_dim": 2 * config["encoder_ffn_dim"]}))
+    rewrite(folder, lambda weights: [weights.pop(name) for name in list(weights) if "decoder.layers" in name])
+    with pytest.raises(UserError, match=r"missing model/decoder/layers/0/.*; \d+ more; .* has shape ") as error:
+        load(folder)
+    assert len(str(error.value)) < 600 + len(str(folder))
+
+
 def test_a_vocabulary_that_does_not_fit_is_said_first(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
