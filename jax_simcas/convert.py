@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jax_simcas import pretrained, program
-from jax_simcas import settings as settings_lib
-from jax_simcas.bart.config import BartConfig
-from jax_simcas.checkpoint import load_params
 from jax_simcas.errors import UserError
-from jax_simcas.workdir import CHECKPOINTS, CONFIG, TOKENIZER, checkpoint_step
+from jax_simcas.pretrained import Pretrained
+from jax_simcas.workdir import CHECKPOINTS, checkpoint_step, load_weights
 
 EXAMPLES = """\
   python -m jax_simcas.convert runs/sumpubmed exported --to hf        # our workdir -> the hub's layout
@@ -24,39 +21,12 @@ EXAMPLES = """\
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 
 
-class Source(NamedTuple):
-    """What is converted."""
-
-    config: BartConfig
-    params: Any
-    extra: dict[str, Any] | None
-    tokenizer: Path  # the folder with its files, if it has any
-    named: str
-    notes: tuple[str, ...] = ()  # damaged checkpoints that were passed over
-
-
-def read(source: str, step: Any = "best") -> Source:
-    """A workdir's checkpoint, a folder with weights in any layout, or a hub id.
-
-    Raises:
-      UserError: none of these, or what is there does not fit together.
-    """
-    folder = Path(source)
-    if (folder / CHECKPOINTS).is_dir():
-        settings = settings_lib.read_json(folder / CONFIG)
-        params, meta = load_params(folder / CHECKPOINTS, step)
-        named = f"{source}, step {meta['step']}"
-        return Source(settings.bart, params, dataclasses.asdict(settings), folder / TOKENIZER, named, meta["warnings"])
-    loaded = pretrained.load(source)
-    return Source(loaded.config, loaded.params, loaded.extra or None, loaded.folder, source)
-
-
 def tokenizer_files(folder: Path) -> Iterable[Path]:
     """The files of the tokenizer in `folder`."""
     return sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
 
 
-def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple[Source, Path]:
+def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple[Pretrained, Path]:
     """Writes config.json, the weights in `layout`, the tokenizer and our settings into `target`.
 
     Raises:
@@ -66,9 +36,9 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
     if others or (target / CHECKPOINTS).exists():
         held = others[0] if others else CHECKPOINTS
         raise UserError(f"{target}: holds {held} already, which would be read in place of the new file; choose another")
-    found = read(source, step)
-    copy = [path for path in tokenizer_files(found.tokenizer) if path.parent.resolve() != target.resolve()]
-    return found, pretrained.save(target, found.config, found.params, layout, found.extra, copy)
+    found = load_weights(source, step)
+    copy = [path for path in tokenizer_files(found.folder) if path.parent.resolve() != target.resolve()]
+    return found, pretrained.save(target, found.config, found.params, layout, found.extra or None, copy)
 
 
 def run(arguments: Any) -> int:
@@ -77,9 +47,9 @@ def run(arguments: Any) -> int:
     step = checkpoint_step(arguments.step)
     found, written = convert(arguments.source, Path(arguments.target), arguments.to, step)
     for note in found.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print(note, file=sys.stderr)
     selector = "with its selector" if "selector" in found.params else "which has no selector"
-    print(f"{found.named} ({selector}) -> {written}")
+    print(f"{arguments.source} ({selector}) -> {written}")
     return 0
 
 

@@ -44,7 +44,8 @@ class Step(NamedTuple):
     """One command: the training of a variant with a seed, or an evaluation of it.
 
     folder: gets STEP, which tells what was asked for and, once it is finished, how long it took.
-    given: what was asked for, by name; needs: the folder of the training that must be finished first.
+    given: what was asked for, by name; needs: the folder of the training that must be finished first: of the model that
+      is evaluated, or that training starts from.
     """
 
     name: str
@@ -53,6 +54,11 @@ class Step(NamedTuple):
     flags: tuple[str, ...]
     given: dict[str, Any]
     needs: Path | None = None
+
+    @property
+    def trained(self) -> Path | None:
+        """The folder of the training that it is or evaluates."""
+        return self.folder if self.program == "train" else self.needs
 
     @property
     def command(self) -> list[str]:
@@ -114,7 +120,9 @@ def plan(
     for variant in experiment.variants:
         for seed in experiment.seeds:
             name, folder = f"{variant.name}, seed {seed}", run_folder(workdir, variant.name, seed)
+            start = run_folder(workdir, variant.start, seed) if variant.start else None
             changes = (*common, *as_flags(variant.overrides), f"--config.loop.seed={seed}")
+            changes = (*changes, f"--config.pretrained={start}") if start else changes
             try:
                 settings = settings_lib.from_config(program.override(config, changes))
                 if not settings.pretrained:
@@ -125,7 +133,8 @@ def plan(
             except (UserError, ValueError) as error:
                 raise UserError(f"variant {variant.name!r}: {error}") from None
             flags = (f"--config={base}", f"--workdir={folder}", *changes)
-            steps.append(Step(f"{name}: training", "train", folder, flags, flat(settings)))
+            given = flat(settings) | ({"pretrained": f"variant {variant.start}"} if start else {})
+            steps.append(Step(f"{name}: training", "train", folder, flags, given, start))
             data_dir = (f"--data-dir={settings.data.data_dir}",) if settings.data.data_dir else ()
             for evaluation in experiment.evaluations:
                 asked = {
@@ -224,7 +233,8 @@ def run_all(steps: Sequence[Step], lock: int) -> list[str]:
         if seconds[number] is not None:
             continue
         if step.needs in failed:
-            problems.append(f"{step.name}: left out, its training failed")
+            failed.add(step.folder)
+            problems.append(f"{step.name}: left out, the training that it needs failed")
             continue
         left = time_left([other.program for other in steps], seconds, number)
         print(f"[{number + 1}/{len(steps)}] {step.name}{left}", file=sys.stderr, flush=True)
@@ -353,7 +363,7 @@ def run(arguments: Any) -> int:
     workdir = Path(arguments.workdir or Path("runs") / "-".join(stems))
     steps = plan(experiment, base, config, arguments.overrides, workdir, arguments.split, arguments.limit or 0)
     folders = {run_folder(workdir, name, seed) for name in wanted for seed in experiment.seeds}
-    chosen = [step for step in steps if not wanted or (step.needs or step.folder) in folders]
+    chosen = [step for step in steps if not wanted or step.trained in folders]
     if arguments.dry_run:
         for step in chosen:
             print(f"{'to do' if seconds_of(step) is None else 'done':5} {step.name}\n      {shlex.join(step.command)}")

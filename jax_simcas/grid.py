@@ -27,11 +27,13 @@ EVIDENCE = {"evidence recall %": "evidence_kept", "evidence precision %": "evide
 class Variant:
     """One way to train: `overrides` are fields of the config.
 
+    start: the variant, named before this one, from whose trained model of the same seed training starts.
     line, x: to which line of a plot it belongs, and where on its axis; without any x there are bars.
     """
 
     name: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    start: str = ""
     line: str = ""
     x: Number | None = None
 
@@ -72,6 +74,10 @@ class Experiment:
                 raise ValueError(f"{what}={', '.join(map(str, names))}: expected names that differ as names of folders")
             if what == "variants" and any("," in name or not slug(name) for name in names):
                 raise ValueError(f"variants={names}: expected names with letters or digits, and without commas")
+        for place, variant in enumerate(self.variants):
+            before = [other.name for other in self.variants[:place]]
+            if variant.start and variant.start not in before:
+                raise ValueError(f"variant {variant.name!r}: start={variant.start!r}, expected one of {before}")
 
 
 def slug(name: str) -> str:

@@ -71,8 +71,14 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
 
 
 def from_pretrained(source: str | os.PathLike[str], key: jax.Array, simcas: SimcasConfig | None = None) -> Pretrained:
-    """`load`, with a fresh selector (and fresh learned chunk positions) where the checkpoint has none; notes say so."""
-    loaded = load(source)
+    """`load`, and what is not there made fresh."""
+    return completed(load(source), source, key, simcas)
+
+
+def completed(
+    loaded: Pretrained, source: str | os.PathLike[str], key: jax.Array, simcas: SimcasConfig | None = None
+) -> Pretrained:
+    """With a fresh selector, and learned chunk positions if asked for, where it has none; notes on `source` say so."""
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))

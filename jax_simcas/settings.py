@@ -116,7 +116,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. `pretrained` is a folder or hub id; "" trains `bart` from scratch."""
+    """One run. `pretrained` is a folder, another run's workdir or a hub id; "" trains `bart` from scratch."""
 
     pretrained: str = ""
     bart: BartConfig = field(default_factory=BartConfig)

@@ -26,7 +26,7 @@ from jax_simcas.data import catalogue, embedded, pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.errors import UserError
 from jax_simcas.model import check_fits, init_params
-from jax_simcas.pretrained import from_pretrained
+from jax_simcas.pretrained import Pretrained, completed, load
 from jax_simcas.settings import Settings
 from jax_simcas.sharding import put, state_shardings
 
@@ -145,7 +145,7 @@ def make_tokenizer(settings: Settings, cache: Path) -> Any:
 
 
 def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:
-    """A model to start training from: pretrained, or fresh with a vocabulary that fits the tokenizer.
+    """A model to start training from: as `load_weights` reads it, or fresh with a vocabulary that fits the tokenizer.
 
     Its parameters are made or read straight into their places on the mesh. A resumed run goes on with the tokenizer
     that it saved, if `saved_tokenizer` is there.
@@ -157,7 +157,7 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     notes: tuple[str, ...] = ()
     saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
     if settings.pretrained:
-        loaded = from_pretrained(settings.pretrained, key, settings.simcas)
+        loaded = completed(load_weights(settings.pretrained), settings.pretrained, key, settings.simcas)
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         params, notes = put(loaded.params, state_shardings(mesh, loaded.params)), tuple(loaded.notes)
@@ -208,26 +208,34 @@ def checkpoint_step(text: str) -> Any:
     return int(text) if text.isdecimal() else text
 
 
-def load_model(source: str, step: Any = "best") -> Model:
-    """A trained model: a workdir's checkpoint, or a pretrained folder or hub id.
+def load_weights(source: str, step: Any = "best") -> Pretrained:
+    """A workdir's checkpoint, a folder with weights in any layout, or a hub id; `folder` has the tokenizer.
 
     Raises:
-      UserError: neither, or what is there does not fit together.
+      UserError: none of these, or what is there does not fit together.
     """
     folder = Path(source)
     if (folder / CHECKPOINTS).is_dir():
         settings = settings_lib.read_json(folder / CONFIG)
         params, meta = load_params(folder / CHECKPOINTS, step)
-        tokenizer = tokenizer_lib.load_tokenizer(folder / TOKENIZER)
-        check_vocabulary(tokenizer, settings, folder)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
-        return Model(settings, unstack_layers(params), tokenizer, notes)
+        extra = dataclasses.asdict(settings)
+        return Pretrained(settings.bart, unstack_layers(params), folder / TOKENIZER, extra, notes)
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")
+    return load(source)
+
+
+def load_model(source: str, step: Any = "best") -> Model:
+    """A trained model, as `load_weights` reads it, with the settings that lie beside it or the default ones.
+
+    Raises:
+      UserError: no model, or what is there does not fit together.
+    """
     default = Settings(pretrained=source)
-    loaded = from_pretrained(source, jax.random.key(0), default.simcas)
+    loaded = completed(load_weights(source, step), source, jax.random.key(0), default.simcas)
     if loaded.extra:
-        default = settings_lib.from_mapping(loaded.extra, f"{source}/jax_simcas.json")
+        default = settings_lib.from_mapping(loaded.extra, f"{source}: its settings")
     settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
     check_vocabulary(tokenizer, settings, source)

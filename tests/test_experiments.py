@@ -144,7 +144,7 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(here, capsys, monkeypat
     assert main(here) == 1
     err = capsys.readouterr().err
     assert "error: good, seed 1: training: the loss is not finite\n" in err
-    assert err.count("left out, its training failed") == 2 and "Traceback" not in err
+    assert err.count("left out, the training that it needs failed") == 2 and "Traceback" not in err
     assert len(calls(here)) == 10
     text = (here / "runs" / "table.md").read_text()
     assert "- good, seed 1: training\n" in text and "- good, seed 0" not in text
@@ -152,6 +152,22 @@ def test_a_step_that_fails_is_named_and_the_others_go_on(here, capsys, monkeypat
     assert main(here) == 0
     assert calls(here).pop("good/seed-1") == 2 and sum(calls(here).values()) == 13
     assert "Not in the table" not in (here / "runs" / "table.md").read_text()
+
+
+def test_training_can_start_from_another_variant(here, capsys, monkeypatch):
+    text = EXPERIMENT.replace('"none"}', '"none"}, start="good"')
+    (here / "experiment.py").write_text(text)
+    monkeypatch.setenv("STUB_FAILS", "good/seed-1")
+    assert main(here) == 1
+    assert "error: other, seed 1: training: left out, the training that it needs failed\n" in capsys.readouterr().err
+    assert main(here, "--dry-run", "--only=other") == 0
+    out = capsys.readouterr().out
+    assert "good, seed" not in out and out.count(f"--config.pretrained={here / 'runs' / 'good' / 'seed-1'}\n") == 1
+    monkeypatch.delenv("STUB_FAILS")
+    assert main(here) == 0 and sum(calls(here).values()) == 13
+    (here / "experiment.py").write_text(text.replace('start="good"', 'start="later"'))
+    assert main(here) == 1
+    assert "variant 'other': start='later', expected one of ['good']" in one_line_error(capsys.readouterr().err)
 
 
 def test_other_settings_in_an_old_folder_are_refused(here, capsys):
@@ -277,7 +293,8 @@ def test_a_small_experiment_for_real(tmp_path, monkeypatch):
     assert main(tmp_path, *flags) == 0
     rows = table(tmp_path)
     assert {row["run"] for row in rows} == {"good, own", "good, random", "other, own", "other, random"}
-    measures = {"exact_match", "f1", "nll", "kept %", "evidence recall %", "evidence precision %"}
+    scores = {"exact_match", "f1", "authors/exact_match", "authors/f1"}
+    measures = scores | {"nll", "kept %", "evidence recall %", "evidence precision %"}
     assert {row["measure"] for row in rows} == measures
     assert {row["seeds"] for row in rows} == {"2"}
     kept = {row["run"]: row["by_seed"] for row in rows if row["measure"] == "kept %"}

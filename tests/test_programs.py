@@ -104,6 +104,21 @@ def test_a_workdir_of_another_run_is_refused(workdir, cache):
         train.train(tiny_config(**{"optimizer.max_lr": 0.5}), workdir, cache, progress=False)
 
 
+def test_training_goes_on_from_another_workdir(workdir, cache, tmp_path, capsys):
+    settings = tiny_config(**{"pretrained": str(workdir), "loop.steps": 1, "simcas.align": "none"})
+    train.train(settings, tmp_path / "second", cache, progress=False)
+    assert f"{workdir}: checkpoint of step " in capsys.readouterr().err
+    with jax.set_mesh(mesh := train.make_job(settings.mesh, settings.data.batch_size).mesh):
+        start = workdir_lib.new_model(settings, cache, mesh)
+    trained = workdir_lib.load_model(str(workdir))
+    assert start.settings.bart == trained.settings.bart and start.settings.simcas.align == "none"
+    for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(trained.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (tmp_path / "empty" / "tokenizer").mkdir(parents=True)
+    with pytest.raises(UserError, match="empty: a workdir without a checkpoint; train it first"):
+        train.train(tiny_config(pretrained=str(tmp_path / "empty")), tmp_path / "third", cache, progress=False)
+
+
 def go_on(workdir, cache, steps=5):
     return train.train(tiny_config(**{"loop.steps": steps}), workdir, cache, progress=False)
 
