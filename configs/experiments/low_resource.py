@@ -3,8 +3,8 @@
 python -m jax_simcas.experiments configs/experiments/low_resource.py
 
 The paper: SimCAS gains over its backbone with as few as 10 training examples; it starts from pretrained BART, the
-embedded task here from scratch. The best checkpoint on validation counts. 6 variants, 3 seeds, an estimated 25 minutes
-on two CPU cores. The tokenizer of data without one is made from all rows.
+embedded task here from scratch. The best checkpoint on validation counts. 6 variants, 3 seeds: 50 minutes on one
+CPU core (two took 35). The tokenizer of data without one is made from all rows.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

@@ -6,7 +6,7 @@ The paper shows that selecting is no worse than keeping everything, not that the
 size. One trained model, evaluated with its own policy (greedy unless configured) and, keeping as many candidates of
 each document: the most probable of each chunk (topk), random ones (the floor), the first ones, evenly spaced ones; and
 with all, whose budget is larger. Where evidence is marked, recall and precision of what is kept tell how well each
-finds it. 1 variant, 3 seeds, 6 evaluations: an estimated 9 minutes on two CPU cores.
+finds it. 1 variant, 3 seeds, 6 evaluations: a quarter of an hour on one CPU core.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.
