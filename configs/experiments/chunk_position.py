@@ -4,8 +4,8 @@ python -m jax_simcas.experiments configs/experiments/chunk_position.py
 
 Neither the paper nor its code encodes the order of chunks; nobody has published what that costs. Here by default on the
 embedded task with two facts that have to be told in the document's order: who does not know the order of chunks gets
-two facts of different chunks in the wrong order half of the time. 3 variants, 3 seeds, an estimated 20 minutes on
-two CPU cores.
+two facts of different chunks in the wrong order half of the time. 3 variants, 3 seeds: half an hour
+on one CPU core. 800 steps are too few for most seeds (RESULTS.md): --config.loop.steps=2000.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

@@ -5,7 +5,8 @@ python -m jax_simcas.experiments configs/experiments/length.py
 The paper reads up to 350,000 tokens and shows time, not whether what was learned on short documents holds on longer
 ones. By default on the embedded task, with three facts in each document however long it is. From scratch nothing is
 learned of 4,096 tokens in the time of a few minutes: so the first variant learns on 128 tokens, and the second goes on
-from it with 4,096. 2 variants, 3 seeds, an estimated hour on two CPU cores.
+from it with 4,096. 2 variants, 3 seeds: an hour on one CPU core (one seed with
+--limit=50 took 12 minutes).
 
 Other data: --base=configs/govreport.py --config.data.data_dir=DATA, or others with documents that long: they are cut to
 each length.
