@@ -9,6 +9,7 @@ os.environ.setdefault("NPROC", "16")
 
 import jax
 from jaxtyping import install_import_hook
+from launching import place as place
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("jax_simcas", "beartype.beartype")
