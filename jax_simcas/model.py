@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,10 +116,11 @@ def init_params(key: Array, bart: BartConfig, simcas: SimcasConfig) -> Params:
     }
 
 
-def chunk_positions(params: Params, simcas: SimcasConfig, chunks: int, width: int) -> Float[Array, "K D"] | None:
+def chunk_positions(params: Params, bart: BartConfig, simcas: SimcasConfig, chunks: int) -> Float[Array, "K D"] | None:
     """What is added to every token of chunk k before layer 0, or None.
 
-    sinusoidal: sin(k w_i), cos(k w_i) with w_i = 10000^(-2i/D).
+    sinusoidal: c sin(k w_i), c cos(k w_i) with w_i = 10000^(-2i/D) and c = sqrt(2) init_std: as large as the embeddings
+    begin, which numbers of size 1 would drown.
     """
     if simcas.chunk_position == "none":
         return None
@@ -126,9 +128,10 @@ def chunk_positions(params: Params, simcas: SimcasConfig, chunks: int, width: in
         if chunks > simcas.max_chunks:
             raise ValueError(f"{chunks} chunks exceed max_chunks={simcas.max_chunks} learned chunk positions")
         return params["model"]["encoder"]["chunk_positions"]["embedding"][:chunks]
-    rates = 10_000.0 ** (-jnp.arange(0, width, 2) / width)
+    rates = 10_000.0 ** (-jnp.arange(0, bart.d_model, 2) / bart.d_model)
     angles = jnp.arange(chunks)[:, None] * rates
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, : bart.d_model]
+    return math.sqrt(2) * bart.init_std * waves
 
 
 def encode(
@@ -152,7 +155,7 @@ def encode(
     """
     chunks = input_ids.shape[0]
     visible = token_mask if simcas.mask_padding else jnp.broadcast_to(chunk_mask[:, None], token_mask.shape)
-    added = chunk_positions(params, simcas, chunks, bart.d_model)
+    added = chunk_positions(params, bart, simcas, chunks)
     keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(chunks))
 
     def between(hidden: Array, inner: Array) -> Array:

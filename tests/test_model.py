@@ -12,7 +12,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas import update
 from jax_simcas.bart import encoder
-from jax_simcas.model import SimcasConfig, candidates, check_fits, encode, encode_and_select, init_params
+from jax_simcas.model import (
+    SimcasConfig,
+    candidates,
+    check_fits,
+    chunk_positions,
+    encode,
+    encode_and_select,
+    init_params,
+)
 
 ALIGN = ["mean", "shift", "none"]
 SIMCAS = SimcasConfig(chunk_length=8)
@@ -115,6 +123,15 @@ def test_chunk_positions_break_that_symmetry(kind):
     straight, _ = encoded(params, simcas, *inputs(doc))
     shuffled, _ = encoded(params, simcas, *(x[order] for x in inputs(doc)))
     assert np.abs(shuffled - straight[order]).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "learned"])
+def test_chunk_positions_are_as_large_as_fresh_embeddings(kind):
+    simcas = SIMCAS.replace(chunk_position=kind, max_chunks=400)
+    params = init_params(jax.random.key(0), TINY, simcas)
+    added = chunk_positions(params, TINY, simcas, 400)
+    assert added.shape == (400, TINY.d_model)
+    np.testing.assert_allclose(np.sqrt(np.mean(added**2)), TINY.init_std, rtol=0.05)
 
 
 def test_more_chunks_than_learned_positions():
