@@ -38,7 +38,8 @@ def test_of_many_starts_at_once_one_wins(tmp_path):
 def test_a_job_outlives_the_session_that_started_it(tmp_path):
     folder = tmp_path / "job"
     script = f"bash {ROOT}/launch/job.sh start {folder} bash -c 'sleep 1; exit 0'; sleep 60"
-    session = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    command = ["env", "--default-signal=HUP", "bash", "-c", script]  # under nohup it would be ignored
+    session = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert "started" in session.stdout.readline()
     os.killpg(session.pid, signal.SIGHUP)
     session.communicate(timeout=20)
