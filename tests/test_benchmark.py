@@ -92,7 +92,6 @@ def test_exponents(power):
     assert math.isnan(benchmark.exponent([5], [1.0]))
 
 
-@pytest.mark.slow
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     flags = ["--stages=encode", "--size=tiny", "--lengths=1024,4096", "--repeats=2", f"--output={tmp_path}"]
     flags += ["--sides=jax,torch"]

@@ -3,8 +3,8 @@
 python -m jax_simcas.experiments configs/experiments/ablation.py
 
 The paper: each part's removal costs score on all seven data sets; alignment's least, at most 2.6 %. Here by default on
-the embedded task: 4 variants, 3 seeds: 34 minutes on one CPU core. Without selection the decoder sees all
-states, in training too.
+the embedded task: 4 variants, 3 seeds: 34 minutes on one CPU core. Without selection the decoder sees all states, in
+training too.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

@@ -37,7 +37,7 @@ def get_experiment(config):
             "loop.steps": 100,
             "loop.eval_documents": 32,
         }
-        # It is shared by 32 times as many candidates.
+        # A document's reward is shared by 32 times as many candidates.
         larger = {"simcas.reward_scale": 32 * config.simcas.reward_scale}
         short = "trained at 128"
         variants = (
