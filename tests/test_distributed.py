@@ -1,6 +1,5 @@
 """Several processes on this machine, each with virtual devices: they train, resume and fail as one."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -9,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import CONFIGS, as_flags, one_line_error
+from helpers import CONFIGS, as_flags, one_line_error, quickly_compiled
 
 from jax_simcas.checkpoint import load_params
 from jax_simcas.errors import UserError
@@ -45,11 +44,7 @@ def free_port():
 def start(workdir, cache, processes, devices, sabotaged=None, **changes):
     """The training program in so many processes of so many devices each; one of them may be sabotaged."""
     where = f"127.0.0.1:{free_port()},{processes}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_SIMCAS_CACHE": str(cache),
-    }
+    environment = quickly_compiled(cache, JAX_NUM_CPU_DEVICES=str(devices))
     flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(CHANGES | changes)]
     return [
         subprocess.Popen(
@@ -167,7 +162,7 @@ def test_a_wrong_address_is_one_line(where):
 
 
 def test_two_processes_evaluate_each_document_once(alone, cache, tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_SIMCAS_CACHE": str(cache)}
+    environment = quickly_compiled(cache, JAX_NUM_CPU_DEVICES="2")
     where = f"127.0.0.1:{free_port()},2"
     common = [sys.executable, "-m", "jax_simcas.evaluate", f"--workdir={alone}", "--limit=5", "--batch-size=2"]
     commands = [[*common, f"--output={tmp_path / 'one'}"]]

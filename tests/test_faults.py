@@ -10,18 +10,16 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import as_flags, figures, one_line_error, with_disk
+from helpers import ROOT, as_flags, figures, one_line_error, quickly_compiled, with_disk
 
 from jax_simcas import report
 from jax_simcas.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 EVERY = 2  # steps between checkpoints
 STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}  # exit codes, once in the loop
 
@@ -37,14 +35,9 @@ def command(workdir, steps, **changes):
     return [sys.executable, "-m", "jax_simcas.train", "--config=configs/embedded.py", f"--workdir={workdir}", *flags]
 
 
-def environment(cache):
-    here = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_SIMCAS_CACHE": str(cache)}
-    return os.environ | here | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
-
-
 def start(workdir, cache, steps, **changes):
     options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(workdir, steps, **changes), cwd=ROOT, env=environment(cache), **options)
+    return subprocess.Popen(command(workdir, steps, **changes), cwd=ROOT, env=quickly_compiled(cache), **options)
 
 
 def checkpoints(workdir):
@@ -187,7 +180,7 @@ def fill(tmp_path, cache, free, steps):
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir(), out.mkdir()
     first, again = (" ".join(command(disk / "run", n)).replace("(4,)", "'(4,)'") for n in (2 * EVERY, steps))
-    env = environment(cache) | {"FIRST": first, "ALL": again}
+    env = quickly_compiled(cache, FIRST=first, ALL=again)
     script = [*with_disk(disk, 16), "sh", "-c", FULL_DISK, "sh", disk, out, *map(str, free)]
     ran = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, (ran, [path.read_text() for path in out.glob("*.err")])

@@ -39,7 +39,17 @@ def test_differences_are_paired_over_the_seeds_of_both():
     expected = metrics.paired_bootstrap([90, 50, 40, 50], [100, 50, 50, 50], key_seed=0)
     assert (got.difference.low, got.difference.high) == (expected.low, expected.high) == (-10.0, 0.0)
     none_shared = grid.statistics(outcome({7: [1.0, 2.0, 3.0, 4.0]}), A)["f1"]
-    assert none_shared.difference is None
+    assert none_shared.difference is None and none_shared.over_seeds is None
+
+
+def test_differences_over_seeds_have_a_t_interval():
+    base = {0: [10.0, 20.0], 1: [30.0, 40.0], 2: [50.0, 60.0]}
+    other = {0: [11.0, 21.0], 1: [34.0, 44.0], 2: [54.0, 64.0], 3: [0.0, 0.0]}  # 1, 4 and 4 more
+    got = grid.statistics(outcome(other), outcome(base))["f1"].over_seeds
+    half = 4.302653 * math.sqrt(3) / math.sqrt(3)  # t of 2 degrees of freedom; the deviation of 1, 4, 4 is sqrt(3)
+    assert got == pytest.approx((3.0, 3.0 - half, 3.0 + half, 3))
+    one = grid.statistics(outcome({0: [1.0, 2.0]}), outcome(base))["f1"].over_seeds
+    assert one.count == 1 and math.isnan(one.low)
 
 
 def test_shares_are_of_all_documents_together():
@@ -112,17 +122,21 @@ def test_the_table_as_text_and_as_csv():
     experiment = Experiment((Variant("SimCAS", line="all", x=1), Variant("one chunk", line="all", x=2)))
     lines = grid.table_lines(experiment, {"SimCAS": A, "one chunk": B})
     text = grid.markdown("ablation", lines, ["late, seed 0: training"])
-    means, differences = (block for block in text.split("\n\n") if block.startswith("| "))
+    means, differences, over_seeds = (block for block in text.split("\n\n") if block.startswith("| "))
     low, high = metrics.bootstrap_interval([100, 50, 50, 50], key_seed=0)
     assert f"62.5 ± 17.7 [{low:.1f}, {high:.1f}]" in means.splitlines()[2]
     assert [cell.strip() for cell in differences.splitlines()[2].split("|")] == [
         *("", "one chunk", "SimCAS", "-5.0 [-10.0, 0.0]", "")
+    ]
+    assert [cell.strip() for cell in over_seeds.splitlines()[2].split("|")] == [
+        *("", "one chunk", "SimCAS", "2", "-5.0 [-5.0, -5.0]", "")
     ]
     assert text.startswith("# ablation\n") and "4 documents" in text and "- late, seed 0: training" in text
     rows = list(csv.DictReader(io.StringIO(grid.csv_text(lines))))
     assert [row["run"] for row in rows] == ["SimCAS", "one chunk"]
     assert (rows[0]["mean"], rows[0]["by_seed"], rows[0]["difference"]) == ("62.5", "0=50 1=75", "")
     assert (rows[1]["difference"], rows[1]["difference_low"], rows[1]["minus"]) == ("-5", "-10", "SimCAS")
+    assert (rows[0]["over_seeds_low"], rows[1]["over_seeds_low"], rows[1]["over_seeds_high"]) == ("", "-5", "-5")
     assert (rows[1]["seeds"], rows[1]["documents"], rows[1]["x"]) == ("3", "4", "2")
 
 
