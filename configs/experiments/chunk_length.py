@@ -4,8 +4,7 @@ python -m jax_simcas.experiments configs/experiments/chunk_length.py
 
 Longer chunks let more tokens see each other and cost more time; the paper takes the longest that BART's positions
 allow, 512. Half, once, twice and four times the base's chunk length, as far as its positions reach. By default on the
-embedded task: 8 to 64 tokens, 4 variants, 3 seeds, 48 minutes on one CPU core (one seed
-took 16).
+embedded task: 8 to 64 tokens, 4 variants, 3 seeds, 48 minutes on one CPU core (one seed took 16).
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.
