@@ -8,8 +8,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 from launching import place as place
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("jax_simcas", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """What the module compiles is optimised little, which takes half the time: for tests of whole programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

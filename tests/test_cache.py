@@ -380,7 +380,7 @@ def text_run(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, quick_compiles):
     """A run without a cache: (folder of the data, workdir, folder of caches). What it compiles serves the others."""
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:

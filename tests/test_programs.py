@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(tmp_path_factory, quick_compiles):
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("JAX_SIMCAS_CACHE")
     os.environ["JAX_SIMCAS_CACHE"] = str(folder)
