@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from jax_simcas import report
 from jax_simcas.metrics import Number, Pair, Score, add, mean, pool_scores
@@ -168,11 +168,11 @@ def _means(outcome: Outcome, name: str) -> dict[int, float]:
 
 
 def t_interval(values: Sequence[float]) -> Score:
-    """The mean and its 95 % interval where the values are drawn from a normal distribution; NaN below two values."""
+    """The mean and its 95 % interval by Student's t, whose quantile is stdtrit; NaN below two values."""
     count, middle = len(values), float(np.mean(values))
     half = math.nan
     if count > 1:
-        half = float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+        half = float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
     return Score(middle, middle - half, middle + half, count)
 
 
