@@ -18,7 +18,7 @@ install_import_hook("jax_simcas", "beartype.beartype")
 
 @pytest.fixture(scope="module")
 def quick_compiles():
-    """What the module compiles is optimised little, which is quicker; `quickly_compiled` is this for other processes."""
+    """What the module compiles is optimised little, which is quicker; see `quickly_compiled` for other processes."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
