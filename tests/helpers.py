@@ -84,10 +84,14 @@ def as_flags(changes):
     return [f"--config.{name}={value}" for name, value in (TINY_RUN | changes).items()]
 
 
-def quickly_compiled(cache, **more):
-    """The environment for a program that keeps its files in `cache`; what it compiles is optimised little."""
-    here = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_SIMCAS_CACHE": str(cache)}
-    return os.environ | here | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | more  # half the time to compile
+def environment(**more):
+    """For a program of this checkout in a process of its own."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | {k: str(v) for k, v in more.items()}
+
+
+def fully_optimised(**more):
+    """The same for a program that is to compile as it does for users, not as conftest has it."""
+    return environment(JAX_DISABLE_MOST_OPTIMIZATIONS=0, **more)
 
 
 def figures(folder):

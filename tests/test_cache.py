@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import figures, tiny_config, with_disk
+from helpers import environment, figures, tiny_config, with_disk
 
 from jax_simcas import program, train
 from jax_simcas.checkpoint import load_params
@@ -28,7 +28,6 @@ from jax_simcas.data.pipeline import PipelineConfig, featurize, make_iterator
 from jax_simcas.data.sources import Fields, First, JsonlSource
 from jax_simcas.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)
 COUNT = 23
@@ -293,8 +292,7 @@ def test_a_killed_run_leaves_no_cache_and_the_next_goes_on(source, words, made, 
     lengths = (CONFIG.chunk_length, CONFIG.max_input_len, CONFIG.max_target_len)
     arguments = [source.path, tmp_path / "words", tmp_path / "tokens", lengths]
     command = [sys.executable, "-c", KILLED, *map(str, arguments)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as child:
         assert [child.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "1\n"]
         child.send_signal(signal.SIGKILL)
     assert [name for name in contents(tmp_path / "tokens") if name.endswith("/rows")]  # it was at it
@@ -380,7 +378,7 @@ def text_run(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory, quick_compiles):
+def plain(tmp_path_factory):
     """A run without a cache: (folder of the data, workdir, folder of caches). What it compiles serves the others."""
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
@@ -467,6 +465,5 @@ def test_a_disk_that_is_full(words, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [*with_disk(disk, 1), sys.executable, "-c", FULL, source.path, tmp_path / "words", disk / "tokens"]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    out = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(list(map(str, command)), env=environment(), capture_output=True, text=True, check=True).stdout
     assert out == "No space left on device []\n"

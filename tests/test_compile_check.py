@@ -3,15 +3,13 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import TINY, read_config
+from helpers import ROOT, TINY, fully_optimised, read_config
 
 from jax_simcas import compile_check, flops, hlo, topology
 from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
@@ -21,7 +19,6 @@ from jax_simcas.errors import UserError
 from jax_simcas.select import init_selector, select
 from jax_simcas.sharding import make_mesh
 
-ROOT = Path(__file__).parent.parent
 TWO_LAYERS = (
     *("--config.pretrained=", "--config.data.vocab_size=1024", "--config.bart.d_model=128"),
     *("--config.bart.encoder_layers=2", "--config.bart.decoder_layers=2", "--config.bart.encoder_attention_heads=2"),
@@ -31,8 +28,8 @@ TWO_LAYERS = (
 
 def run(*flags):
     command = [sys.executable, "-m", "jax_simcas.compile_check", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    env = fully_optimised(ALLOW_MULTIPLE_LIBTPU_LOAD=1)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
 # FLOPs

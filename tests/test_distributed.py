@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import CONFIGS, as_flags, one_line_error, quickly_compiled
+from helpers import CONFIGS, as_flags, environment, one_line_error
 
 from jax_simcas.checkpoint import load_params
 from jax_simcas.errors import UserError
@@ -44,13 +44,13 @@ def free_port():
 def start(workdir, cache, processes, devices, sabotaged=None, **changes):
     """The training program in so many processes of so many devices each; one of them may be sabotaged."""
     where = f"127.0.0.1:{free_port()},{processes}"
-    environment = quickly_compiled(cache, JAX_NUM_CPU_DEVICES=str(devices))
+    env = environment(JAX_SIMCAS_CACHE=cache, JAX_NUM_CPU_DEVICES=devices)
     flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(CHANGES | changes)]
     return [
         subprocess.Popen(
             [sys.executable, *(["-c", SABOTAGE] if index == sabotaged else ["-m", "jax_simcas.train"]), *flags]
             + ([f"--distributed={where},{index}"] if processes > 1 else []),
-            env=environment,
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -162,14 +162,13 @@ def test_a_wrong_address_is_one_line(where):
 
 
 def test_two_processes_evaluate_each_document_once(alone, cache, tmp_path):
-    environment = quickly_compiled(cache, JAX_NUM_CPU_DEVICES="2")
+    env = environment(JAX_SIMCAS_CACHE=cache, JAX_NUM_CPU_DEVICES=2)
     where = f"127.0.0.1:{free_port()},2"
     common = [sys.executable, "-m", "jax_simcas.evaluate", f"--workdir={alone}", "--limit=5", "--batch-size=2"]
     commands = [[*common, f"--output={tmp_path / 'one'}"]]
     commands += [[*common, f"--output={tmp_path / 'two'}", f"--distributed={where},{index}"] for index in range(2)]
     running = [
-        subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for c in commands
+        subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands
     ]
     done = finish(running)
     assert [code for code, _ in done] == [0, 0, 0], done

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import CONFIGS, as_flags, one_line_error
+from helpers import CONFIGS, ROOT, as_flags, environment, one_line_error
 
 from jax_simcas import experiments, grid, program
 from jax_simcas.settings import differences, from_config
 
-ROOT = Path(__file__).parent.parent
 READY = sorted(path.stem for path in (CONFIGS / "experiments").glob("*.py"))
 
 EXPERIMENT = """
@@ -247,7 +246,7 @@ def test_the_time_left_is_told_once_every_kind_was_seen():
 
 
 def start(here):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "STUB_SECONDS": "60"}
+    env = environment(STUB_SECONDS=60)
     command = [sys.executable, str(here / "driver.py"), str(here / "stub.py"), str(here / "experiment.py")]
     child = subprocess.Popen([*command, f"--workdir={here / 'runs'}"], env=env, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 100

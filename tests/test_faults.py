@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from helpers import ROOT, as_flags, figures, one_line_error, quickly_compiled, with_disk
+from helpers import ROOT, as_flags, environment, figures, one_line_error, with_disk
 
 from jax_simcas import report
 from jax_simcas.errors import UserError
@@ -36,8 +36,8 @@ def command(workdir, steps, **changes):
 
 
 def start(workdir, cache, steps, **changes):
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command(workdir, steps, **changes), cwd=ROOT, env=quickly_compiled(cache), **options)
+    options = {"env": environment(JAX_SIMCAS_CACHE=cache), "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command(workdir, steps, **changes), cwd=ROOT, text=True, **options)
 
 
 def checkpoints(workdir):
@@ -180,7 +180,7 @@ def fill(tmp_path, cache, free, steps):
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir(), out.mkdir()
     first, again = (" ".join(command(disk / "run", n)).replace("(4,)", "'(4,)'") for n in (2 * EVERY, steps))
-    env = quickly_compiled(cache, FIRST=first, ALL=again)
+    env = environment(JAX_SIMCAS_CACHE=cache, FIRST=first, ALL=again)
     script = [*with_disk(disk, 16), "sh", "-c", FULL_DISK, "sh", disk, out, *map(str, free)]
     ran = subprocess.run(script, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, (ran, [path.read_text() for path in out.glob("*.err")])

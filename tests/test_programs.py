@@ -16,7 +16,7 @@ import pytest
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from helpers import figures, one_line_error, tiny_bert, tiny_config
+from helpers import ROOT, environment, figures, one_line_error, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
 from jax_simcas import settings as settings_lib
@@ -27,11 +27,9 @@ from jax_simcas.data.tokenizer import load_tokenizer, word_level
 from jax_simcas.errors import UserError
 from jax_simcas.model import SimcasConfig, init_params
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory, quick_compiles):
+def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("JAX_SIMCAS_CACHE")
     os.environ["JAX_SIMCAS_CACHE"] = str(folder)
@@ -57,9 +55,7 @@ def document(tmp_path):
 
 def user_runs(*arguments, cache=None, **options):
     """A program in a process of its own."""
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    if cache:
-        env["JAX_SIMCAS_CACHE"] = str(cache)
+    env = environment(**({"JAX_SIMCAS_CACHE": cache} if cache else {}))
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)
 

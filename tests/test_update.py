@@ -115,7 +115,8 @@ def test_the_same_key_gives_the_same_step_and_another_step_another_draw():
 def test_dropout_is_on_in_training_only():
     wet = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
     simcas = SimcasConfig(chunk_length=8, policy="all")
-    whole = lambda bart, train: batch_loss(tiny_params(), BATCH, bart, simcas, 0.0, key=jax.random.key(0), train=train)
+    params = tiny_params()
+    whole = lambda bart, train: batch_loss(params, BATCH, bart, simcas, 0.0, key=jax.random.key(0), train=train)
     loss = lambda bart, train: float(jax.jit(lambda: whole(bart, train)[0])())
     wet_loss = loss(wet, True)
     assert loss(wet, False) == pytest.approx(loss(TINY, False)) != wet_loss and np.isfinite(wet_loss)
