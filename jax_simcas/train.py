@@ -400,28 +400,42 @@ def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoint
 
 
 class Stop:
-    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one."""
+    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one.
 
-    requested = False
+    Ctrl-C raises KeyboardInterrupt at once, and once more after the step: where it falls into a callback (jax has one
+    in garbage collection), Python prints and drops what is raised.
+    """
+
+    requested = interrupted = False
 
     def __enter__(self) -> Stop:
         # Of several processes jax's own handler tells the others.
-        self._before = signal.signal(signal.SIGTERM, self._note) if jax.process_count() == 1 else None
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._note)} if jax.process_count() == 1 else {}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
         # Once asked to leave, a process is leaving: being asked again must not change how.
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if self.requested else self._before)
+        if self.requested and signal.SIGTERM in self._before:
+            self._before[signal.SIGTERM] = signal.SIG_IGN
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def now(self, step: int) -> bool:
         """Whether to stop after this step."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         if jax.process_count() > 1:
             self.requested = multihost_utils.reached_preemption_sync_point(step)
         return self.requested
 
     def _note(self, *_: object) -> None:
         self.requested = True
+
+    def _interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
 
 
 def main(config: Any, workdir: str, distributed: str = "") -> int:
