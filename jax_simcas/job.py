@@ -1,8 +1,9 @@
-"""A job: the processes that train together, their devices as one mesh, and which documents each process reads."""
+"""A job: the processes that train and stop together, their devices as one mesh, and which documents each reads."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -115,6 +116,45 @@ def local_mesh(documents: int) -> Mesh:
     devices = jax.local_devices()
     sizes = fitted(MeshConfig(), len(devices), documents)
     return make_mesh(sizes, devices[: sizes["data"]])
+
+
+class Stop:
+    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one.
+
+    Ctrl-C raises KeyboardInterrupt at once, and once more after the step: where it falls into a callback (jax has one
+    in garbage collection), Python prints and drops what is raised.
+    """
+
+    requested = interrupted = False
+
+    def __enter__(self) -> Stop:
+        # Of several processes jax's own handler tells the others.
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._note)} if jax.process_count() == 1 else {}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Once asked to leave, a process is leaving: being asked again must not change how.
+        if self.requested and signal.SIGTERM in self._before:
+            self._before[signal.SIGTERM] = signal.SIG_IGN
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def now(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
+
+    def _note(self, *_: object) -> None:
+        self.requested = True
+
+    def _interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
 
 
 def gather(value: Any) -> list[Any]:

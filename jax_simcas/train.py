@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,6 @@ import jax
 import numpy as np
 from absl import app, flags
 from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from jax_simcas import plots, program, report
@@ -43,7 +41,7 @@ from jax_simcas.data import pipeline
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.sources import First
 from jax_simcas.errors import UserError
-from jax_simcas.job import Job, guarded, is_main, join, make_job, wait_for_all
+from jax_simcas.job import Job, Stop, guarded, is_main, join, make_job, wait_for_all
 from jax_simcas.settings import Settings
 from jax_simcas.sharding import replicated, state_shardings
 from jax_simcas.update import (
@@ -397,45 +395,6 @@ def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoint
         f"step {step}: the loss was not finite for {in_row} batches in a row, which were skipped; {where}. "
         f"Lower config.optimizer.max_lr (now {settings.optimizer.max_lr}) or set config.optimizer.clip_norm"
     )
-
-
-class Stop:
-    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one.
-
-    Ctrl-C raises KeyboardInterrupt at once, and once more after the step: where it falls into a callback (jax has one
-    in garbage collection), Python prints and drops what is raised.
-    """
-
-    requested = interrupted = False
-
-    def __enter__(self) -> Stop:
-        # Of several processes jax's own handler tells the others.
-        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._note)} if jax.process_count() == 1 else {}
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Once asked to leave, a process is leaving: being asked again must not change how.
-        if self.requested and signal.SIGTERM in self._before:
-            self._before[signal.SIGTERM] = signal.SIG_IGN
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def now(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        if self.interrupted:
-            raise KeyboardInterrupt
-        if jax.process_count() > 1:
-            self.requested = multihost_utils.reached_preemption_sync_point(step)
-        return self.requested
-
-    def _note(self, *_: object) -> None:
-        self.requested = True
-
-    def _interrupt(self, *_: object) -> None:
-        self.interrupted = True
-        raise KeyboardInterrupt
 
 
 def main(config: Any, workdir: str, distributed: str = "") -> int:

@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers import ROOT, as_flags, environment, figures, one_line_error, with_disk
 
-from jax_simcas import report, train
+from jax_simcas import report
 from jax_simcas.errors import UserError
+from jax_simcas.job import Stop
 
 EVERY = 2  # steps between checkpoints
 STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}  # exit codes, once in the loop
@@ -164,7 +165,7 @@ def test_a_run_killed_thirty_times_ends_as_an_undisturbed_one(tmp_path, cache, p
 def test_an_interrupt_that_a_callback_dropped_ends_training_after_the_step():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with train.Stop() as stop:
+        with Stop() as stop:
             assert not stop.now(1)
             with contextlib.suppress(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
@@ -172,7 +173,7 @@ def test_an_interrupt_that_a_callback_dropped_ends_training_after_the_step():
                 stop.now(2)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with train.Stop():
+        with Stop():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
