@@ -17,7 +17,7 @@ def every_check():
     """The program's own list, compiled as it is for users."""
     command = [sys.executable, "-m", "jax_simcas.parity", PARITY, "--json"]
     ran = subprocess.run(command, env=fully_optimised(), capture_output=True, text=True)
-    assert ran.returncode in (0, 1), ran.stderr
+    assert ran.stdout, ran.stderr
     return json.loads(ran.stdout)["checks"]
 
 
