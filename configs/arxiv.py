@@ -11,7 +11,7 @@ Published test result of BART-base: ROUGE-1/2/L 47.22/19.35/42.25, BERTScore 63.
 Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
 """
 
-from jax_simcas.presets import published_config
+from jax_simcas.run.presets import published_config
 
 
 def get_config():

@@ -6,7 +6,7 @@ About two minutes on two CPU cores; exact match on new documents near 100 %. Wit
 --config.data.embedded.topics=2 every second fact is a distractor; it takes about twice as many steps.
 """
 
-from jax_simcas.presets import embedded_config
+from jax_simcas.run.presets import embedded_config
 
 
 def get_config():

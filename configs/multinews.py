@@ -10,7 +10,7 @@ Published test result of BART-base: ROUGE-1/2/L 48.88/20.01/25.32, BERTScore 65.
 Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
 """
 
-from jax_simcas.presets import published_config
+from jax_simcas.run.presets import published_config
 
 
 def get_config():

@@ -6,7 +6,7 @@ DATA holds train.jsonl[.gz] and validation.jsonl[.gz] with the fields document, 
 known, evidence: [[start, end), ...] in characters of the document.
 """
 
-from jax_simcas.presets import small_config
+from jax_simcas.run.presets import small_config
 
 
 def get_config():

@@ -7,7 +7,7 @@ python -m jax_simcas.train --config=configs/reading.py --workdir=runs/reading --
 model, which has read short texts only too: the runs of RESULTS.md on real documents start from it.
 """
 
-from jax_simcas.presets import small_config, without_selection
+from jax_simcas.run.presets import small_config, without_selection
 
 
 def get_config():

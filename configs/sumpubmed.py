@@ -5,7 +5,7 @@ python -m jax_simcas.train --config=configs/sumpubmed.py --workdir=runs/sumpubme
 DATA holds train.jsonl[.gz] and validation.jsonl[.gz] with the fields document and summary.
 """
 
-from jax_simcas.presets import small_config
+from jax_simcas.run.presets import small_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Published test result of BART-base: ROUGE-1/2/L 45.68/22.80/37.71, BERTScore 70.
 Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
 """
 
-from jax_simcas.presets import published_config
+from jax_simcas.run.presets import published_config
 
 
 def get_config():

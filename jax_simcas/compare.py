@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jax_simcas import metrics, plots, program, report
-from jax_simcas.errors import UserError
-from jax_simcas.metrics import Score
+from jax_simcas.common import cli, plots, tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.evaluation import metrics
+from jax_simcas.evaluation.metrics import Score
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
@@ -57,7 +58,7 @@ def chosen(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
 
 def percent(share: float) -> str:
     """`12.3`; a dash where there is nothing to take a share of."""
-    return report.format_score((100 * share, math.nan, math.nan, 0))
+    return tables.format_score((100 * share, math.nan, math.nan, 0))
 
 
 def run(arguments: Any) -> int:
@@ -71,16 +72,16 @@ def run(arguments: Any) -> int:
         summary = read_scores(Path(folder))
         measures = chosen(summary["scores"], arguments.measures, folder)
         scores[name] = {measure: as_score(summary["scores"][measure]) for measure in measures}
-        row = {"run": name, **{measure: report.format_score(score) for measure, score in scores[name].items()}}
+        row = {"run": name, **{measure: tables.format_score(score) for measure, score in scores[name].items()}}
         row["kept %"] = percent(summary["kept_share"])
         evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
         if RATIO in evidence:
             row["evidence kept %"] = percent(evidence["evidence_kept"].mean)
             row["others kept %"] = percent(evidence["rest_kept"].mean)
-            row["times as likely"] = report.format_score(evidence[RATIO], 2)
+            row["times as likely"] = tables.format_score(evidence[RATIO], 2)
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    print(report.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))
+    print(tables.markdown_table([{c: row.get(c, "") for c in columns} for row in rows], columns))
     shown = dict.fromkeys(measure for of_run in scores.values() for measure in of_run)
     print("\n" + "\n".join(map(metrics.labelled, shown)))
     if arguments.plot:
@@ -89,14 +90,14 @@ def run(arguments: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("compare", __doc__ or "", EXAMPLES)
+    parser = cli.parser("compare", __doc__ or "", EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="evaluation folders with scores.json")
     parser.add_argument(
-        "--measures", type=program.names, default=[], help="scores to show; default: all of texts as they are"
+        "--measures", type=cli.names, default=[], help="scores to show; default: all of texts as they are"
     )
     parser.add_argument("--plot", metavar="PNG", help="also draw bars with intervals")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

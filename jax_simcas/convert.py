@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jax_simcas import pretrained, program
-from jax_simcas.errors import UserError
-from jax_simcas.pretrained import Pretrained
-from jax_simcas.workdir import CHECKPOINTS, checkpoint_step, load_weights
+from jax_simcas.checkpoints import hub
+from jax_simcas.checkpoints.hub import Pretrained
+from jax_simcas.common import cli
+from jax_simcas.common.errors import UserError
+from jax_simcas.run.workdir import CHECKPOINTS, checkpoint_step, load_weights
 
 EXAMPLES = """\
   python -m jax_simcas.convert runs/sumpubmed exported --to hf        # our workdir -> the hub's layout
@@ -32,18 +33,18 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
     Raises:
       UserError: an unreadable source, or a target that holds weights in another layout.
     """
-    others = [name for name in pretrained.WEIGHTS if name != pretrained.LAYOUTS[layout] and (target / name).exists()]
+    others = [name for name in hub.WEIGHTS if name != hub.LAYOUTS[layout] and (target / name).exists()]
     if others or (target / CHECKPOINTS).exists():
         held = others[0] if others else CHECKPOINTS
         raise UserError(f"{target}: holds {held} already, which would be read in place of the new file; choose another")
     found = load_weights(source, step)
     copy = [path for path in tokenizer_files(found.folder) if path.parent.resolve() != target.resolve()]
-    return found, pretrained.save(target, found.config, found.params, layout, found.extra or None, copy)
+    return found, hub.save(target, found.config, found.params, layout, found.extra or None, copy)
 
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    program.prepare()
+    cli.prepare()
     step = checkpoint_step(arguments.step)
     found, written = convert(arguments.source, Path(arguments.target), arguments.to, step)
     for note in found.notes:
@@ -54,13 +55,13 @@ def run(arguments: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("convert", __doc__ or "", EXAMPLES)
+    parser = cli.parser("convert", __doc__ or "", EXAMPLES)
     parser.add_argument("source", metavar="SRC", help="a workdir, a folder with weights in any layout, or a hub id")
     parser.add_argument("target", metavar="DST", help="the folder to write")
-    parser.add_argument("--to", required=True, choices=pretrained.LAYOUTS, help="the layout of the weights")
+    parser.add_argument("--to", required=True, choices=hub.LAYOUTS, help="the layout of the weights")
     parser.add_argument("--step", default="best", help="of a workdir: best (default), latest or a number")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

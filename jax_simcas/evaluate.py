@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas import bertscore, metrics, paired, plots, program, report
-from jax_simcas import settings as settings_lib
-from jax_simcas.data import pipeline
-from jax_simcas.data.sources import First, Row
-from jax_simcas.errors import UserError
-from jax_simcas.inference import capacity_for, generate_batch, select_batch, target_nll
-from jax_simcas.job import gather, guarded, is_main, join, local_mesh
-from jax_simcas.select import BUDGETED, POLICIES
-from jax_simcas.settings import Settings
-from jax_simcas.sharding import batch_shardings, put, replicated
-from jax_simcas.workdir import CONFIG, Model, checkpoint_step, load_model, open_source, pipeline_config
+from jax_simcas.common import cli, files, plots, progress, tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import batch_shardings, put, replicated
+from jax_simcas.data import batches
+from jax_simcas.data.rows import First, Row
+from jax_simcas.evaluation import bertscore, metrics, paired_bootstrap
+from jax_simcas.evaluation.predict import capacity_for, generate_batch, select_batch, target_nll
+from jax_simcas.method.select import BUDGETED, POLICIES
+from jax_simcas.run import config as config_lib
+from jax_simcas.run.config import Settings
+from jax_simcas.run.processes import gather, guarded, is_main, join, local_mesh
+from jax_simcas.run.workdir import CONFIG, Model, checkpoint_step, load_model, open_source, pipeline_config
 
 EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed
@@ -79,7 +80,7 @@ def evaluate_documents(
     places = range(own_share * share, (own_share + 1) * share)
     mesh = jax.sharding.get_mesh()
     params = put(model.params, jax.tree.map(lambda _: replicated(mesh), model.params))
-    for batch in pipeline.make_iterator(source, model.tokenizer, config, training=False, places=places):
+    for batch in batches.make_iterator(source, model.tokenizer, config, training=False, places=places):
         names = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")
         fields = {name: batch[name] for name in names}
         arrays = jax.device_put(fields, batch_shardings(mesh, fields))
@@ -164,12 +165,12 @@ def table(summary: dict[str, Any]) -> str:
     rows = [
         {
             "score": metrics.labelled(name),
-            "model": report.format_score(metrics.Score(**summary["scores"][name])),
-            "lead": report.format_score(metrics.Score(**summary["lead"][name])),
+            "model": tables.format_score(metrics.Score(**summary["scores"][name])),
+            "lead": tables.format_score(metrics.Score(**summary["lead"][name])),
         }
         for name in summary["scores"]
     ]
-    return report.markdown_table(rows, ["score", "model", "lead"])
+    return tables.markdown_table(rows, ["score", "model", "lead"])
 
 
 def write_predictions(path: Path, rows: list[Evaluated]) -> None:
@@ -190,7 +191,7 @@ def write_predictions(path: Path, rows: list[Evaluated]) -> None:
                 "nll": item.nll,
                 "evidence": item.evidence or None,
             }
-            file.write(json.dumps(report.json_ready(record), ensure_ascii=False) + "\n")
+            file.write(json.dumps(files.json_ready(record), ensure_ascii=False) + "\n")
 
 
 def changed(settings: Settings, arguments: Any) -> Settings:
@@ -200,8 +201,8 @@ def changed(settings: Settings, arguments: Any) -> Settings:
       UserError: a value that the settings refuse.
     """
     if arguments.overrides:
-        config = program.override(settings_lib.to_config(settings), arguments.overrides)
-        settings = settings_lib.from_config(config)
+        config = cli.override(config_lib.to_config(settings), arguments.overrides)
+        settings = config_lib.from_config(config)
     generate = {
         name: getattr(arguments, name)
         for name in ("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size")
@@ -224,7 +225,7 @@ def changed(settings: Settings, arguments: Any) -> Settings:
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    program.prepare()
+    cli.prepare()
     join(arguments.distributed)
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
@@ -235,7 +236,7 @@ def run(arguments: Any) -> int:
         print(note, file=sys.stderr)
     settings = model.settings
     split = arguments.split or settings.data.validation_split
-    source = open_source(settings, split, program.cache_dir())
+    source = open_source(settings, split, cli.cache_dir())
     for note in getattr(source, "notes", ()) if is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     if arguments.limit:
@@ -244,14 +245,14 @@ def run(arguments: Any) -> int:
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
     folder = Path(arguments.output) if arguments.output else workdir / "evaluation" / name
     if is_main():
-        program.make_folder(folder, "--output")
+        files.make_folder(folder, "--output")
     encoder = bertscore.load(arguments.bertscore) if arguments.bertscore and is_main() else None
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
     size = -(-len(source) // jax.process_count())
     with (
         jax.set_mesh(local_mesh(settings.data.batch_size)),
-        report.Progress(size, unit="documents", disable=not is_main()) as bar,
+        progress.Progress(size, unit="documents", disable=not is_main()) as bar,
     ):
         key = jax.random.key(arguments.seed)
         rows = list(evaluate_documents(model, source, policy, key, lead_words, bar.update))
@@ -268,22 +269,22 @@ def run(arguments: Any) -> int:
         "lead_words": lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_predictions(folder / paired.PREDICTIONS, rows)
-    report.replace_file(folder / "scores.json", (json.dumps(report.json_ready(summary), indent=1) + "\n").encode())
+    write_predictions(folder / paired_bootstrap.PREDICTIONS, rows)
+    files.replace_file(folder / "scores.json", (json.dumps(files.json_ready(summary), indent=1) + "\n").encode())
     print(table(summary))
     print(
         f"\n{len(rows)} documents of {split}; kept {100 * summary['kept_share']:.1f} % of the candidates",
         end="",
     )
     print(f" ({summary['states']:.0f} a document)")
-    print(f"the references take {report.format_score(metrics.Score(**summary['nll']), 2)} nats a token (nll)")
+    print(f"the references take {tables.format_score(metrics.Score(**summary['nll']), 2)} nats a token (nll)")
     if summary["evidence"]:
         shown = {name: metrics.Score(**score) for name, score in summary["evidence"].items()}
         print(
             f"marked evidence: kept {100 * shown['evidence_kept'].mean:.1f} % of it (recall), "
             f"{100 * shown['all_kept'].mean:.1f} % of all tokens; {100 * shown['evidence_precision'].mean:.1f} % of "
             f"what was kept is evidence (precision); a token that matters is "
-            f"{report.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
+            f"{tables.format_score(shown['likelihood_ratio'], 2)} times as likely kept as one that does not"
         )
     if encoder:
         print(f"BERTScore reads at most {encoder.limit} tokens of a text")
@@ -293,28 +294,28 @@ def run(arguments: Any) -> int:
             "--max-input-len reads more"
         )
     print(f"lead: the first {lead_words} words, as many as a reference has on average; {summary['seconds']} s")
-    print(f"rows in {folder / paired.PREDICTIONS}, figures in {folder / 'scores.json'}")
+    print(f"rows in {folder / paired_bootstrap.PREDICTIONS}, figures in {folder / 'scores.json'}")
     return 0
 
 
 def run_compare(arguments: Any) -> int:
     """The program on two files of predictions."""
-    program.prepare()
+    cli.prepare()
     paths = [Path(name) for name in arguments.compare]
-    files = [paired.read_predictions(path) for path in paths]
-    paired.check_pairs(*files)
+    files = [paired_bootstrap.read_predictions(path) for path in paths]
+    paired_bootstrap.check_pairs(*files)
     encoder = bertscore.load(arguments.bertscore) if arguments.bertscore else None
-    names = arguments.measures or paired.common_scores(*files)
-    scores = [paired.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
+    names = arguments.measures or paired_bootstrap.common_scores(*files)
+    scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
     if encoder:
-        extra = [paired.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
+        extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
-    compared = paired.compare(scores[0], scores[1], arguments.seed)
-    print(paired.table(compared))
+    compared = paired_bootstrap.compare(scores[0], scores[1], arguments.seed)
+    print(paired_bootstrap.table(compared))
     print(f"\nA: {paths[0]}\nB: {paths[1]}")
     print(
-        f"A - B with its 95 % interval and two-sided p: {paired.RESAMPLES} bootstrap resamples of the documents, "
-        f"A and B together; seed {arguments.seed}"
+        f"A - B with its 95 % interval and two-sided p: {paired_bootstrap.RESAMPLES} bootstrap resamples of the "
+        f"documents, A and B together; seed {arguments.seed}"
     )
     if encoder:
         print(f"BERTScore reads at most {encoder.limit} tokens of a text")
@@ -325,7 +326,7 @@ def run_compare(arguments: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("evaluate", __doc__ or "", EXAMPLES)
+    parser = cli.parser("evaluate", __doc__ or "", EXAMPLES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", help="a folder that jax_simcas.train wrote")
     what.add_argument(
@@ -336,13 +337,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--policy", choices=POLICIES, help=f"in place of the config's; {', '.join(BUDGETED)} keep as many as it would"
     )
-    parser.add_argument("--limit", type=program.positive, help="the first LIMIT documents only")
+    parser.add_argument("--limit", type=cli.positive, help="the first LIMIT documents only")
     parser.add_argument("--output", help="default: WORKDIR/evaluation/SPLIT[-POLICY]")
     parser.add_argument("--data-dir", help="in place of the config's")
-    parser.add_argument("--batch-size", type=program.positive, help="documents at a time")
-    parser.add_argument("--max-input-len", type=program.positive, help="tokens read of a document")
-    parser.add_argument("--num-beams", type=program.positive)
-    parser.add_argument("--max-length", type=program.positive, help="tokens of a summary, the start token included")
+    parser.add_argument("--batch-size", type=cli.positive, help="documents at a time")
+    parser.add_argument("--max-input-len", type=cli.positive, help="tokens read of a document")
+    parser.add_argument("--num-beams", type=cli.positive)
+    parser.add_argument("--max-length", type=cli.positive, help="tokens of a summary, the start token included")
     parser.add_argument("--min-length", type=int)
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--no-repeat-ngram-size", type=int)
@@ -351,9 +352,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--bertscore", metavar="MODEL[@LAYER]", help="also BERTScore, in this folder's or hub id's layer"
     )
-    parser.add_argument("--measures", type=program.names, help="of --compare, such as rouge1,authors/rougeLsum")
+    parser.add_argument("--measures", type=cli.names, help="of --compare, such as rouge1,authors/rougeLsum")
     parser.add_argument("--plot", metavar="PNG", help="of --compare: also draw the differences")
-    arguments = program.with_overrides(parser, argv)
+    arguments = cli.with_overrides(parser, argv)
     if not arguments.compare and (arguments.measures or arguments.plot):
         parser.error("--measures and --plot go with --compare")
     return guarded(lambda: run_compare(arguments) if arguments.compare else run(arguments))

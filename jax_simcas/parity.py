@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_simcas import program, report, update
-from jax_simcas.bart.config import BartConfig
-from jax_simcas.errors import UserError
-from jax_simcas.generate import GenerateConfig, generate
-from jax_simcas.model import SimcasConfig, encode, encode_and_select
-from jax_simcas.ppo import Orders, PPOConfig, Rollout, ppo_update
-from jax_simcas.pretrained import from_state_dict, load
-from jax_simcas.reward import candidate_rewards, document_reward
-from jax_simcas.select import state_values
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints.hub import from_state_dict, load
+from jax_simcas.common import cli, files, progress, tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.method import steps
+from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.model import SimcasConfig, encode, encode_and_select
+from jax_simcas.method.ppo import Orders, PPOConfig, Rollout, ppo_update
+from jax_simcas.method.reward import candidate_rewards, document_reward
+from jax_simcas.method.select import state_values
 
 EXAMPLES = """\
   python -m jax_simcas.parity DIR
@@ -64,7 +65,7 @@ class Case(NamedTuple):
     def simcas(self, chunk_length: int) -> SimcasConfig:
         return SimcasConfig(chunk_length=chunk_length, align=self.settings["align"], mask_padding=False)
 
-    def document(self, prefix: str = "") -> update.Batch:
+    def document(self, prefix: str = "") -> steps.Batch:
         """One document; PAD is real in it, as in the released code."""
         ids = jnp.asarray(self.arrays[f"{prefix}input_ids"][0], jnp.int32)
         target = jnp.asarray(self.arrays[f"{prefix}target_ids"][0], jnp.int32)
@@ -116,7 +117,7 @@ def check_forward(case: Case) -> Iterator[Check]:
     @jax.jit
     def run(params: Any) -> tuple:
         _, layer_inputs = encode(params, bart, simcas, *inputs)
-        out = update.forward(params, bart, simcas, document, action=sampled)
+        out = steps.forward(params, bart, simcas, document, action=sampled)
         states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
         return layer_inputs, out, jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
 
@@ -147,7 +148,7 @@ def check_forward(case: Case) -> Iterator[Check]:
     yield case.within("rewards of kept", np.asarray(rewards)[kept], arrays["select_rewards"], LOSSES, tiny)
     skipped = np.asarray(rewards)[~kept]
     yield case.within("reward of skipped", skipped, np.broadcast_to(arrays["skip_reward"], skipped.shape), LOSSES, tiny)
-    loss = update.smoothed_cross_entropy(out.logits, *target, LABEL_SMOOTHING)
+    loss = steps.smoothed_cross_entropy(out.logits, *target, LABEL_SMOOTHING)
     yield case.within("smoothed loss", loss, np.reshape(arrays["smoothed_loss"], ()), LOSSES, tiny)
 
 
@@ -161,7 +162,7 @@ def check_ppo(case: Case) -> Iterator[Check]:
     batch = jax.tree.map(lambda x: x[None], document)
     action = jnp.asarray(arrays["actions"], bool)[None]
     keys = jax.random.split(jax.random.key(0), 1)
-    collect = lambda params: update.rollout(params, batch, bart, simcas, config, keys, action=action)[0]
+    collect = lambda params: steps.rollout(params, batch, bart, simcas, config, keys, action=action)[0]
     experience: Rollout = jax.jit(collect)(case.params)
     yield case.within("values", experience.value[0], arrays["values"], STATES)
     yield case.within("log-probabilities", experience.log_prob[0], arrays["log_probs"], STATES)
@@ -189,10 +190,10 @@ def check_train(case: Case) -> Iterator[Check]:
     """The transformer's optimizer steps: rates, losses, and every parameter afterwards."""
     arrays, settings = case.arrays, case.settings
     simcas = case.simcas(arrays["step1/input_ids"].shape[-1])
-    config = update.UpdateConfig(max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1)
-    rate = update.learning_rate(config)
-    state = update.init_state(jax.tree.map(jnp.asarray, case.params), config, jax.random.key(0))
-    step = jax.jit(partial(update.transformer_step, bart=case.bart, simcas=simcas, config=config))
+    config = steps.UpdateConfig(max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1)
+    rate = steps.learning_rate(config)
+    state = steps.init_state(jax.tree.map(jnp.asarray, case.params), config, jax.random.key(0))
+    step = jax.jit(partial(steps.transformer_step, bart=case.bart, simcas=simcas, config=config))
     rates, losses = [], []
     for i in range(settings["steps"]):
         batch = jax.tree.map(lambda x: x[None], case.document(f"step{i + 1}/"))
@@ -203,7 +204,7 @@ def check_train(case: Case) -> Iterator[Check]:
     tiny = float(np.finfo(np.float32).tiny)
     yield case.within("learning rates", rates, arrays["learning_rates"], LOSSES, tiny)
     yield case.within("losses of all steps", losses, arrays["losses"], LOSSES, tiny)
-    transformer, selector = update.split_params(state.params)
+    transformer, selector = steps.split_params(state.params)
     yield Check(case.name, "transformer afterwards", largest_gap(transformer, after_training(case)), PARAMETERS)
     yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
 
@@ -283,34 +284,34 @@ def check(case: Case) -> list[Check]:
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    program.prepare()
+    cli.prepare()
     cases = read_cases(Path(arguments.folder))
     checks: list[Check] = []
-    with report.Progress(len(cases), unit="cases") as bar:
+    with progress.Progress(len(cases), unit="cases") as bar:
         for case in cases:
             checks += check(case)
             bar.update(1)
     failed = sum(not row.holds for row in checks)
     if arguments.json:
         rows = [row._asdict() | {"holds": row.holds} for row in checks]
-        print(json.dumps(report.json_ready({"failed": failed, "checks": rows}), indent=1))
+        print(json.dumps(files.json_ready({"failed": failed, "checks": rows}), indent=1))
     else:
         columns = ["case", "quantity", "error", "tolerance", "verdict"]
         shown = [
             {**row._asdict(), "error": f"{row.error:.1e}", "verdict": "holds" if row.holds else "EXCEEDED"}
             for row in checks
         ]
-        print(report.markdown_table(shown, columns))
+        print(tables.markdown_table(shown, columns))
         print(f"\n{len(checks)} comparisons in {len(cases)} cases, {failed} beyond their tolerance")
-    return program.EXIT_ERROR if failed or not checks else 0
+    return cli.EXIT_ERROR if failed or not checks else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("parity", __doc__ or "", EXAMPLES)
+    parser = cli.parser("parity", __doc__ or "", EXAMPLES)
     parser.add_argument("folder", metavar="DIR", help="config.json, weights, manifest.json and .npz files")
     parser.add_argument("--json", action="store_true", help="figures as JSON")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

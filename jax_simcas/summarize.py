@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas import program
-from jax_simcas.data import pipeline
-from jax_simcas.data.sources import Row
-from jax_simcas.errors import UserError
-from jax_simcas.inference import capacity_for, generate_batch, select_batch
-from jax_simcas.select import BUDGETED, POLICIES
-from jax_simcas.workdir import Model, load_model, pipeline_config
+from jax_simcas.common import cli
+from jax_simcas.common.errors import UserError
+from jax_simcas.data import batches
+from jax_simcas.data.rows import Row
+from jax_simcas.evaluation.predict import capacity_for, generate_batch, select_batch
+from jax_simcas.method.select import BUDGETED, POLICIES
+from jax_simcas.run.workdir import Model, load_model, pipeline_config
 
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
@@ -73,9 +73,9 @@ def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dic
     static = {"bart": settings.bart, "simcas": settings.simcas}
     config = pipeline_config(settings)
     started = time.monotonic()
-    row = pipeline.arranged(Row(id="", document=text, summary="", query=query), config)
-    features = pipeline.featurize(row, model.tokenizer, config)
-    batch = pipeline.pad_batch([features], config, model.tokenizer.pad_token_id)
+    row = batches.arranged(Row(id="", document=text, summary="", query=query), config)
+    features = batches.featurize(row, model.tokenizer, config)
+    batch = batches.pad_batch([features], config, model.tokenizer.pad_token_id)
     tokenized = time.monotonic()
     arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
     budget = jnp.full(1, settings.simcas.budget or 0, jnp.int32)
@@ -114,7 +114,7 @@ def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dic
 
 def run(arguments: Any) -> int:
     """The program after its flags are read. A bad file does not keep the others from being summarised."""
-    program.prepare()
+    cli.prepare()
     model = load_model(arguments.model, "best")
     for note in model.notes:
         print(note, file=sys.stderr)
@@ -151,7 +151,7 @@ def run(arguments: Any) -> int:
         try:
             out = summarize(model, read_document(name), arguments.query, jax.random.key(arguments.seed))
         except UserError as error:
-            program.fail(str(error))
+            cli.fail(str(error))
             failed += 1
             continue
         if out["cut_tokens"]:
@@ -169,28 +169,28 @@ def run(arguments: Any) -> int:
             print(json.dumps({"file": name, **out}, ensure_ascii=False), flush=True)
         else:
             print(out["summary"], flush=True)
-    return program.EXIT_ERROR if failed else 0
+    return cli.EXIT_ERROR if failed else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("summarize", __doc__ or "", EXAMPLES)
+    parser = cli.parser("summarize", __doc__ or "", EXAMPLES)
     parser.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text; - or nothing: standard input")
     parser.add_argument("--model", required=True, help="a workdir, a folder with pretrained weights, or a hub id")
     parser.add_argument("--query", help="for models trained with queries")
     parser.add_argument("--json", action="store_true", help="a JSON object per document: summary, kept spans, seconds")
     parser.add_argument("--policy", choices=POLICIES, help="in place of the model's")
-    parser.add_argument("--budget", type=program.positive, help=f"candidates to keep, for {', '.join(BUDGETED)}")
-    parser.add_argument("--capacity", type=program.positive, help="most states that the decoder sees")
-    parser.add_argument("--max-input-len", type=program.positive, help="tokens read of a document")
-    parser.add_argument("--num-beams", type=program.positive)
-    parser.add_argument("--max-length", type=program.positive, help="tokens of a summary, the start token included")
+    parser.add_argument("--budget", type=cli.positive, help=f"candidates to keep, for {', '.join(BUDGETED)}")
+    parser.add_argument("--capacity", type=cli.positive, help="most states that the decoder sees")
+    parser.add_argument("--max-input-len", type=cli.positive, help="tokens read of a document")
+    parser.add_argument("--num-beams", type=cli.positive)
+    parser.add_argument("--max-length", type=cli.positive, help="tokens of a summary, the start token included")
     parser.add_argument("--min-length", type=int)
     parser.add_argument("--length-penalty", type=float)
     parser.add_argument("--no-repeat-ngram-size", type=int)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--seed", type=int, default=0, help="of policies that draw")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

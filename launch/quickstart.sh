@@ -44,8 +44,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jax_simcas.data.embedded import EmbeddedSource
-from jax_simcas.settings import read_json
+from jax_simcas.data.synthetic import EmbeddedSource
+from jax_simcas.run.config import read_json
 
 config = dataclasses.replace(read_json(Path(sys.argv[1])).data.embedded, seed=2_024)
 print(EmbeddedSource("test", config)[0].document)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_simcas import settings as settings_lib
-from jax_simcas.bart.config import BartConfig
-from jax_simcas.model import SimcasConfig, init_params
-from jax_simcas.pretrained import load
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints.hub import load
+from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.run import config as config_lib
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -69,14 +69,14 @@ def _config_module(name):
 def read_config(name):
     """(settings, docstring) of configs/NAME.py."""
     module = _config_module(name)
-    return settings_lib.from_config(module.get_config()), module.__doc__
+    return config_lib.from_config(module.get_config()), module.__doc__
 
 
 def tiny_config(**changes):
     """Settings of TINY_RUN."""
     config = _config_module("embedded").get_config()
     config.update_from_flattened_dict(TINY_RUN | changes)
-    return settings_lib.from_config(config)
+    return config_lib.from_config(config)
 
 
 def as_flags(changes):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_simcas.align import align
+from jax_simcas.method.align import align
 
 HIDDEN = jax.random.normal(jax.random.key(0), (8, 5, 3))
 MODES = ["mean", "shift", "none"]

@@ -1,7 +1,7 @@
 """What the program for attention on TPUs reads from the compiler's files."""
 
-from jax_simcas import hlo
 from jax_simcas.benchmark.attention import kernel_bundles, profiled
+from jax_simcas.compile_check import hlo
 
 KERNEL = """Schedule analysis:
 \ttotal scheduled bundles:    1478

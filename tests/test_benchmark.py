@@ -124,7 +124,7 @@ def test_bad_flags_are_named(flag, message, capsys):
 @pytest.mark.parametrize("stage", SIDES["torch"])
 def test_the_peers_stages_run(stage):
     torch = pytest.importorskip("torch")
-    from jax_simcas.benchmark.peer_stages import prepared
+    from jax_simcas.benchmark.torch_peer_stages import prepared
 
     run = prepared(small(stage, side="torch"))
     out = run()

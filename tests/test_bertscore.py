@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from helpers import BERT_POSITIONS, BERT_WORDS, tiny_bert
 
-from jax_simcas import bertscore
+from jax_simcas.common.errors import UserError
 from jax_simcas.data.tokenizer import word_level
-from jax_simcas.errors import UserError
+from jax_simcas.evaluation import bertscore
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,15 @@ import numpy as np
 import pytest
 from helpers import environment, figures, tiny_config, with_disk
 
-from jax_simcas import program, train
-from jax_simcas.checkpoint import load_params
+from jax_simcas import train
+from jax_simcas.checkpoints.run_state import load_params
+from jax_simcas.common import cli
+from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.data.batches import PipelineConfig, featurize, make_iterator
 from jax_simcas.data.cache import TokenCache, find, joined_anew, token_cache
-from jax_simcas.data.pipeline import PipelineConfig, featurize, make_iterator
-from jax_simcas.data.sources import Fields, First, JsonlSource
-from jax_simcas.errors import UserError
+from jax_simcas.data.rows import Fields, First, JsonlSource
 
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)
@@ -276,13 +277,14 @@ def test_a_bad_row_leaves_nothing(words, tmp_path):
 
 KILLED = """
 import sys, time, pathlib
-from jax_simcas.data import cache, sources, tokenizer
-from jax_simcas.data.pipeline import PipelineConfig
+from jax_simcas.data import cache, tokenizer
+from jax_simcas.data import rows
+from jax_simcas.data.batches import PipelineConfig
 rows, words, folder, lengths = sys.argv[1:]
 def slowly(count):
     print(count, flush=True)
     time.sleep(0.05)
-source = sources.JsonlSource(rows, sources.Fields(), pathlib.Path(rows).parent / "cache")
+source = rows.JsonlSource(rows, rows.Fields(), pathlib.Path(rows).parent / "cache")
 cache.token_cache(source, tokenizer.load_tokenizer(words), PipelineConfig(*eval(lengths)), pathlib.Path(folder), slowly)
 """
 
@@ -383,7 +385,7 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_SIMCAS_CACHE", str(folder / "cache"))
-        program.prepare()
+        cli.prepare()
     settings = text_run(folder / "data", **{"data.cache": False})
     train.train(settings, folder / "run", folder / "cache", progress=False)
     assert not (folder / "cache" / "tokens").exists()
@@ -447,10 +449,11 @@ def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monke
 
 FULL = """
 import sys, pathlib
-from jax_simcas.data import cache, sources, tokenizer
-from jax_simcas.data.pipeline import PipelineConfig
+from jax_simcas.data import cache, tokenizer
+from jax_simcas.data import rows
+from jax_simcas.data.batches import PipelineConfig
 rows, words, folder = sys.argv[1:]
-source = sources.JsonlSource(rows, sources.Fields(), pathlib.Path(rows).parent / "cache")
+source = rows.JsonlSource(rows, rows.Fields(), pathlib.Path(rows).parent / "cache")
 cache.ROWS_BETWEEN_LOOKS = 10**9
 try:
     cache.token_cache(source, tokenizer.load_tokenizer(words), PipelineConfig(64, 10**6, 64), pathlib.Path(folder))

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from helpers import CONFIGS, read_config
 
-from jax_simcas import workdir
-from jax_simcas.data import catalogue, tokenizer
-from jax_simcas.data.catalogue import open_rows
-from jax_simcas.data.pipeline import make_iterator
-from jax_simcas.data.sources import Fields, Row
-from jax_simcas.errors import UserError
-from jax_simcas.model import SimcasConfig
-from jax_simcas.settings import DataConfig, Settings
+from jax_simcas.common.errors import UserError
+from jax_simcas.data import formats, tokenizer
+from jax_simcas.data.batches import make_iterator
+from jax_simcas.data.formats import open_rows
+from jax_simcas.data.rows import Fields, Row
+from jax_simcas.method.model import SimcasConfig
+from jax_simcas.run import workdir
+from jax_simcas.run.config import DataConfig, Settings
 
 RECORDS = [{"article": f"Grüße {i} 😀", "abstract": f"s{i}", "lines": ["a", "b"]} for i in range(5)]
 FIELDS = Fields(document="article", summary="abstract")
@@ -169,7 +169,7 @@ def test_travels_to_processes_and_is_scanned_once(write, tmp_path, cache, monkey
     sent = pickle.dumps(opened)
     assert len(sent) < 10_000
     assert rows(pickle.loads(sent)) == rows(opened)
-    monkeypatch.setattr("jax_simcas.data.sources._scan", None)
+    monkeypatch.setattr("jax_simcas.data.rows._scan", None)
     again = open_rows(source, str(folder), "train", FIELDS, cache)
     assert rows(again) == rows(opened) and again.fingerprint == opened.fingerprint
 
@@ -338,7 +338,7 @@ def test_no_code_is_run(tmp_path, cache):
         "",
     ):
         with pytest.raises(ValueError, match="expected"):
-            catalogue.check(source)
+            formats.check(source)
 
 
 def test_a_set_that_is_not_prepared(tmp_path, cache):
@@ -396,8 +396,8 @@ def test_jsonl_needs_no_library(tmp_path):
     write_jsonl(tmp_path / "data", RECORDS)
     data, cache = str(tmp_path / "data"), str(tmp_path / "cache")
     program = (
-        "import sys; from pathlib import Path; from jax_simcas.data.sources import Fields; "
-        "from jax_simcas.data.catalogue import open_rows; "
+        "import sys; from pathlib import Path; from jax_simcas.data.rows import Fields; "
+        "from jax_simcas.data.formats import open_rows; "
         f"open_rows('jsonl', {data!r}, 'train', Fields('article', 'abstract'), Path({cache!r})); "
         "assert not {'datasets', 'tensorflow_datasets', 'pyarrow'} & set(sys.modules)"
     )
@@ -410,7 +410,7 @@ def test_configs_name_sources_that_can_be_opened(name):
     named = re.findall(r"--config\.data\.source=([^\s,]+)", doc)
     assert any(source.startswith("chunked:JW-X/") for source in named), CONFIGS / name
     for source in named:
-        catalogue.check(source)
+        formats.check(source)
 
 
 def test_chunked_from_disk_to_batches(tmp_path, cache):

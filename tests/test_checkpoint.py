@@ -26,8 +26,8 @@ from helpers import with_disk
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jax_simcas.checkpoint import Checkpointer, array_digest, load_params
-from jax_simcas.errors import UserError
+from jax_simcas.checkpoints.run_state import Checkpointer, array_digest, load_params
+from jax_simcas.common.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -453,8 +453,8 @@ def test_full_disk_leaves_the_last_good_one(tmp_path, asynchronous, capfd):
 FILL = """
 import sys
 import jax
-from jax_simcas.checkpoint import Checkpointer
-from jax_simcas.errors import UserError
+from jax_simcas.checkpoints.run_state import Checkpointer
+from jax_simcas.common.errors import UserError
 
 state = {str(i): jax.random.normal(jax.random.key(i), (25_000,)) for i in range(40)}
 try:
@@ -526,7 +526,7 @@ def test_states_that_cannot_be_saved(tmp_path):
 CHILD = """
 import os, signal, sys
 import jax, jax.numpy as jnp
-from jax_simcas.checkpoint import Checkpointer
+from jax_simcas.checkpoints.run_state import Checkpointer
 
 size, last = int(sys.argv[2]), int(sys.argv[3])
 with Checkpointer(sys.argv[1]) as checkpointer:

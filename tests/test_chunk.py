@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_simcas.chunk import bucket, chunk_sentences, chunk_tokens, most_chunks, pad_rows
+from jax_simcas.method.chunk import bucket, chunk_sentences, chunk_tokens, most_chunks, pad_rows
 
 SPECIAL = {"bos": 0, "eos": 2, "pad": 1}
 

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import pytest
 from helpers import ROOT, TINY, fully_optimised, read_config
 
-from jax_simcas import compile_check, flops, hlo, topology
-from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.bart.decoder import decode, init_decoder
-from jax_simcas.bart.encoder import encode_chunks, init_encoder
-from jax_simcas.errors import UserError
-from jax_simcas.select import init_selector, select
-from jax_simcas.sharding import make_mesh
+from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.backbones.bart.decoder import decode, init_decoder
+from jax_simcas.backbones.bart.encoder import encode_chunks, init_encoder
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import make_mesh
+from jax_simcas.compile_check import __main__ as compile_check
+from jax_simcas.compile_check import flops, hlo, topology
+from jax_simcas.method.select import init_selector, select
 
 TWO_LAYERS = (
     *("--config.pretrained=", "--config.data.vocab_size=1024", "--config.bart.d_model=128"),

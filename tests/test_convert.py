@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from helpers import PARITY, TINY, parity_model, tiny_params
 
-from jax_simcas import convert, settings
-from jax_simcas.bart.layers import stack_layers
-from jax_simcas.checkpoint import Checkpointer
+from jax_simcas import convert
+from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.checkpoints.hub import LAYOUTS, load, save
+from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
-from jax_simcas.model import SimcasConfig
-from jax_simcas.pretrained import LAYOUTS, load, save
-from jax_simcas.workdir import load_model
+from jax_simcas.method.model import SimcasConfig
+from jax_simcas.run import config as settings
+from jax_simcas.run.workdir import load_model
 
 torch = pytest.importorskip("torch")
 

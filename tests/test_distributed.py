@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from helpers import CONFIGS, as_flags, environment, one_line_error
 
-from jax_simcas.checkpoint import load_params
-from jax_simcas.errors import UserError
-from jax_simcas.job import HEARTBEAT_SECONDS, join
-from jax_simcas.peers import EXIT_LOST
-from jax_simcas.report import read_metrics
+from jax_simcas.checkpoints.run_state import load_params
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.metric_log import read_metrics
+from jax_simcas.run.failures import EXIT_LOST
+from jax_simcas.run.processes import HEARTBEAT_SECONDS, join
 
 CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents": 10, "loop.seed": 3}
 
@@ -22,15 +22,15 @@ CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents
 # Training whose third batch cannot be placed.
 SABOTAGE = """
 import runpy
-from jax_simcas import job
+from jax_simcas.run import processes
 
-def put_batch(*arguments, put=job.put_batch, calls=[]):
+def put_batch(*arguments, put=processes.put_batch, calls=[]):
     calls.append(arguments)
     if len(calls) == 3:
         raise OSError("the file went away")
     return put(*arguments)
 
-job.put_batch = put_batch
+processes.put_batch = put_batch
 runpy.run_module("jax_simcas.train", run_name="__main__", alter_sys=True)
 """
 

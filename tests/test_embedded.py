@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_simcas.data.embedded import SPLITS, EmbeddedConfig, EmbeddedSource
-from jax_simcas.errors import UserError
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.synthetic import SPLITS, EmbeddedConfig, EmbeddedSource
 
 sizes = st.builds(
     EmbeddedConfig,

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 from helpers import CONFIGS, ROOT, as_flags, environment, one_line_error
 
-from jax_simcas import experiments, grid, program
-from jax_simcas.settings import differences, from_config
+from jax_simcas.common import cli
+from jax_simcas.experiments import __main__ as experiments
+from jax_simcas.experiments import spec
+from jax_simcas.run.config import differences, from_config
 
 READY = sorted(path.stem for path in (CONFIGS / "experiments").glob("*.py"))
 
 EXPERIMENT = """
-from jax_simcas.grid import Evaluation, Experiment, Variant
-from jax_simcas.presets import embedded_config as get_config
+from jax_simcas.experiments.spec import Evaluation, Experiment, Variant
+from jax_simcas.run.presets import embedded_config as get_config
 
 def get_experiment(config):
     variants = (Variant("good"), Variant("other", {"simcas.align": "none"}))
@@ -49,7 +51,7 @@ if sys.argv[1] == "evaluate":
 # The program with the stub in place of what it starts.
 DRIVER = """
 import sys
-from jax_simcas import experiments
+from jax_simcas.experiments import __main__ as experiments
 
 stub = sys.argv[1]
 experiments.Step.command = property(lambda step: [sys.executable, stub, step.program, *step.flags])
@@ -97,9 +99,9 @@ def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
     trained = [step.given for step in steps if step.program == "train"]
     assert len({json.dumps(given, sort_keys=True) for given in trained}) == runs  # no two are the same
     assert {given["loop.seed"] for given in trained} == {0, 1, 2}
-    labels = [row.label for row in grid.rows(experiment)]
+    labels = [row.label for row in spec.rows(experiment)]
     assert len(set(labels)) == len(labels)
-    assert bool(experiment.axis) == any(row.x is not None for row in grid.rows(experiment))
+    assert bool(experiment.axis) == any(row.x is not None for row in spec.rows(experiment))
 
 
 def test_what_the_issue_lists_is_ready():
@@ -109,7 +111,7 @@ def test_what_the_issue_lists_is_ready():
 def test_flags_say_what_overrides_mean():
     config = experiments.load(str(CONFIGS / "qmsum.py")).get_config()
     overrides = {"simcas.capacity": 7, "data.chunk_buckets": (3, 9), "loop.epochs": 2, "simcas.align": "none"}
-    changed = from_config(program.override(config, experiments.as_flags(overrides)))
+    changed = from_config(cli.override(config, experiments.as_flags(overrides)))
     assert differences(from_config(config), changed) == [
         "simcas.align: 'mean' -> 'none'",
         "simcas.capacity: 2048 -> 7",

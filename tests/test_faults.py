@@ -17,9 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers import ROOT, as_flags, environment, figures, one_line_error, with_disk
 
-from jax_simcas import report
-from jax_simcas.errors import UserError
-from jax_simcas.job import Stop
+from jax_simcas.common import metric_log
+from jax_simcas.common.errors import UserError
+from jax_simcas.run.processes import Stop
 
 EVERY = 2  # steps between checkpoints
 STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}  # exit codes, once in the loop
@@ -52,7 +52,7 @@ def checkpoints(workdir):
 def logged(workdir):
     """The last step in metrics.jsonl."""
     with contextlib.suppress(UserError):
-        return max((row["step"] for row in report.read_metrics(workdir / "metrics.jsonl")), default=0)
+        return max((row["step"] for row in metric_log.read_metrics(workdir / "metrics.jsonl")), default=0)
     return 0
 
 

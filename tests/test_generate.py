@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import TINY, tiny_params
 
-from jax_simcas.generate import GenerateConfig, ban_repeated_ngrams, generate
+from jax_simcas.method.beam_search import GenerateConfig, ban_repeated_ngrams, generate
 
 FORCED = dataclasses.replace(TINY, forced_eos_token_id=None)
 
@@ -37,7 +37,7 @@ def oracle(params):
         warnings.simplefilter("ignore")
         from transformers import BartConfig, BartForConditionalGeneration
 
-        from jax_simcas.pretrained import to_state_dict
+        from jax_simcas.checkpoints.hub import to_state_dict
 
         fields = {k: v for k, v in FORCED.to_hf().items() if k not in ("architectures", "model_type")}
         model = BartForConditionalGeneration(BartConfig(**fields)).eval()

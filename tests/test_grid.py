@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from jax_simcas import grid, metrics
-from jax_simcas.grid import Evaluation, Experiment, Outcome, Variant
+from jax_simcas.evaluation import metrics
+from jax_simcas.experiments import spec
+from jax_simcas.experiments.spec import Evaluation, Experiment, Outcome, Variant
 
 
 def outcome(by_seed, documents="d", **more):
@@ -22,40 +23,40 @@ B = outcome({0: [90.0, 0.0, 40.0, 50.0], 1: [90.0, 100.0, 40.0, 50.0], 2: [0.0, 
 
 
 def test_mean_deviation_and_interval():
-    got = grid.statistics(A, None)["f1"]
+    got = spec.statistics(A, None)["f1"]
     assert got.seeds == {0: 50.0, 1: 75.0} and got.score.mean == 62.5 and got.score.count == 4
     assert got.deviation == pytest.approx(math.sqrt(2 * 12.5**2))  # (n - 1) below
     assert got.difference is None
     # Documents are drawn with both of their seeds: their means are what a bootstrap of the mean is given.
     assert (got.score.low, got.score.high) == metrics.bootstrap_interval([100, 50, 50, 50], key_seed=0)
-    assert math.isnan(grid.statistics(outcome({0: [1.0, 2.0]}), None)["f1"].deviation)
+    assert math.isnan(spec.statistics(outcome({0: [1.0, 2.0]}), None)["f1"].deviation)
 
 
 def test_differences_are_paired_over_the_seeds_of_both():
-    got = grid.statistics(B, A)["f1"]
+    got = spec.statistics(B, A)["f1"]
     assert got.seeds[2] == 0.0 and got.score.mean == pytest.approx(460 / 12)
     assert got.difference.mean == -5.0 and got.difference.count == 4
     # -10, 0, -10, 0 in each seed: far surer than either mean.
     expected = metrics.paired_bootstrap([90, 50, 40, 50], [100, 50, 50, 50], key_seed=0)
     assert (got.difference.low, got.difference.high) == (expected.low, expected.high) == (-10.0, 0.0)
-    none_shared = grid.statistics(outcome({7: [1.0, 2.0, 3.0, 4.0]}), A)["f1"]
+    none_shared = spec.statistics(outcome({7: [1.0, 2.0, 3.0, 4.0]}), A)["f1"]
     assert none_shared.difference is None and none_shared.over_seeds is None
 
 
 def test_differences_over_seeds_have_a_t_interval():
     base = {0: [10.0, 20.0], 1: [30.0, 40.0], 2: [50.0, 60.0]}
     other = {0: [11.0, 21.0], 1: [34.0, 44.0], 2: [54.0, 64.0], 3: [0.0, 0.0]}  # 1, 4 and 4 more
-    got = grid.statistics(outcome(other), outcome(base))["f1"].over_seeds
+    got = spec.statistics(outcome(other), outcome(base))["f1"].over_seeds
     half = 4.302653 * math.sqrt(3) / math.sqrt(3)  # t of 2 degrees of freedom; the deviation of 1, 4, 4 is sqrt(3)
     assert got == pytest.approx((3.0, 3.0 - half, 3.0 + half, 3))
-    one = grid.statistics(outcome({0: [1.0, 2.0]}), outcome(base))["f1"].over_seeds
+    one = spec.statistics(outcome({0: [1.0, 2.0]}), outcome(base))["f1"].over_seeds
     assert one.count == 1 and math.isnan(one.low)
 
 
 def test_shares_are_of_all_documents_together():
     record = {"scores": {"f1": 50.0, "broken": None}, "kept": 2, "candidates": 8, "nll": [3.0, 2]}
     evidence = {"evidence_kept": [1, 4], "evidence_precision": [1, 2], "all_kept": [2, 8], "rest_kept": [1, 4]}
-    first = grid.measures_of(record | {"evidence": evidence})
+    first = spec.measures_of(record | {"evidence": evidence})
     assert first == {
         "f1": (50.0, 1.0),
         "nll": (3.0, 2.0),
@@ -63,8 +64,8 @@ def test_shares_are_of_all_documents_together():
         "evidence recall %": (100.0, 4.0),
         "evidence precision %": (100.0, 2.0),
     }
-    second = grid.measures_of(record | {"kept": 8, "evidence": None, "nll": None})
-    got = grid.statistics(Outcome("d", {0: [first, second]}), None)
+    second = spec.measures_of(record | {"kept": 8, "evidence": None, "nll": None})
+    got = spec.statistics(Outcome("d", {0: [first, second]}), None)
     assert {name: s.score.mean for name, s in got.items()} == {
         "f1": 50.0,
         "nll": 1.5,
@@ -73,19 +74,19 @@ def test_shares_are_of_all_documents_together():
         "evidence precision %": 50.0,
     }
     assert got["nll"].score.count == 1 and got["kept %"].score.count == 2
-    assert list(grid.statistics(Outcome("d", {0: [first]}), None, ("nll", "f1", "rouge1"))) == ["nll", "f1"]
+    assert list(spec.statistics(Outcome("d", {0: [first]}), None, ("nll", "f1", "rouge1"))) == ["nll", "f1"]
 
 
 def test_a_ratio_without_anything_in_it_is_left_out():
-    got = grid.statistics(Outcome("d", {0: [{"evidence recall %": (0.0, 0.0)}]}), None)
+    got = spec.statistics(Outcome("d", {0: [{"evidence recall %": (0.0, 0.0)}]}), None)
     assert got == {}
 
 
 def labels(experiment, documents):
     """label -> label of its baseline."""
-    every = grid.rows(experiment)
+    every = spec.rows(experiment)
     among = {row.label: Outcome(documents(row), {0: []}) for row in every}
-    return {row.label: grid.baseline_of(row, among, every) for row in every}
+    return {row.label: spec.baseline_of(row, among, every) for row in every}
 
 
 def test_baselines():
@@ -120,8 +121,8 @@ def test_experiments_that_cannot_be(changes, message):
 
 def test_the_table_as_text_and_as_csv():
     experiment = Experiment((Variant("SimCAS", line="all", x=1), Variant("one chunk", line="all", x=2)))
-    lines = grid.table_lines(experiment, {"SimCAS": A, "one chunk": B})
-    text = grid.markdown("ablation", lines, ["late, seed 0: training"])
+    lines = spec.table_lines(experiment, {"SimCAS": A, "one chunk": B})
+    text = spec.markdown("ablation", lines, ["late, seed 0: training"])
     means, differences, over_seeds = (block for block in text.split("\n\n") if block.startswith("| "))
     low, high = metrics.bootstrap_interval([100, 50, 50, 50], key_seed=0)
     assert f"62.5 ± 17.7 [{low:.1f}, {high:.1f}]" in means.splitlines()[2]
@@ -132,7 +133,7 @@ def test_the_table_as_text_and_as_csv():
         *("", "one chunk", "SimCAS", "2", "-5.0 [-5.0, -5.0]", "")
     ]
     assert text.startswith("# ablation\n") and "4 documents" in text and "- late, seed 0: training" in text
-    rows = list(csv.DictReader(io.StringIO(grid.csv_text(lines))))
+    rows = list(csv.DictReader(io.StringIO(spec.csv_text(lines))))
     assert [row["run"] for row in rows] == ["SimCAS", "one chunk"]
     assert (rows[0]["mean"], rows[0]["by_seed"], rows[0]["difference"]) == ("62.5", "0=50 1=75", "")
     assert (rows[1]["difference"], rows[1]["difference_low"], rows[1]["minus"]) == ("-5", "-10", "SimCAS")
@@ -141,8 +142,8 @@ def test_the_table_as_text_and_as_csv():
 
 
 def test_nothing_finished_is_a_table_too():
-    text = grid.markdown("ablation", [], ["a, seed 0: training"])
-    assert "- a, seed 0: training" in text and grid.csv_text([]).count("\n") == 1
+    text = spec.markdown("ablation", [], ["a, seed 0: training"])
+    assert "- a, seed 0: training" in text and spec.csv_text([]).count("\n") == 1
 
 
 def test_pooled_differences_equal_the_paired_bootstrap():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jax_simcas import hlo
+from jax_simcas.compile_check import hlo
 
 ESTIMATE = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 

@@ -7,10 +7,10 @@ import pytest
 from helpers import TINY, document, stack, tiny_params
 from jax import lax
 
-from jax_simcas import update
-from jax_simcas.bart.layers import attend, attention, stack_layers, unstack_layers
-from jax_simcas.bart.product import product
-from jax_simcas.model import SimcasConfig
+from jax_simcas.backbones.bart.layers import attend, attention, stack_layers, unstack_layers
+from jax_simcas.backbones.ops.matmul import product
+from jax_simcas.method import steps
+from jax_simcas.method.model import SimcasConfig
 
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
 
@@ -106,7 +106,7 @@ def test_stacked_layers_hold_the_same_model():
     jax.tree.map(np.testing.assert_array_equal, stack_layers(stacked), stacked)
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(params), params)
     batch = stack(document(0), document(1))
-    gradient = jax.jit(jax.value_and_grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0]))
+    gradient = jax.jit(jax.value_and_grad(lambda p: steps.batch_loss(p, batch, TINY, simcas, 0.1)[0]))
     (loss, plain), (same, grads) = gradient(params), gradient(stacked)
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unstack_layers(grads), plain)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_simcas import metrics
+from jax_simcas.evaluation import metrics
 
 NAN = math.nan
 texts = st.text(alphabet="ab .!?\n\"'(ACD019é", max_size=60)

@@ -10,9 +10,9 @@ import pytest
 from helpers import TINY, document, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jax_simcas import update
-from jax_simcas.bart import encoder
-from jax_simcas.model import (
+from jax_simcas.backbones.bart import encoder
+from jax_simcas.method import steps
+from jax_simcas.method.model import (
     SimcasConfig,
     candidates,
     check_fits,
@@ -32,7 +32,7 @@ def inputs(doc):
 
 @partial(jax.jit, static_argnames=("simcas", "policy"))
 def run(params, doc, simcas, policy=None):
-    return update.forward(params, TINY, simcas, doc, policy=policy)
+    return steps.forward(params, TINY, simcas, doc, policy=policy)
 
 
 def forward(doc, simcas=SIMCAS):
@@ -84,7 +84,7 @@ def test_a_document_in_a_batch_gives_what_it_gives_alone(chunks):
 def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
     simcas = SIMCAS.replace(policy="all")
     docs = [document(i, chunks=c, padding_chunks=3 - c) for i, c in enumerate((1, 2, 3))]
-    loss = lambda params, batch: update.batch_loss(params, batch, TINY, simcas, 0.1)[0]
+    loss = lambda params, batch: steps.batch_loss(params, batch, TINY, simcas, 0.1)[0]
     gradient = jax.jit(jax.value_and_grad(loss))
     value, grad = gradient(tiny_params(), stack(*docs))
     alone = [gradient(tiny_params(), stack(doc)) for doc in docs]
@@ -100,7 +100,7 @@ def test_chunks_in_turn_give_what_they_give_together(monkeypatch, at_once, remat
     bart, simcas = replace(TINY, dropout=0.3, attention_dropout=0.2), SIMCAS.replace(policy="all", remat=remat)
     batch = stack(*(document(i, chunks=3) for i in range(2)))
     options = {"bart": bart, "simcas": simcas, "label_smoothing": 0.1, "key": jax.random.key(5), "train": train}
-    gradient = lambda: jax.jit(jax.value_and_grad(lambda p: update.batch_loss(p, batch, **options)[0]))(tiny_params())
+    gradient = lambda: jax.jit(jax.value_and_grad(lambda p: steps.batch_loss(p, batch, **options)[0]))(tiny_params())
     together = gradient()
     monkeypatch.setattr(encoder, "TOKENS_AT_ONCE", at_once)
     jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), gradient(), together)
@@ -193,7 +193,7 @@ def test_bfloat16_stays_close_to_float32():
 @pytest.mark.parametrize("remat", ["layer", "sums", "dots"])
 def test_remat_changes_no_gradient(remat):
     batch = stack(document(0), document(1))
-    loss = lambda simcas: jax.jit(jax.grad(lambda p: update.batch_loss(p, batch, TINY, simcas, 0.1)[0]))(tiny_params())
+    loss = lambda simcas: jax.jit(jax.grad(lambda p: steps.batch_loss(p, batch, TINY, simcas, 0.1)[0]))(tiny_params())
     for a, b in zip(jax.tree.leaves(loss(SIMCAS)), jax.tree.leaves(loss(SIMCAS.replace(remat=remat))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -205,7 +205,7 @@ def test_chunks_sharded_over_devices(align):
     batch = stack(*(document(i, chunks=8, tail=0) for i in range(2)))
     spread = lambda x, axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     sharded = {k: spread(v, ("data", "chunk") if v.shape[1] == 8 else ("data",)) for k, v in batch.items()}
-    loss = lambda params, batch: update.batch_loss(params, batch, TINY, simcas, 0.1)[0]
+    loss = lambda params, batch: steps.batch_loss(params, batch, TINY, simcas, 0.1)[0]
     value, grad = jax.jit(jax.value_and_grad(loss))(tiny_params(), batch)
     got, got_grad = jax.jit(jax.value_and_grad(loss))(spread(tiny_params(), ()), sharded)
     np.testing.assert_allclose(got, value, rtol=1e-5)

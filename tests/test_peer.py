@@ -6,11 +6,11 @@ from helpers import PARITY
 
 torch = pytest.importorskip("torch")
 
-from jax_simcas.benchmark.peer import Peer  # noqa: E402
-from jax_simcas.benchmark.peer_ppo import experience, ppo_update  # noqa: E402
-from jax_simcas.generate import GenerateConfig  # noqa: E402
+from jax_simcas.benchmark.torch_peer import Peer  # noqa: E402
+from jax_simcas.benchmark.torch_peer_ppo import experience, ppo_update  # noqa: E402
+from jax_simcas.method.beam_search import GenerateConfig  # noqa: E402
+from jax_simcas.method.ppo import PPOConfig  # noqa: E402
 from jax_simcas.parity import SELECTOR_LR, after_training, read_cases  # noqa: E402
-from jax_simcas.ppo import PPOConfig  # noqa: E402
 
 STATES = 2e-5
 CASES = {case.name: case for case in read_cases(PARITY)}

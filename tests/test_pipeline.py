@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_simcas.common.errors import UserError
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.pipeline import SENTENCE_END, PipelineConfig, arranged, featurize, make_iterator, pad_batch
-from jax_simcas.data.sources import Fields, JsonlSource, Row
-from jax_simcas.errors import UserError
+from jax_simcas.data.batches import SENTENCE_END, PipelineConfig, arranged, featurize, make_iterator, pad_batch
+from jax_simcas.data.rows import Fields, JsonlSource, Row
 
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)

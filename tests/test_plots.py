@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_simcas import plots, report
-from jax_simcas.errors import UserError
-from jax_simcas.metrics import Score
+from jax_simcas.common import metric_log, plots
+from jax_simcas.common.errors import UserError
+from jax_simcas.evaluation.metrics import Score
 
 NAN = math.nan
 WITHOUT_INTERVAL = Score(5.0, NAN, NAN, 1)
@@ -29,7 +29,7 @@ def has_color(image, color):
 
 
 def write_run(workdir, steps, validation=True, names=("loss", "nll", "reward", "selection/kept", "ppo/approx_kl")):
-    with report.MetricsWriter(workdir) as writer:
+    with metric_log.MetricsWriter(workdir) as writer:
         for step in range(1, steps + 1):
             writer.write(step, "train", dict.fromkeys(names, 1 + 1 / step) | {"learning_rate": 0.1})
             if validation and step % 5 == 0:
@@ -67,7 +67,7 @@ def test_figures_that_are_missing_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [-1.0, 5.0], [1e-30, 1e30], [7.0] * 50, [1e-4, 1.0, 0.0]])
 def test_any_values_can_be_drawn(tmp_path, values):
-    with report.MetricsWriter(tmp_path) as writer:
+    with metric_log.MetricsWriter(tmp_path) as writer:
         for step, value in enumerate(values):
             writer.write(step, "train", {"ppo/approx_kl": value})
     _, kl = plots.plot_training(tmp_path / "metrics.jsonl", tmp_path)

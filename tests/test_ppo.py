@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_simcas.ppo import (
+from jax_simcas.method.ppo import (
     Orders,
     PPOConfig,
     Rollout,
@@ -16,7 +16,7 @@ from jax_simcas.ppo import (
     ppo_losses,
     ppo_update,
 )
-from jax_simcas.select import action_logits, init_selector
+from jax_simcas.method.select import action_logits, init_selector
 
 K, N, D = 3, 5, 4
 

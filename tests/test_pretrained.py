@@ -14,12 +14,12 @@ from flax import serialization, traverse_util
 from helpers import PARITY, parity_model
 from safetensors.numpy import load_file, save_file
 
-from jax_simcas import pretrained
-from jax_simcas.bart.config import BartConfig
-from jax_simcas.errors import UserError
-from jax_simcas.model import SimcasConfig
-from jax_simcas.pretrained import from_pretrained, load, save, to_state_dict
-from jax_simcas.update import forward
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints import hub
+from jax_simcas.checkpoints.hub import from_pretrained, load, save, to_state_dict
+from jax_simcas.common.errors import UserError
+from jax_simcas.method.model import SimcasConfig
+from jax_simcas.method.steps import forward
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -244,7 +244,7 @@ def test_a_pickle_with_code_in_it_is_not_run(name, new_format, folder, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", pretrained.WEIGHTS)
+@pytest.mark.parametrize("name", hub.WEIGHTS)
 def test_a_damaged_file_is_named(name, folder):
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(b"\x93 this is not a checkpoint")

@@ -18,14 +18,16 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from helpers import ROOT, environment, figures, one_line_error, tiny_bert, tiny_config
 
-from jax_simcas import compare, evaluate, pretrained, program, report, summarize, train
-from jax_simcas import settings as settings_lib
-from jax_simcas import workdir as workdir_lib
-from jax_simcas.checkpoint import load_params
-from jax_simcas.data.embedded import EmbeddedSource
+from jax_simcas import compare, evaluate, summarize, train
+from jax_simcas.checkpoints import hub
+from jax_simcas.checkpoints.run_state import load_params
+from jax_simcas.common import cli, metric_log
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.synthetic import EmbeddedSource
 from jax_simcas.data.tokenizer import load_tokenizer, word_level
-from jax_simcas.errors import UserError
-from jax_simcas.model import SimcasConfig, init_params
+from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.run import config as config_lib
+from jax_simcas.run import workdir as workdir_lib
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     before = os.environ.get("JAX_SIMCAS_CACHE")
     os.environ["JAX_SIMCAS_CACHE"] = str(folder)
-    program.prepare()  # the compilation cache
+    cli.prepare()  # the compilation cache
     yield folder
     os.environ.pop("JAX_SIMCAS_CACHE") if before is None else os.environ.update(JAX_SIMCAS_CACHE=before)
 
@@ -69,7 +71,7 @@ def test_training_leaves_everything_it_promises(workdir):
     assert (workdir / "curves.png").stat().st_size > 1000
     assert {"loss.png", "reward.png"} <= {path.name for path in (workdir / "curves").iterdir()}
     assert list((workdir / "tensorboard").rglob("events.*"))
-    assert settings_lib.read_json(workdir / "config.json").bart.vocab_size > 20
+    assert config_lib.read_json(workdir / "config.json").bart.vocab_size > 20
     assert load_params(workdir / "checkpoints", "latest")[1]["step"] == 4
 
 
@@ -120,7 +122,7 @@ def go_on(workdir, cache, steps=5):
 
 
 def test_metrics_tell_of_each_checkpoint_and_what_it_held_up(workdir):
-    rows = [row for row in report.read_metrics(workdir / "metrics.jsonl") if row["split"] == "checkpoint"]
+    rows = [row for row in metric_log.read_metrics(workdir / "metrics.jsonl") if row["split"] == "checkpoint"]
     assert [row["step"] for row in rows] == [2, 4]
     assert all(0 < row["stall_seconds"] <= row["write_seconds"] < 60 for row in rows)
 
@@ -242,7 +244,7 @@ def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0
     scores = json.loads((workdir / "evaluation" / "test" / "scores.json").read_text())
     assert "chunks=7" in scores["source"]
-    assert settings_lib.read_json(workdir / "config.json").data.embedded.chunks == 4
+    assert config_lib.read_json(workdir / "config.json").data.embedded.chunks == 4
     line = (workdir / "evaluation" / "test" / "predictions.jsonl").read_text().splitlines()[0]
     assert json.loads(line)["candidates"] == 7 * 15
     assert evaluate.main([f"--workdir={workdir}", "--config.data.embedded.chunks=many"]) == 1
@@ -392,7 +394,7 @@ def test_text_from_jsonl_with_queries_end_to_end(cache, tmp_path, capsys):
     ]
     write_split(tmp_path / "data", "train", rows)
     write_split(tmp_path / "data", "validation", [*rows[:5], {"article": "", "abstract": "x", "ask": "y"}])
-    fields = settings_lib.Fields(document="article", summary="abstract", query="ask")
+    fields = config_lib.Fields(document="article", summary="abstract", query="ask")
     settings = jsonl_settings(tmp_path / "data", fields=fields, input_template="{query}\n{document}")
     train.train(settings, tmp_path / "run", cache, progress=False)
     assert "empty" in capsys.readouterr().err
@@ -458,7 +460,7 @@ def pretrained_folder(folder, extra_tokens=0):
     size = len(load_tokenizer(folder)) - extra_tokens
     bart = dataclasses.replace(tiny_config().bart, vocab_size=size)
     params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), bart, SimcasConfig())
-    pretrained.save(folder, bart, {name: value for name, value in params.items() if name != "selector"})
+    hub.save(folder, bart, {name: value for name, value in params.items() if name != "selector"})
     return folder
 
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_simcas import report
-from jax_simcas.errors import UserError
-from jax_simcas.metrics import Score
+from jax_simcas.common import files, metric_log, progress, tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.evaluation.metrics import Score
 
 NAN = math.nan
 WITHOUT_INTERVAL = Score(5.0, NAN, NAN, 1)
@@ -46,7 +46,7 @@ def events(workdir):
 
 
 def test_writer_writes_a_line_and_an_event_at_once(tmp_path):
-    with report.MetricsWriter(tmp_path / "new" / "run") as writer:
+    with metric_log.MetricsWriter(tmp_path / "new" / "run") as writer:
         writer.write(5, "train", {"loss": np.float32(1.5), "selection/kept": 0.1, "reward": 3})
         # Not closed yet: a kill now loses nothing.
         assert lines(tmp_path / "new" / "run") == [
@@ -64,7 +64,7 @@ def test_writer_writes_a_line_and_an_event_at_once(tmp_path):
 def test_figures_survive_exactly_and_json_stays_valid(tmp_path_factory, values):
     values = {name.encode("utf-8", "ignore").decode(): value for name, value in values.items()}
     folder = tmp_path_factory.mktemp("run")
-    with report.MetricsWriter(folder) as writer:
+    with metric_log.MetricsWriter(folder) as writer:
         writer.write(1, "train", values)
     text = (folder / "metrics.jsonl").read_text()
     row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
@@ -73,12 +73,12 @@ def test_figures_survive_exactly_and_json_stays_valid(tmp_path_factory, values):
 
 
 def test_resumed_run_has_no_figures_twice(tmp_path):
-    with report.MetricsWriter(tmp_path, resume_step=0) as writer:
+    with metric_log.MetricsWriter(tmp_path, resume_step=0) as writer:
         for step in range(1, 8):
             writer.write(step, "train", {"loss": step / 3})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "split": "tr')  # killed while writing
-    with report.MetricsWriter(tmp_path, resume_step=5) as writer:
+    with metric_log.MetricsWriter(tmp_path, resume_step=5) as writer:
         for step in range(6, 10):
             writer.write(step, "train", {"loss": step / 3})
     assert lines(tmp_path) == [{"step": s, "split": "train", "loss": s / 3} for s in range(1, 10)]
@@ -92,7 +92,7 @@ def test_resumed_run_has_no_figures_twice(tmp_path):
 def test_without_a_resume_step_everything_whole_is_kept(tmp_path):
     good = '{"step": 3, "split": "train", "loss": null}\n'
     (tmp_path / "metrics.jsonl").write_bytes(good.encode() + b'[1]\n{"step": 4}\n\xff\xfe\n\n{"ste')
-    with report.MetricsWriter(tmp_path) as writer:
+    with metric_log.MetricsWriter(tmp_path) as writer:
         writer.write(4, "train", {})
     assert lines(tmp_path) == [
         {"step": 3, "split": "train", "loss": None},
@@ -102,7 +102,7 @@ def test_without_a_resume_step_everything_whole_is_kept(tmp_path):
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path):
     for _ in range(2):
-        with report.MetricsWriter(tmp_path, resume_step=0) as writer:
+        with metric_log.MetricsWriter(tmp_path, resume_step=0) as writer:
             writer.write(1, "train", {"loss": 1.0})
     assert len(lines(tmp_path)) == 1
 
@@ -110,10 +110,10 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path):
 def test_unwritable_workdir_is_told_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file.metrics\.jsonl: cannot be written \(.*\); give a folder") as error:
-        report.MetricsWriter(tmp_path / "file").__enter__()
+        metric_log.MetricsWriter(tmp_path / "file").__enter__()
     assert "\n" not in str(error.value)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be"), report.MetricsWriter(tmp_path / "run"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be"), metric_log.MetricsWriter(tmp_path / "run"):
         pass
 
 
@@ -122,31 +122,31 @@ def test_full_disk_is_told_in_one_line(tmp_path):
         def flush(self):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with report.MetricsWriter(tmp_path) as writer:
+    with metric_log.MetricsWriter(tmp_path) as writer:
         writer._file = Full()
         with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
             writer.write(1, "train", {"loss": 1.0})
 
 
 def test_step_and_split_are_no_figures(tmp_path):
-    with report.MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="step"):
+    with metric_log.MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="step"):
         writer.write(1, "train", {"step": 2.0})
 
 
 def test_json_ready():
     value = {"a": [1.0, NAN, (math.inf, "x", None)], "b": Score(1.0, NAN, 2.0, 3)}
-    assert report.json_ready(value) == {"a": [1.0, None, [None, "x", None]], "b": [1.0, None, 2.0, 3]}
+    assert files.json_ready(value) == {"a": [1.0, None, [None, "x", None]], "b": [1.0, None, 2.0, 3]}
 
 
 # Tables
 
 
 def test_format_score():
-    assert report.format_score(Score(12.34, 11.0, 13.46, 9)) == "12.3 [11.0, 13.5]"
-    assert report.format_score(Score(12.34, 11.0, 13.46, 9), digits=2) == "12.34 [11.00, 13.46]"
-    assert report.format_score(WITHOUT_INTERVAL) == "5.0"
-    assert report.format_score(Score(NAN, NAN, NAN, 0)) == "–"
-    assert report.format_score(Score(math.inf, 2.0, math.inf, 3)) == "inf [2.0, inf]"
+    assert tables.format_score(Score(12.34, 11.0, 13.46, 9)) == "12.3 [11.0, 13.5]"
+    assert tables.format_score(Score(12.34, 11.0, 13.46, 9), digits=2) == "12.34 [11.00, 13.46]"
+    assert tables.format_score(WITHOUT_INTERVAL) == "5.0"
+    assert tables.format_score(Score(NAN, NAN, NAN, 0)) == "–"
+    assert tables.format_score(Score(math.inf, 2.0, math.inf, 3)) == "inf [2.0, inf]"
 
 
 def test_markdown_table():
@@ -154,18 +154,18 @@ def test_markdown_table():
         {"variant": "SimCAS", "f1": Score(12.34, 11.0, 13.46, 9), "s": 1.23456, "n": 7},
         {"variant": "a|b\nc", "f1": None, "s": NAN},
     ]
-    assert report.markdown_table(rows, ["variant", "f1", "s", "n"]) == (
+    assert tables.markdown_table(rows, ["variant", "f1", "s", "n"]) == (
         "| variant |                f1 |     s |   n |\n"
         "| ------- | ----------------: | ----: | --: |\n"
         "| SimCAS  | 12.3 [11.0, 13.5] | 1.235 |   7 |\n"
         "| a\\|b c  |                 – |     – |   – |"
     )
-    assert report.markdown_table([], ["a"]) == "| a   |\n| --- |"
+    assert tables.markdown_table([], ["a"]) == "| a   |\n| --- |"
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.text(max_size=8) | st.floats() | st.none()), max_size=5))
 def test_every_table_is_aligned(rows):
-    lines = report.markdown_table(rows, ["a", "b", "c"]).split("\n")
+    lines = tables.markdown_table(rows, ["a", "b", "c"]).split("\n")
     assert len(lines) == 2 + len(rows)
     assert len({len(line) for line in lines}) == 1
     assert all(line.replace("\\|", "").count("|") == 4 for line in lines)
@@ -183,7 +183,7 @@ class Clock:
 
 def run_progress(clock, steps=30, seconds=2.0, **options):
     stream = io.StringIO()
-    with redirect_stderr(stream), report.Progress(steps, clock=clock, **options) as bar:
+    with redirect_stderr(stream), progress.Progress(steps, clock=clock, **options) as bar:
         for step in range(options.get("initial", 0), steps):
             clock.now += seconds
             bar.update()
@@ -210,7 +210,7 @@ def test_plain_lines_come_at_once_and_then_every_interval():
 
 def test_time_left_does_not_count_the_first_step_which_compiles(capsys):
     clock = Clock()
-    with report.Progress(10, initial=4, unit="documents", interval=0, clock=clock) as bar:
+    with progress.Progress(10, initial=4, unit="documents", interval=0, clock=clock) as bar:
         for seconds in (300, 1, 1):
             clock.now += seconds
             bar.update(1)
@@ -237,7 +237,7 @@ def test_terminal_gets_a_bar():
             return True
 
     stream = Terminal()
-    with redirect_stderr(stream), report.Progress(4, unit="documents") as bar:
+    with redirect_stderr(stream), progress.Progress(4, unit="documents") as bar:
         bar.show({"loss": 1.25, "other": 3.0})
         bar.update(3)
     text = stream.getvalue()
@@ -245,24 +245,24 @@ def test_terminal_gets_a_bar():
 
 
 def test_nothing_goes_to_standard_output(capsys):
-    with report.Progress(2):
+    with progress.Progress(2):
         pass
     assert capsys.readouterr() == ("", "0/2 steps\n")
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61, "1:01"), (59.7, "1:00"), (3723, "1:02:03")])
 def test_durations(seconds, text):
-    assert report.duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_half(tmp_path):
     path = tmp_path / "config.json"
-    report.replace_file(path, b"old")
+    files.replace_file(path, b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         with pytest.raises(UserError, match=rf"{path}: cannot be written \(File too large\)"):
-            report.replace_file(path, bytes(1000))
+            files.replace_file(path, bytes(1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

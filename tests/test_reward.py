@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas.reward import candidate_rewards, document_reward, skip_reward
+from jax_simcas.method.reward import candidate_rewards, document_reward, skip_reward
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [1.0, 1.0, 1.0]]))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_simcas.select import POLICIES, compact, init_selector, select
+from jax_simcas.method.select import POLICIES, compact, init_selector, select
 
 K, S, D = 4, 6, 8
 N = S - 1

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from jax_simcas import settings as lib
-from jax_simcas.errors import UserError
-from jax_simcas.settings import DataConfig, LoopConfig, Settings
+from jax_simcas.common.errors import UserError
+from jax_simcas.run import config as lib
+from jax_simcas.run.config import DataConfig, LoopConfig, Settings
 
 
 def test_defaults_are_the_same_either_way():

@@ -11,12 +11,9 @@ from helpers import TINY, document, stack
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_simcas import hlo
-from jax_simcas.bart.layers import stack_layers
-from jax_simcas.bart.product import product
-from jax_simcas.model import SimcasConfig, init_params
-from jax_simcas.ppo import PPOConfig
-from jax_simcas.sharding import (
+from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.backbones.ops.matmul import product
+from jax_simcas.common.sharding import (
     MeshConfig,
     batch_shardings,
     constrain,
@@ -26,7 +23,10 @@ from jax_simcas.sharding import (
     partition,
     state_shardings,
 )
-from jax_simcas.update import UpdateConfig, batch_loss, init_state, selector_step, transformer_step
+from jax_simcas.compile_check import hlo
+from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.method.ppo import PPOConfig
+from jax_simcas.method.steps import UpdateConfig, batch_loss, init_state, selector_step, transformer_step
 
 BART = dataclasses.replace(TINY, d_model=32, encoder_attention_heads=4, decoder_attention_heads=4, dropout=0.1)
 SIMCAS = SimcasConfig(capacity=40, max_input_len=64)

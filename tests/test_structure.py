@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import re
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import jax
@@ -11,91 +12,81 @@ import jax.numpy as jnp
 import pytest
 from helpers import CONFIGS, read_config
 
-from jax_simcas.generate import generate
-from jax_simcas.model import check_fits, init_params
-from jax_simcas.update import init_state, selector_step, transformer_step
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.model import check_fits, init_params
+from jax_simcas.method.steps import init_state, selector_step, transformer_step
 
 ROOT = Path(__file__).parent.parent
-FLOORS = [
-    {"errors"},
-    {
-        "sharding",
-        "hlo",
-        "topology",
-        "chunk",
-        "align",
-        "select",
-        "reward",
-        "ppo",
-        "checkpoint",
-        "metrics",
-        "report",
-        "plots",
-    },
-    {"bart", "data"},
-    {"model", "pretrained", "flops", "bertscore"},
-    {
-        "update",
-        "generate",
-        "inference",
-        "settings",
-        "presets",
-        "grid",
-        "workdir",
-        "program",
-        "peers",
-        "job",
-        "paired",
-    },
-    {"experiments", "train", "evaluate", "summarize", "compare", "parity", "convert", "benchmark", "compile_check"},
-]
+PACKAGES = ROOT / "jax_simcas"
+# Each package imports only itself and what stands before it; the programs at the root import any of them.
+ORDER = (
+    "common",
+    "backbones",
+    "method",
+    "data",
+    "checkpoints",
+    "evaluation",
+    "run",
+    "experiments",
+    "compile_check",
+    "benchmark",
+)
+PROGRAMS = {"train", "evaluate", "summarize", "compare", "convert", "parity"}
 
 
-def floor(module):
-    name = module.split(".")[1]
-    found = [number for number, names in enumerate(FLOORS) if name in names]
-    assert found, f"{module} has no floor: give it one here and in README"
-    return found[0]
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGES).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGES.rglob("*.py") if path != PACKAGES / "__init__.py"}
 
 
 def imports(path):
+    """The modules of this project that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jax_simcas":
-            package = node.module
-            yield from (
-                [f"{package}.{alias.name}" for alias in node.names]
-                if package in ("jax_simcas", "jax_simcas.data", "jax_simcas.bart", "jax_simcas.benchmark")
-                else [package]
-            )
+            package = node.module.removeprefix("jax_simcas").removeprefix(".")
+            for alias in node.names:
+                inner = f"{package}.{alias.name}".removeprefix(".")
+                yield inner if inner in MODULES else package
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("jax_simcas."))
+            yield from (a.name.removeprefix("jax_simcas.") for a in node.names if a.name.startswith("jax_simcas."))
 
 
-def test_nobody_imports_from_a_floor_above():
-    seen = 0
-    for path in (ROOT / "jax_simcas").rglob("*.py"):
-        if path.name == "__init__.py":
-            continue
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for other in imports(path):
-            seen += 1
-            assert floor(other) <= floor(own), f"{own} imports {other}"
-    assert seen > 50
+IMPORTS = {name: set(imports(path)) - {name} for name, path in MODULES.items()}
 
 
-def test_the_pure_floors_have_no_flags_files_or_printing():
-    for path in (ROOT / "jax_simcas").rglob("*.py"):
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        pure = {"chunk", "align", "select", "reward", "ppo", "bart", "model", "update", "generate", "inference"}
-        if path.name == "__init__.py" or own.split(".")[1] not in pure:
+def test_the_tree_is_the_packages_and_the_programs():
+    assert {name.split(".")[0] for name in MODULES} == {*ORDER, *PROGRAMS}
+
+
+def test_no_package_imports_one_that_stands_after_it():
+    rank = {name: number for number, name in enumerate(ORDER)} | dict.fromkeys(PROGRAMS, len(ORDER))
+    upward = [
+        f"{own} imports {other}"
+        for own, others in IMPORTS.items()
+        for other in others
+        if rank[other.split(".")[0]] > rank[own.split(".")[0]]
+    ]
+    assert not upward
+    assert sum(map(len, IMPORTS.values())) > 100
+
+
+def test_there_is_no_circle_of_imports():
+    TopologicalSorter(IMPORTS).prepare()  # CycleError names the modules
+
+
+def test_the_pure_packages_have_no_flags_files_or_printing():
+    for name, path in MODULES.items():
+        if name.split(".")[0] not in ("backbones", "method"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not isinstance(node, ast.Global), own
+            assert not isinstance(node, ast.Global), name
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in ("open", "print"), own
+                assert node.func.id not in ("open", "print"), name
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-                assert not {"absl", "ml_collections", "pathlib", "os"} & {name.split(".")[0] for name in names}, own
+                assert not {"absl", "ml_collections", "pathlib", "os"} & {name.split(".")[0] for name in names}, name
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_simcas.common.errors import UserError
 from jax_simcas.data import tokenizer as lib
-from jax_simcas.data.sources import Row
-from jax_simcas.errors import UserError
+from jax_simcas.data.rows import Row
 
 TEXTS = ["the quick brown fox jumps over the lazy dog . ", "the dog sleeps ; the fox does not !\n", "Grüße an 😀"] * 3
 

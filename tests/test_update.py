@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from helpers import TINY, document, stack, tiny_params
 
-from jax_simcas.model import SimcasConfig
-from jax_simcas.parity import largest_gap
-from jax_simcas.ppo import PPOConfig
-from jax_simcas.update import (
+from jax_simcas.method.model import SimcasConfig
+from jax_simcas.method.ppo import PPOConfig
+from jax_simcas.method.steps import (
     UpdateConfig,
     batch_loss,
     init_state,
@@ -22,6 +21,7 @@ from jax_simcas.update import (
     split_params,
     transformer_step,
 )
+from jax_simcas.parity import largest_gap
 
 SIMCAS = SimcasConfig(chunk_length=8)
 CONFIG = UpdateConfig(max_lr=0.02, warmup=4, accumulate_step=1, ppo=PPOConfig(minibatch_size=4))

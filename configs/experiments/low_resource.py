@@ -10,8 +10,8 @@ Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py
 for the first 60 documents.
 """
 
-from jax_simcas.grid import Evaluation, Experiment, Variant
-from jax_simcas.presets import embedded_config, held_out
+from jax_simcas.experiments.spec import Evaluation, Experiment, Variant
+from jax_simcas.run.presets import embedded_config, held_out
 
 
 def get_config():

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jax_simcas import plots, program, report
-from jax_simcas.bart.encoder import REMAT as REMATS
+from jax_simcas.backbones.bart.encoder import REMAT as REMATS
 from jax_simcas.benchmark.stages import REMAT, SIDES, SIZES, STAGES, Task
-from jax_simcas.errors import UserError
+from jax_simcas.common import cli, files, plots, progress, tables
+from jax_simcas.common.errors import UserError
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
@@ -110,7 +110,7 @@ def measure(tasks: list[Task], repeats: int, released: Released | None = None) -
     running: list[tuple[Worker, dict[str, Any]]] = []
     workers: list[Worker] = []
     try:
-        with report.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
+        with progress.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
             for task in tasks:
                 workers.append(Worker(task, released))
                 try:
@@ -225,25 +225,25 @@ def run(arguments: Any) -> int:
         raise UserError(str(error)) from None
     if not tasks:
         raise UserError("nothing is left to measure")
-    folder = program.make_folder(Path(arguments.output), "--output")
+    folder = files.make_folder(Path(arguments.output), "--output")
     results = measure(tasks, arguments.repeats, released)
     if not results:
         raise UserError("every process ended before it was measured; its own words are above")
     summary = growth(results)
     (folder / "benchmark.json").write_text(
-        json.dumps(report.json_ready({"results": results, "growth": summary}), indent=1) + "\n", encoding="utf-8"
+        json.dumps(files.json_ready({"results": results, "growth": summary}), indent=1) + "\n", encoding="utf-8"
     )
-    print(report.markdown_table([as_row(result) for result in results], COLUMNS))
+    print(tables.markdown_table([as_row(result) for result in results], COLUMNS))
     if len(lengths) > 1:
         print()
-        print(report.markdown_table(summary, list(summary[0])))
+        print(tables.markdown_table(summary, list(summary[0])))
         print(f"\nplot: {plots.plot_growth(as_panels(results, summary), folder / 'benchmark.png')}")
     print(f"figures: {folder / 'benchmark.json'}")
     return 0 if len(results) == len(tasks) else 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("benchmark", __doc__ or "", EXAMPLES)
+    parser = cli.parser("benchmark", __doc__ or "", EXAMPLES)
     parser.add_argument("--stages", default="encode", help=f"some of {', '.join(STAGES)} (default encode)")
     parser.add_argument("--sides", default="jax", help="some of jax, torch (the peer; needs torch) and released")
     parser.add_argument("--released", metavar="PATH", help="a clone of the authors' code: adds the side released")
@@ -251,18 +251,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lengths", default="8192,16384,32768,65536", help="tokens of the document")
     parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
     parser.add_argument("--dtypes", default="float32", help="float32, bfloat16 or both")
-    parser.add_argument("--chunk-length", type=program.positive, default=512)
-    parser.add_argument("--target", type=program.positive, default=256, help="tokens of the summary")
-    parser.add_argument("--selected", type=program.positive, default=2_048, help="states that generation reads")
+    parser.add_argument("--chunk-length", type=cli.positive, default=512)
+    parser.add_argument("--target", type=cli.positive, default=256, help="tokens of the summary")
+    parser.add_argument("--selected", type=cli.positive, default=2_048, help="states that generation reads")
     parser.add_argument("--remat", default=REMAT, choices=REMATS, help=f"in our training steps (default {REMAT})")
-    parser.add_argument("--repeats", type=program.positive, default=5, help="timed runs of each (default 5)")
+    parser.add_argument("--repeats", type=cli.positive, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--output", default="runs/benchmark", help="for benchmark.json and benchmark.png")
     parser.add_argument("--quick", action="store_true", help="a tiny model and short documents; under two minutes")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         parser.set_defaults(**QUICK)  # what was given explicitly stays
         arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_simcas import hlo, program, topology
-from jax_simcas.report import markdown_table
+from jax_simcas.common import cli
+from jax_simcas.common.tables import markdown_table
+from jax_simcas.compile_check import hlo, topology
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.attention
@@ -46,7 +47,7 @@ def attention_of(kind: str, sizes: Sizes) -> Callable[..., Any]:
 
     length, scale = sizes.length, sizes.width**-0.5
     if kind == "ours":
-        from jax_simcas.bart.layers import attention
+        from jax_simcas.backbones.bart.layers import attention
 
         return jax.vmap(lambda q, k, v, mask: attention(q, k, v, mask[None] == 1, True))
     if kind == "flash":
@@ -145,7 +146,7 @@ def run(arguments: Any) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("benchmark.attention", __doc__ or "", EXAMPLES)
+    parser = cli.parser("benchmark.attention", __doc__ or "", EXAMPLES)
     parser.add_argument("--topology", default="v5e:2x2", help="whose first chip it is (default v5e:2x2)")
     for name, default, what in (
         ("chunks", 32, "of the document"),
@@ -153,9 +154,9 @@ def main(argv: list[str] | None = None) -> int:
         ("length", 512, "tokens of a chunk"),
         ("width", 64, "of a head"),
     ):
-        parser.add_argument(f"--{name}", type=program.positive, default=default, help=f"{what} (default {default})")
+        parser.add_argument(f"--{name}", type=cli.positive, default=default, help=f"{what} (default {default})")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

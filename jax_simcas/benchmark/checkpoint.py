@@ -16,11 +16,11 @@ from typing import Any
 
 import jax
 
-from jax_simcas import program
 from jax_simcas.benchmark.stages import SIZES, Task, prepare
-from jax_simcas.checkpoint import Checkpointer
-from jax_simcas.errors import UserError
-from jax_simcas.report import markdown_table
+from jax_simcas.checkpoints.run_state import Checkpointer
+from jax_simcas.common import cli, files
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.tables import markdown_table
 
 EXAMPLES = "  python -m jax_simcas.benchmark.checkpoint --size base --length 4096 --folder DIR"
 
@@ -64,23 +64,23 @@ def measure(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    folder = program.make_folder(arguments.folder, "--folder")
+    folder = files.make_folder(arguments.folder, "--folder")
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
-    program.prepare()
+    cli.prepare()
     rows = measure(Task("transformer", size=arguments.size, length=arguments.length), folder, arguments.repeats)
     print(markdown_table(rows, list(rows[0])))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
+    parser = cli.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
     parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
-    parser.add_argument("--length", type=program.positive, default=4_096, help="tokens of the document (default 4096)")
-    parser.add_argument("--repeats", type=program.positive, default=3, help="saves of each kind (default 3)")
+    parser.add_argument("--length", type=cli.positive, default=4_096, help="tokens of the document (default 4096)")
+    parser.add_argument("--repeats", type=cli.positive, default=3, help="saves of each kind (default 3)")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder on the disk to measure")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from jax_simcas import program, report
 from jax_simcas.benchmark.worker import resident
+from jax_simcas.common import cli, files, progress, tables
+from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.pipeline import PipelineConfig, make_iterator
-from jax_simcas.data.sources import Fields, JsonlSource
-from jax_simcas.errors import UserError
+from jax_simcas.data.batches import PipelineConfig, make_iterator
+from jax_simcas.data.rows import Fields, JsonlSource
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.input --folder DIR --consumed 870       # 100,000 documents of 4,000 to 16,000 tokens
@@ -50,7 +50,7 @@ def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
     text = lambda count: " ".join(sentences[int(i)] for i in rng.integers(SENTENCES, size=(count,)))
     low, high = (max(int(n / TOKENS_A_WORD / WORDS_OF_SENTENCE), 1) for n in tokens)
     partial = path.with_suffix(".partial")
-    with partial.open("w") as file, report.Progress(rows, unit="rows written") as bar:
+    with partial.open("w") as file, progress.Progress(rows, unit="rows written") as bar:
         for i in range(rows):
             row = {"id": str(i), "document": text(rng.integers(low, high + 1)), "summary": text(7)}
             file.write(json.dumps(row) + "\n")
@@ -70,7 +70,7 @@ def read(source: Any, tokenizer: Any, config: PipelineConfig, rows: int, cache: 
     next(batches)  # workers have started
     tokens, places, most, settled, count = 0, 0, 0.0, 0.0, max(rows // config.batch_size, 1)
     started = time.monotonic()
-    with report.Progress(count, unit="batches") as bar:
+    with progress.Progress(count, unit="batches") as bar:
         for number, batch in enumerate(itertools.islice(batches, count), 1):
             tokens += int(batch["token_mask"].sum())
             places += batch["token_mask"].size
@@ -107,7 +107,7 @@ def run(arguments: Any) -> int:
         raise UserError("expected --tokens=LEAST,MOST and --workers=COUNT[,COUNT...]") from None
     if not 0 < low <= high or counts[0] < 0:
         raise UserError(f"--tokens={arguments.tokens} --workers={arguments.workers}: too small, or the wrong order")
-    folder = program.make_folder(Path(arguments.folder), "--folder")
+    folder = files.make_folder(Path(arguments.folder), "--folder")
     path = folder / f"{arguments.rows}-{low}-{high}.jsonl"
     if not path.exists():
         write_documents(path, arguments.rows, (low, high))
@@ -128,7 +128,7 @@ def run(arguments: Any) -> int:
     cache = cache_lib.find(source, tokenizer, making, tokens)
     if cache is None:
         started = time.monotonic()
-        with report.Progress(len(source), unit="rows tokenised") as bar:
+        with progress.Progress(len(source), unit="rows tokenised") as bar:
             cache = cache_lib.token_cache(source, tokenizer, making, tokens, bar.update)
         seconds = time.monotonic() - started
         speed = f"{len(source) / seconds:.0f} rows/s by {counts[-1]} workers"
@@ -139,27 +139,27 @@ def run(arguments: Any) -> int:
     rows += [read(source, tokenizer, each, arguments.read or len(source), cache) for each in configs]
     if arguments.consumed:
         rows = [row | {"times the training": f"{row['tokens/s'] / arguments.consumed:.0f}"} for row in rows]
-    print(report.markdown_table(rows, list(rows[0])))
+    print(tables.markdown_table(rows, list(rows[0])))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = program.parser("benchmark.input", __doc__ or "", EXAMPLES)
+    parser = cli.parser("benchmark.input", __doc__ or "", EXAMPLES)
     parser.add_argument(
         "--folder", required=True, help="for documents and tokens, some 60 KB a row; another run goes on with it"
     )
-    parser.add_argument("--rows", type=program.positive, default=100_000, help="documents (default 100000)")
+    parser.add_argument("--rows", type=cli.positive, default=100_000, help="documents (default 100000)")
     parser.add_argument("--tokens", default="4000,16000", help="least and most of a document, about")
-    parser.add_argument("--sample", type=program.positive, default=2_000, help="rows to tokenise while reading")
+    parser.add_argument("--sample", type=cli.positive, default=2_000, help="rows to tokenise while reading")
     parser.add_argument("--workers", default="0,2", help="processes that prepare batches (default 0,2)")
-    parser.add_argument("--batch-size", type=program.positive, default=8)
-    parser.add_argument("--chunk-length", type=program.positive, default=512)
-    parser.add_argument("--max-input-len", type=program.positive, default=16_384)
-    parser.add_argument("--read", type=program.positive, help="rows to read from the cache (default: an epoch)")
+    parser.add_argument("--batch-size", type=cli.positive, default=8)
+    parser.add_argument("--chunk-length", type=cli.positive, default=512)
+    parser.add_argument("--max-input-len", type=cli.positive, default=16_384)
+    parser.add_argument("--read", type=cli.positive, help="rows to read from the cache (default: an epoch)")
     parser.add_argument("--bucket-batches", type=int, default=32, help="sorted together (default 32); 0: not measured")
     parser.add_argument("--consumed", type=float, help="tokens/s that a training step consumes, to compare")
     arguments = parser.parse_args(argv)
-    return program.guarded(lambda: run(arguments))
+    return cli.guarded(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.bart.layers import stack_layers
-from jax_simcas.chunk import chunk_tokens
-from jax_simcas.generate import GenerateConfig, generate
-from jax_simcas.inference import generate_batch
-from jax_simcas.model import SimcasConfig, decode_selected, encode, encode_and_select, init_params
-from jax_simcas.reward import candidate_rewards, document_reward
-from jax_simcas.select import Compacted, Selection, select
-from jax_simcas.update import Batch, UpdateConfig, init_state, selector_step, transformer_step
+from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.evaluation.predict import generate_batch
+from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.chunk import chunk_tokens
+from jax_simcas.method.model import SimcasConfig, decode_selected, encode, encode_and_select, init_params
+from jax_simcas.method.reward import candidate_rewards, document_reward
+from jax_simcas.method.select import Compacted, Selection, select
+from jax_simcas.method.steps import Batch, UpdateConfig, init_state, selector_step, transformer_step
 
 SIZES = {
     "base": BART_BASE,

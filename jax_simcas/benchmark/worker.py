@@ -58,7 +58,7 @@ def main() -> None:
 
     task = Task(**json.loads(sys.argv[1]))
     if task.side == "torch":
-        from jax_simcas.benchmark.peer_stages import prepared
+        from jax_simcas.benchmark.torch_peer_stages import prepared
 
         serve(lambda: (prepared(task), 0.0))
     else:

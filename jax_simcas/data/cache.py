@@ -25,8 +25,8 @@ import grain
 import numpy as np
 import tokenizers
 
-from jax_simcas.chunk import chunk_at
-from jax_simcas.data.pipeline import (
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.batches import (
     Features,
     PipelineConfig,
     arranged,
@@ -37,7 +37,7 @@ from jax_simcas.data.pipeline import (
     target_ids,
 )
 from jax_simcas.data.tokenizer import TextEncoder
-from jax_simcas.errors import UserError
+from jax_simcas.method.chunk import chunk_at
 
 FORMAT = 1  # of records; another number, other folders
 ROWS, INDEX = "rows", "index"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from jax_simcas.errors import UserError
+from jax_simcas.common.errors import UserError
 
 # BART's own, at BART's ids.
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

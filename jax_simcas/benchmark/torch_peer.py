@@ -1,0 +1,168 @@
+"""A PyTorch peer: the same method on transformers' PyTorch BART, to compare with. Needs the extra `torch`.
+
+Written from the method's description as a PyTorch engineer would today: sdpa attention, chunks as one batch, a
+key/value cache in generation, autocast to bfloat16 as an option. Held to the same parity arrays as our own code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints.hub import SELECTOR, to_state_dict
+from jax_simcas.method.beam_search import FORCED, GenerateConfig
+
+IGNORED = -100  # cross_entropy's mark for targets that don't count
+
+
+class Head(nn.Module):
+    """out(tanh(W3 tanh(W1 h + W2 s)))."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.dense_1 = nn.Linear(width, 2 * width)
+        self.dense_2 = nn.Linear(width, 2 * width)
+        self.dense_3 = nn.Linear(2 * width, 2 * width)
+        self.out_proj = nn.Linear(2 * width, outputs)
+
+    def forward(self, candidates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        inner = torch.tanh(self.dense_1(candidates) + self.dense_2(state))
+        return self.out_proj(torch.tanh(self.dense_3(inner)))
+
+
+class Selected(NamedTuple):
+    """What the policy did with one document of K chunks, N candidates each."""
+
+    states: torch.Tensor  # [1 + n, D], the document's state first
+    action: torch.Tensor  # [K, N]
+    log_prob: torch.Tensor  # [K, N]
+    state: torch.Tensor  # [K, D], seen before each chunk
+
+
+class Peer(nn.Module):
+    """BART, the actor and the critic, on one document at a time.
+
+    Args:
+      params: our parameter tree, selector included.
+      align: mean, shift or none.
+      autocast: compute in bfloat16 where torch's autocast finds it safe.
+    """
+
+    def __init__(self, config: BartConfig, params: Any, align: str = "mean", autocast: bool = False) -> None:
+        super().__init__()
+        from transformers import BartConfig as HFConfig
+        from transformers import BartForConditionalGeneration
+
+        fields = {k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type")}
+        hf_config: Any = HFConfig(**fields)
+        hf_config._attn_implementation = "sdpa"
+        self.bart = BartForConditionalGeneration(hf_config)
+        self.actor, self.critic = Head(config.d_model, 2), Head(config.d_model, 1)
+        self.config, self.align, self.autocast = config, align, autocast
+        selector = ".".join(SELECTOR) + "."
+        weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
+        missing, unexpected = self.bart.load_state_dict(
+            {k: v for k, v in weights.items() if not k.startswith(selector)}, strict=False
+        )
+        tied = ("embed_tokens.weight", "lm_head.weight")
+        if unexpected or not all(name.endswith(tied) for name in missing):
+            raise ValueError(f"parameters do not fit: missing {missing}, unexpected {unexpected}")
+        self.bart.tie_weights()
+        for name, head in (("actor", self.actor), ("critic", self.critic)):
+            own = f"{selector}{name}."
+            head.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            yield
+
+    def encode(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[K, S] ids -> [K, S, D] states; PAD is attended to, as in the released code."""
+        encoder = self.bart.model.encoder
+        with self._precision():
+            embedded = encoder.embed_tokens(input_ids)
+            hidden = encoder.layernorm_embedding(embedded + encoder.embed_positions(input_ids))
+            for number, layer in enumerate(encoder.layers, 1):
+                hidden = layer(hidden, None)
+                if number < len(encoder.layers):
+                    hidden = self._between(hidden)
+        return hidden
+
+    def _between(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.align == "none" or hidden.shape[0] == 1:
+            return hidden
+        first, last = hidden[:, :1], hidden[:, -1:]
+        if self.align == "shift":
+            first, last = first.roll(1, 0), last.roll(-1, 0)
+        else:
+            first, last = first.mean(0, keepdim=True).expand_as(first), last.mean(0, keepdim=True).expand_as(last)
+        return torch.cat([first, hidden[:, 1:-1], last], dim=1)
+
+    def select(self, hidden: torch.Tensor, action: torch.Tensor | None = None) -> Selected:
+        """Walks over the chunks: greedy, or with the given draws; an empty or only chunk keeps everything."""
+        kept, actions, log_probs, states = [hidden[:, 0].float().mean(0, keepdim=True)], [], [], []
+        total, count = kept[0][0].detach().clone(), 1
+        for k in range(hidden.shape[0]):
+            candidates = hidden[k, 1:]
+            state = total / count
+            with torch.no_grad():
+                log_prob = self.actor(candidates.float(), state).log_softmax(-1)
+            choice = log_prob[:, 1] > log_prob[:, 0] if action is None else action[k]
+            if hidden.shape[0] == 1 or not choice.any():
+                choice = torch.ones_like(choice)
+            kept.append(candidates[choice].float())
+            total = total + kept[-1].detach().sum(0)
+            count += len(kept[-1])
+            actions.append(choice)
+            log_probs.append(torch.where(choice, log_prob[:, 1], log_prob[:, 0]))
+            states.append(state)
+        return Selected(torch.cat(kept), torch.stack(actions), torch.stack(log_probs), torch.stack(states))
+
+    def logits(self, selected: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
+        """[T, V] teacher-forced logits."""
+        with self._precision():
+            out = self.bart.model.decoder(target_ids[None], encoder_hidden_states=selected[None], use_cache=False)
+            return self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
+
+    def logits_and_attention(
+        self, selected: torch.Tensor, target_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `logits`, and the mean cross-attention weight [1 + n] of every selected state; not with sdpa."""
+        with self._precision():
+            decoder: Any = self.bart.model.decoder
+            out = decoder(
+                target_ids[None], encoder_hidden_states=selected[None], use_cache=False, output_attentions=True
+            )
+            logits = self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
+        return logits, torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
+
+    def value(self, candidates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The critic's value [N] of every candidate."""
+        return self.critic(candidates.float(), state).squeeze(-1)
+
+    def loss(self, input_ids: torch.Tensor, target_ids: torch.Tensor, action: torch.Tensor | None = None) -> Any:
+        """Label-smoothed cross-entropy of one document without padding."""
+        selected = self.select(self.encode(input_ids), action)
+        logits = self.logits(selected.states, target_ids).float()
+        gold = target_ids[1:].masked_fill(target_ids[1:] == self.config.pad_token_id, IGNORED)
+        return nn.functional.cross_entropy(logits[:-1], gold, ignore_index=IGNORED, label_smoothing=0.1)
+
+    @torch.no_grad()
+    def generate(self, selected: torch.Tensor, config: GenerateConfig) -> torch.Tensor:
+        """The best sequence, through transformers' own generation with its cache."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        options: dict[str, Any] = dataclasses.asdict(config)
+        for name in FORCED:
+            options[name] = getattr(self.config, name) if options[name] is None else options[name]
+        model: Any = self.bart
+        with self._precision():
+            return model.generate(encoder_outputs=BaseModelOutput(selected[None]), do_sample=False, **options)[0]

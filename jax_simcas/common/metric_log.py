@@ -1,0 +1,116 @@
+"""The metric log of a run: metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.files import PathLike, json_ready, replace_file, writing
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+def read_metrics(path: PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; unreadable ones (the last of a killed run) are passed over.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected what training wrote") from None
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("split"), str):
+            rows.append(row)
+    return rows
+
+
+class MetricsWriter:
+    """Context manager that appends figures to `workdir`/metrics.jsonl and `workdir`/tensorboard.
+
+    A line is `{"step": 20, "split": "train", "loss": 3.1, ...}`, null where a figure is not finite, on disk
+    when `write` returns.
+
+    Args:
+      resume_step: figures of later steps are taken back, so that a killed and resumed run has none twice;
+        None keeps all.
+
+    Raises:
+      UserError: something cannot be written.
+    """
+
+    def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
+        self._path = Path(workdir) / METRICS
+        self._folder = Path(workdir) / TENSORBOARD
+        self._resume_step = resume_step
+
+    def __enter__(self) -> MetricsWriter:
+        # Here and not above: tensorboardX imports PyTorch where there is one.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with writing(self._path), ExitStack() as stack:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._take_back()
+            # Not SummaryWriter: its thread dies silently when a disk is full, and training then hangs.
+            # The suffix keeps apart two runs that start in one second.
+            events = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+            self._events = stack.enter_context(closing(events))
+            if self._resume_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._events.write_event(Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start))
+            self._events.flush()
+            self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+            self._open = stack.pop_all()
+        return self
+
+    def _take_back(self) -> None:
+        if not self._path.exists():
+            return
+        last = math.inf if self._resume_step is None else self._resume_step
+        lines = [json.dumps(row) + "\n" for row in read_metrics(self._path) if row["step"] <= last]
+        replace_file(self._path, "".join(lines).encode())
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Writes one line of figures, Python or array scalars.
+
+        Raises:
+          ValueError: a figure is called "step" or "split".
+          UserError: it cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if not values.keys().isdisjoint(("step", "split")):
+            raise ValueError(f"values has {', '.join(values)}: expected none of step, split")
+        figures = {name: float(value) for name, value in values.items()}
+        scalars = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in figures.items()
+            if math.isfinite(value)
+        ]
+        with writing(self._path):
+            self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(figures)) + "\n")
+            self._file.flush()
+            self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars)))
+            self._events.flush()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            with writing(self._path):
+                self._open.close()
+        except UserError:
+            if kind is None:  # otherwise what went wrong first is what to tell
+                raise

@@ -1,0 +1,116 @@
+"""A progress line on standard error."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Number = float | int
+
+
+_SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("loss", lambda x: f"loss {x:.3f}"),
+    ("reward", lambda x: f"reward {x:.4g}"),
+    ("selection/kept", lambda x: f"kept {100 * x:.1f}%"),
+    ("tokens_per_second", lambda x: f"{_thousands(x)} tok/s"),
+)
+
+
+def _thousands(x: float) -> str:
+    return f"{x:.0f}" if x < 1000 else f"{x / 1000:.1f}k" if x < 1e6 else f"{x / 1e6:.1f}M"
+
+
+def duration(seconds: Number) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _columns(stream: Any) -> int:
+    """The width of a terminal; 80 where it claims none, as terminals in containers do."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+class Progress:
+    """Context manager that tells standard error how far a program is: a bar on a terminal, else lines.
+
+    Args:
+      total, initial: how many `unit`s there are, and how many were done before.
+      disable: show nothing; for all processes but one.
+      interval: seconds between lines, where there is no terminal; the first comes at once.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        disable: bool = False,
+        unit: str = "steps",
+        interval: Number = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._done, self._unit = total, initial, unit
+        self._interval, self._clock = interval, clock
+        self._stream = sys.stderr
+        self._terminal = not disable and self._stream.isatty()
+        self._lines = not disable and not self._terminal
+        self._bar: Any = None
+        self._figures = ""
+        self._first: tuple[float, int] | None = None  # when the first update came, which had compilation before it
+        self._printed: tuple[float, int] = (-math.inf, -1)
+
+    def __enter__(self) -> Progress:
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._done,
+                file=self._stream,
+                ncols=_columns(self._stream),
+                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}| {remaining} left{postfix}",
+            )
+        self._print_if_due()
+        return self
+
+    def update(self, count: int = 1) -> None:
+        """Counts what was done since the last call."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        self._first = self._first or (self._clock(), self._done)
+        self._print_if_due()
+
+    def show(self, figures: Mapping[str, Number]) -> None:
+        """Shows loss, reward, share kept and tokens a second, those there are, from now on."""
+        self._figures = ", ".join(text(float(figures[name])) for name, text in _SHOWN if name in figures)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._figures)
+
+    def _print_if_due(self, last: bool = False) -> None:
+        when, what = self._printed
+        now = self._clock()
+        if self._lines and what != self._done and (last or now - when >= self._interval):
+            self._printed = (now, self._done)
+            parts = [f"{self._done}/{self._total} {self._unit}", self._figures, self._left(now)]
+            print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+
+    def _left(self, now: float) -> str:
+        if self._first is None or self._done == self._first[1] or self._done >= self._total:
+            return ""
+        since, before = self._first
+        return f"{duration((now - since) * (self._total - self._done) / (self._done - before))} left"
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._print_if_due(last=True)

@@ -1,0 +1,43 @@
+"""Markdown tables of figures with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `metrics.Score`
+
+
+def format_score(score: Interval, digits: int = 1) -> str:
+    """`12.3 [11.0, 13.5]`; only the mean where there is no interval, a dash where there is nothing."""
+    point, low, high = (f"{value:.{digits}f}" for value in score[:3])
+    if math.isnan(score[0]):
+        return "–"
+    return point if math.isnan(score[1]) else f"{point} [{low}, {high}]"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, tuple):
+        return format_score(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A Markdown table that also reads well as plain text; the first column to the left, others to the right.
+
+    Cells may be text, numbers or (mean, low, high, count); None, NaN and missing ones are dashes.
+    """
+    cells = [[_cell(name) for name in columns]] + [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+
+    def line(texts: Sequence[str]) -> str:
+        first = texts[0].ljust(widths[0])
+        rest = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([first, *rest])} |"
+
+    rule = ["-" * widths[0]] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])

@@ -1,0 +1,245 @@
+"""From `config.data.source` to rows: files of a folder, the datasets library, tensorflow-datasets.
+
+jsonl                   `{split}.jsonl` or `{split}.jsonl.gz` in `data_dir`
+parquet                 `{split}.parquet` or `{split}-*.parquet` in `data_dir`
+datasets:NAME[:CONFIG]  a folder (`save_to_disk`, or of data files) or an id on the hub
+tfds:NAME[/CONFIG]      a set of tensorflow-datasets, prepared in `data_dir` as array_record
+chunked                 JSONL or Parquet files in `data_dir` whose records are cut and tokenised: see `CHUNKED`
+chunked:NAME[:CONFIG]   such records in a folder or an id on the hub
+
+Nothing here runs code that came with data, and nothing needs TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.rows import Fields, JsonlSource, Source, Store, stat_key
+
+FILES = {
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "parquet": (".parquet",),
+    "chunked": (".jsonl", ".jsonl.gz", ".parquet"),
+}
+# The authors' preprocessed sets: chunks of token ids, the text that they were cut from, one target or several answers.
+CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
+TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
+HUB_SECONDS = 10  # until the hub counts as out of reach
+REASON = 300  # characters of a library's own message
+
+
+def check(source: str) -> None:
+    """Raises ValueError for what `open_rows` cannot open."""
+    kind, _, name = source.partition(":")
+    if kind not in (("chunked", "datasets", "tfds") if name else FILES):
+        raise ValueError(
+            f"source={source!r}: expected one of jsonl, parquet, chunked, datasets:NAME, chunked:NAME, tfds:NAME, "
+            "embedded"
+        )
+    if kind == "tfds" and not TFDS_NAME.fullmatch(name):
+        raise ValueError(f"source={source!r}: expected tfds:NAME[/CONFIG][:VERSION] of tensorflow-datasets' own sets")
+
+
+def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Path) -> Source:
+    """The rows of a split, by random access.
+
+    Raises:
+      UserError: what is missing (a library, a folder, a split, the network) or wrong, and what to do about it.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "chunked":
+        fields = dataclasses.replace(fields, **CHUNKED)
+    if not name:
+        return _files(FILES[kind], data_dir, split, fields, cache)
+    table = _tfds(name, data_dir, split) if kind == "tfds" else _datasets(source, name, split, cache)
+    return Source(table, fields, cache)
+
+
+def _files(suffixes: Sequence[str], data_dir: str, split: str, fields: Fields, cache: Path) -> Source:
+    folder = Path(data_dir)
+    if not data_dir:
+        raise UserError("config.data.data_dir is empty: pass --config.data.data_dir=FOLDER with the files")
+    if not folder.is_dir():
+        raise UserError(f"config.data.data_dir={data_dir}: no such folder")
+    names = [f"{split}{suffix}" for suffix in suffixes]
+    for name in names:
+        if (folder / name).is_file():
+            return _file([folder / name], fields, cache)
+    shards = sorted(folder.glob(f"{split}-*.parquet")) if ".parquet" in suffixes else []
+    if shards:
+        return _file(shards, fields, cache)
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    hint = "" if ".parquet" in suffixes or ".parquet" not in there else " (config.data.source=parquet reads Parquet)"
+    raise UserError(f"{folder}: no {' or '.join(names)} for the split {split!r}; there is {there}{hint}")
+
+
+def _file(paths: list[Path], fields: Fields, cache: Path) -> Source:
+    if paths[0].suffix != ".parquet":
+        return JsonlSource(paths[0], fields, cache)
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    datasets = _library("datasets", "Parquet")
+    with _explained(name, "is it a whole Parquet file?"):
+        # Row groups are unpacked once, into Arrow files that are mapped into memory.
+        table = datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache / "parquet"))
+    return Source(Table(name, table, stat_key(paths)), fields, cache)
+
+
+class Table(Store):
+    """Records by row number, counted from 0, out of anything with random access."""
+
+    unit = "row"
+
+    def __init__(self, name: str, records: Any, key: str) -> None:
+        self.name, self.key, self._records = name, key, records
+
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        for number in range(len(self._records)):
+            yield number, number, self.read(number, number)
+
+    def read(self, number: int, place: int) -> Any:
+        with _explained(self.where(number), "the stored row cannot be read"):
+            return _plain(self._records[place], self.where(number))
+
+    def where(self, number: int) -> str:
+        return f"{self.name} row {number}"
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value as JSON would have it: tensorflow-datasets gives bytes and arrays."""
+    if isinstance(value, dict):
+        return {name: _plain(inner, where) for name, inner in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist(), where)
+    if isinstance(value, list) and not (value and type(value[0]) is int):
+        return [_plain(inner, where) for inner in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 (byte {error.start} of a text)") from None
+    return value
+
+
+def _datasets(source: str, name: str, split: str, cache: Path) -> Table:
+    """A folder's or the hub's split through the datasets library, mapped into memory."""
+    datasets = _library("datasets", f"config.data.source={source}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        saved = [file for file in ("dataset_dict.json", "state.json") if (folder / file).is_file()]
+        with _explained(f"{folder} split {split!r}", "check config.data.source and the split's name"):
+            if saved:
+                table = datasets.load_from_disk(str(folder))
+                table = table if saved == ["state.json"] else _named_split(table, split)
+            else:
+                table = datasets.load_dataset(str(folder), split=split, cache_dir=str(cache / "datasets"))
+    elif os.path.isabs(folder) or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"config.data.source={source}: no such folder")
+    else:
+        table = _hub(datasets, source, name, split)
+    files = [Path(file["filename"]) for file in table.cache_files]
+    return Table(f"{source} {split}", table, _digest(split, str(len(table)), stat_key(files)))
+
+
+def _named_split(table: Any, split: str) -> Any:
+    if split not in table:
+        raise ValueError(f"no such split; it has {', '.join(map(repr, table))}")
+    return table[split]
+
+
+def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
+    """From the hub, or out of the library's cache where the hub cannot be reached: without minutes of retries."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import validate_repo_id
+
+    name, _, config = name.partition(":")
+    unreached = ""
+    with _explained(f"config.data.source={source}", "expected a folder or an id of the hub"):
+        validate_repo_id(name)
+    try:
+        HfApi().dataset_info(name, timeout=HUB_SECONDS)
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"config.data.source={source}: no folder here, and the hub refuses {name} ({_reason(error)}); "
+            "check the id, or log in with `hf auth login` if it is gated"
+        ) from None
+    except Exception as error:  # no network, a proxy that says no, HF_HUB_OFFLINE
+        unreached = _reason(error)
+    remedy = "check the configuration's and the split's name"
+    if unreached:
+        remedy = (
+            f"the hub cannot be reached ({unreached}): run once where there is a network, "
+            "or copy the data and give config.data.source=datasets:FOLDER"
+        )
+    offline = datasets.config.HF_HUB_OFFLINE
+    try:
+        datasets.config.HF_HUB_OFFLINE = offline or bool(unreached)  # the cache alone is asked
+        with _explained(f"config.data.source={source} split {split!r}", remedy):
+            return datasets.load_dataset(name, config or None, split=split)
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _tfds(name: str, data_dir: str, split: str) -> Table:
+    """A prepared set of tensorflow-datasets; its array_record files are read at random places."""
+    tfds = _library("tensorflow_datasets", f"config.data.source=tfds:{name}")
+    where = {"data_dir": str(Path(data_dir).expanduser())} if data_dir else {}
+    shown = "".join(f", {key}={value!r}" for key, value in where.items())
+    prepare = (
+        'prepare it, once and where there is a network: python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}'{shown}, file_format='array_record').download_and_prepare()\""
+    )
+    remedy = (
+        "check the name and config.data.data_dir; a set in another file format is prepared again, into another folder, "
+        "with file_format='array_record'"
+    )
+    with _explained(f"config.data.source=tfds:{name}", remedy):
+        builder = tfds.builder(name, file_format="array_record", **where)
+    folder = Path(builder.data_path)
+    if not builder.is_prepared():
+        raise UserError(f"config.data.source=tfds:{name}: not prepared in {folder}; {prepare}")
+    with _explained(f"config.data.source=tfds:{name} split {split!r}", prepare):
+        records = builder.as_data_source(split)
+        key = _digest(split, stat_key(sorted(path for path in folder.iterdir() if path.is_file())))
+    return Table(f"tfds:{name} {split}", records, key)
+
+
+def _library(name: str, needed_by: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{needed_by} needs {error.name or name}: pip install 'jax_simcas[data]'") from None
+
+
+@contextlib.contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Whatever a library raises becomes one line: what failed, the library's reason, the remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise anything, from KeyError to pyarrow's own
+        raise UserError(f"{what}: {_reason(error)}; {remedy}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """An error's innermost reason in one line of a readable length."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= REASON else text[: REASON - 3] + "..."
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]

@@ -1,0 +1,113 @@
+"""The embedded task: generated documents whose answer lies far from their beginning, with known evidence.
+
+A document asks about one of a few topics in its first chunk and holds, strewn over all later chunks among
+filler words, one fact for every slot of every topic. The answer is the asked topic's values in the order of
+the slots: words of which the first chunk shows none. The asked topic's facts are the evidence; the
+other topics' facts look just the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.rows import Row
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class EmbeddedConfig:
+    """Size of the embedded task. `words_per_chunk` should be the model's chunk_length - 2.
+
+    ordered: facts do not say which slot they fill: the answer is the asked topic's values in the document's order, so
+      that a model has to know which chunk comes before which.
+    """
+
+    seed: int = 0
+    rows: int = 100_000
+    held_out_rows: int = 500
+    chunks: int = 8
+    words_per_chunk: int = 30
+    topics: int = 4
+    slots: int = 3
+    values_per_slot: int = 8
+    fillers: int = 100
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        facts, places = self.topics * self.slots, (self.chunks - 1) * self.words_per_chunk
+        if not 0 < facts <= places:
+            raise ValueError(f"topics x slots = {facts} facts do not fit into {places} words after the first chunk")
+        for name in ("rows", "held_out_rows", "values_per_slot", "fillers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+
+    def topic(self, topic: int) -> str:
+        return f"ask-{topic}"
+
+    def fact(self, topic: int, slot: int, value: int) -> str:
+        return f"fact-{topic}-{0 if self.ordered else slot}-{value}"
+
+    def value(self, slot: int, value: int) -> str:
+        return f"value-{0 if self.ordered else slot}-{value}"
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Every word that a document or an answer may hold."""
+        topics, values = range(self.topics), range(self.values_per_slot)
+        slots = range(1 if self.ordered else self.slots)
+        return (
+            *(f"word-{i}" for i in range(self.fillers)),
+            *(self.topic(t) for t in topics),
+            *(self.fact(t, s, v) for t in topics for s in slots for v in values),
+            *(self.value(s, v) for s in slots for v in values),
+        )
+
+
+class EmbeddedSource:
+    """Row i of a split is a function of (seed, split, i) alone.
+
+    Raises:
+      UserError: a split other than train, validation and test.
+    """
+
+    def __init__(self, split: str, config: EmbeddedConfig) -> None:
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: the embedded task has {', '.join(SPLITS)}")
+        self._split, self._config = split, config
+
+    def __len__(self) -> int:
+        return self._config.rows if self._split == "train" else self._config.held_out_rows
+
+    def __getitem__(self, index: int) -> Row:
+        c = self._config
+        rng = np.random.default_rng([c.seed, SPLITS.index(self._split), int(index)])
+        words = [f"word-{i}" for i in rng.integers(c.fillers, size=c.chunks * c.words_per_chunk)]
+        asked = int(rng.integers(c.topics))
+        values = rng.integers(c.values_per_slot, size=(c.topics, c.slots))
+        facts = [(t, s) for t in range(c.topics) for s in range(c.slots)]
+        places = c.words_per_chunk + rng.permutation((c.chunks - 1) * c.words_per_chunk)[: len(facts)]
+        if c.ordered:
+            places = np.sort(places.reshape(c.topics, c.slots), axis=1).ravel()
+        words[rng.integers(c.words_per_chunk)] = c.topic(asked)
+        for (topic, slot), place in zip(facts, places, strict=True):
+            words[place] = c.fact(topic, slot, int(values[topic, slot]))
+        starts = np.cumsum([0] + [len(word) + 1 for word in words])
+        evidence = sorted(
+            (int(starts[place]), int(starts[place]) + len(words[place]))
+            for (topic, _), place in zip(facts, places, strict=True)
+            if topic == asked
+        )
+        return Row(
+            id=f"{self._split}-{index}",
+            document=" ".join(words),
+            summary=" ".join(c.value(slot, int(values[asked, slot])) for slot in range(c.slots)),
+            evidence=tuple(evidence),
+        )
+
+    def __repr__(self) -> str:
+        return f"EmbeddedSource({self._split!r}, {self._config!r})"

@@ -1,0 +1,183 @@
+"""Two systems' predictions for the same documents, paired by id: how far apart their scores are, and how surely."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax_simcas.common import tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.evaluation import bertscore, metrics
+from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
+
+PREDICTIONS = "predictions.jsonl"
+RESAMPLES = 10_000  # of the documents
+
+
+class Predicted(NamedTuple):
+    """A row of predictions.jsonl; what it does not hold is empty, and a score that is null is NaN."""
+
+    prediction: str | None
+    references: tuple[str, ...]
+    are_answers: bool  # the references
+    scores: dict[str, float]
+
+
+class Compared(NamedTuple):
+    """One score's means over the documents for which both systems have it, and their difference A - B."""
+
+    a: float
+    b: float
+    difference: metrics.Difference
+
+
+Key = tuple[str, int]  # an id, and how often it came before: ids of user data may come twice
+
+
+def read_predictions(path: Path) -> dict[Key, Predicted]:
+    """The rows of a predictions.jsonl, or of the one in an evaluation's folder.
+
+    Raises:
+      UserError: unreadable, empty, not JSON, or a row without an id, or with neither scores nor texts to score.
+    """
+    file = path / PREDICTIONS if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give what jax_simcas.evaluate wrote") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start}); give what jax_simcas.evaluate wrote") from None
+    rows: dict[Key, Predicted] = {}
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            name, row = _parsed(line, f"{file}:{number}")
+            rows[name, seen[name]] = row
+            seen[name] += 1
+    if not rows:
+        raise UserError(f"{file}: empty; there is nothing to compare")
+    return rows
+
+
+def _parsed(line: str, where: str) -> tuple[str, Predicted]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), (str, int)):
+        raise UserError(f"{where}: expected an object with an id")
+    prediction, reference, answers = row.get("prediction"), row.get("reference"), row.get("answers") or []
+    scores = row.get("scores") or {}
+    references = answers or ([] if reference is None else [reference])
+    if not isinstance(references, list) or not all(isinstance(t, str) for t in (prediction or "", *references)):
+        raise UserError(f"{where}: expected texts: a prediction, a reference, a list of answers")
+    if not isinstance(scores, dict) or not all(isinstance(v, (int, float, type(None))) for v in scores.values()):
+        raise UserError(f"{where}: field 'scores': expected an object of numbers")
+    if not scores and (prediction is None or not references):
+        raise UserError(f"{where}: neither scores nor a prediction and a reference to score")
+    values = {name: math.nan if value is None else float(value) for name, value in scores.items()}
+    return str(row["id"]), Predicted(prediction, tuple(references), bool(answers), values)
+
+
+def check_pairs(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> None:
+    """Checks that two files are of the same documents.
+
+    Raises:
+      UserError: ids that only one of them has, or other references for the same id.
+    """
+    for name, mine, other, others in (("A", a, "B", b), ("B", b, "A", a)):
+        lacking = [id for id, occurrence in mine if (id, occurrence) not in others]
+        if lacking:
+            raise UserError(
+                f"--compare: {other} lacks {len(lacking)} of the {len(mine)} ids of {name}, the first is "
+                f"{lacking[0]!r}; compare evaluations of the same documents (the same --split and --limit)"
+            )
+    differ = [key[0] for key in a if a[key].references and b[key].references and a[key].references != b[key].references]
+    if differ:
+        raise UserError(
+            f"--compare: A and B have different references for {len(differ)} of {len(a)} ids, the first is "
+            f"{differ[0]!r}; compare evaluations of the same data"
+        )
+
+
+def common_scores(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> tuple[str, ...]:
+    """The scores that all rows of both files hold; where there are none, what their texts allow to compute."""
+    rows = [*a.values(), *b.values()]
+    held = tuple(name for name in rows[0].scores if all(name in row.scores for row in rows))
+    return held or (ANSWER_SCORES if any(row.are_answers for row in rows) else SUMMARY_SCORES)
+
+
+def scored(rows: dict[Key, Predicted], names: Sequence[str], where: str) -> dict[Key, dict[str, float]]:
+    """The named scores of each row: those that it holds, and the others computed from its texts.
+
+    Raises:
+      UserError: a score that is neither held nor known how to compute, or no texts to compute it from.
+    """
+    found = {}
+    for key, row in rows.items():
+        lacking = [name for name in names if name not in row.scores]
+        unknown = [name for name in lacking if name not in SUMMARY_SCORES + ANSWER_SCORES]
+        if unknown:
+            known = ", ".join(dict.fromkeys((*row.scores, *SUMMARY_SCORES, *ANSWER_SCORES)))
+            raise UserError(f"--measures: {where} has no score {unknown[0]!r}; expected some of {known}")
+        computed: dict[str, float] = {}
+        if lacking:
+            prediction, references = _texts(key, row, lacking[0], where)
+            if not set(lacking).isdisjoint(SUMMARY_SCORES):
+                computed |= metrics.summary_scores(prediction, references)
+            if not set(lacking).isdisjoint(ANSWER_SCORES):
+                computed |= metrics.answer_scores(prediction, references)
+        found[key] = {name: row.scores.get(name, computed.get(name, math.nan)) for name in names}
+    return found
+
+
+def bertscored(rows: dict[Key, Predicted], encoder: bertscore.Encoder, where: str) -> dict[Key, dict[str, float]]:
+    """The BERTScore of each row.
+
+    Raises:
+      UserError: a row without texts.
+    """
+    name = encoder.score_name
+    predictions, references = zip(*(_texts(key, row, name, where) for key, row in rows.items()), strict=True)
+    matches = bertscore.bertscore(encoder, predictions, references)
+    return {key: {name: 100 * match.f1} for key, match in zip(rows, matches, strict=True)}
+
+
+def _texts(key: Key, row: Predicted, name: str, where: str) -> tuple[str, tuple[str, ...]]:
+    if row.prediction is None or not row.references:
+        raise UserError(f"{where}: id {key[0]!r} holds no {name}, and no prediction and reference to compute it from")
+    return row.prediction, row.references
+
+
+def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed: int) -> dict[str, Compared]:
+    """Every score of A and B; a document for which one of them is NaN does not count."""
+    found = {}
+    for name in next(iter(a.values())):
+        pairs = [(a[key][name], b[key][name]) for key in a]
+        kept = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        first, second = [x for x, _ in kept], [y for _, y in kept]
+        difference = metrics.paired_bootstrap(first, second, key_seed=seed, samples=RESAMPLES)
+        a_mean, b_mean = (metrics.mean((sum(values), len(values))) for values in (first, second))
+        found[name] = Compared(a_mean, b_mean, difference)
+    return found
+
+
+def table(compared: dict[str, Compared]) -> str:
+    """A line a score, as Markdown, with its name in words."""
+    shown = lambda mean, low=math.nan, high=math.nan: tables.format_score((mean, low, high, 0), 2)
+    rows: list[dict[str, Any]] = [
+        {
+            "score": metrics.labelled(name),
+            "A": shown(of.a),
+            "B": shown(of.b),
+            "A - B": shown(*of.difference[:3]),
+            "p": of.difference.p,
+            "documents": of.difference.count,
+        }
+        for name, of in compared.items()
+    ]
+    return tables.markdown_table(rows, list(rows[0]))

@@ -1,0 +1,194 @@
+"""A job: the processes that train and stop together, their devices as one mesh, and which documents each reads."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jax_simcas.common import cli
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
+from jax_simcas.data.batches import Features, widen
+from jax_simcas.run import failures
+
+HEARTBEAT_SECONDS = 30  # so long after one process dies the others end at the latest
+
+
+class Job(NamedTuple):
+    """The mesh, and the places of each batch of `batch_size` documents whose devices belong to this process."""
+
+    mesh: Mesh
+    batch_size: int
+    places: tuple[int, ...]
+
+    def put(self, batch: Features, names: tuple[str, ...], pad: int) -> dict[str, jax.Array]:
+        """This process's rows of a batch -> global arrays of the named fields, equally wide in all processes."""
+        chunks, target = batch["input_ids"].shape[1], batch["target_ids"].shape[1]
+        if jax.process_count() > 1:
+            chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
+        along = self.mesh.shape["chunk"]
+        batch = widen(batch, -(-int(chunks) // along) * along, int(target), pad)
+        return put_batch({name: batch[name] for name in names}, self.mesh, self.places, self.batch_size)
+
+
+def join(where: str) -> None:
+    """Joins the other processes; call before anything else asks for a device.
+
+    Args:
+      where: "" for a process of its own; "auto" where the cluster says (TPU pods, Slurm, several hosts of a cloud);
+        "HOST:PORT,COUNT,INDEX" anywhere: process 0's address, how many there are, and which this is.
+
+    Raises:
+      UserError: neither of these; the others cannot be reached.
+    """
+    if not where:
+        return
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS}
+    if where != "auto":
+        address, *numbers = where.split(",")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or ":" not in address:
+            raise UserError(f"--distributed={where}: expected auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.2:8476,4,0")
+        count, index = map(int, numbers)
+        if index >= count:
+            raise UserError(f"--distributed={where}: INDEX counts from 0, so {count} processes have 0 to {count - 1}")
+        options |= {"coordinator_address": address, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(**options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--distributed={where}: cannot join the other processes ({error})") from None
+    if several():
+        failures.listen()
+
+
+def several() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes figures."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def make_job(config: MeshConfig, batch_size: int) -> Job:
+    """Lays a mesh over all devices, or over as many of a single process's as its documents keep busy.
+
+    Raises:
+      UserError: documents that do not divide over the mesh; axes that need fewer devices than there are.
+    """
+    devices = jax.devices()
+    try:
+        sizes = fitted(config, len(devices), batch_size)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    documents = sizes["data"] * sizes["fsdp"]
+    if batch_size % documents:
+        raise UserError(
+            f"config.data.batch_size={batch_size}: the mesh has {documents} places for documents (data x fsdp); "
+            f"make it a multiple of {documents}, or config.mesh smaller"
+        )
+    used = int(np.prod(list(sizes.values())))
+    if used < len(devices):
+        idle = f"config.data.batch_size={batch_size} keeps {used} of {len(devices)} devices busy"
+        if jax.process_count() > 1:
+            raise UserError(f"{idle}: raise it, or spread each document with config.mesh.chunk")
+        print(f"note: {idle}", file=sys.stderr)
+    mesh = make_mesh(sizes, devices[:used])
+    return Job(mesh, batch_size, local_documents(mesh, batch_size))
+
+
+def local_mesh(documents: int) -> Mesh:
+    """A mesh over as many of this process's own devices as divide the documents: for what processes do each alone."""
+    devices = jax.local_devices()
+    sizes = fitted(MeshConfig(), len(devices), documents)
+    return make_mesh(sizes, devices[: sizes["data"]])
+
+
+class Stop:
+    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one.
+
+    Ctrl-C raises KeyboardInterrupt at once, and once more after the step: where it falls into a callback (jax has one
+    in garbage collection), Python prints and drops what is raised.
+    """
+
+    requested = interrupted = False
+
+    def __enter__(self) -> Stop:
+        # Of several processes jax's own handler tells the others.
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._note)} if jax.process_count() == 1 else {}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Once asked to leave, a process is leaving: being asked again must not change how.
+        if self.requested and signal.SIGTERM in self._before:
+            self._before[signal.SIGTERM] = signal.SIG_IGN
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def now(self, step: int) -> bool:
+        """Whether to stop after this step."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
+
+    def _note(self, *_: object) -> None:
+        self.requested = True
+
+    def _interrupt(self, *_: object) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, by process, on every process."""
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([own.size])).ravel()
+    every = multihost_utils.process_allgather(np.pad(own, (0, sizes.max() - own.size)))
+    return [json.loads(bytes(row[:size])) for row, size in zip(every.reshape(len(sizes), -1), sizes, strict=True)]
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """`cli.guarded`; when one of several processes fails or dies, all say which it was and why, and end."""
+    why = ""
+
+    def told() -> int:
+        nonlocal why
+        try:
+            return run()
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and several():
+                failures.end_if_one_is_lost()
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise
+
+    try:
+        code = cli.guarded(told)
+    except Exception:
+        if not several():
+            raise
+        traceback.print_exc()
+        code = cli.EXIT_ERROR
+    if why and several():
+        failures.end_all(code, why)
+    return code
