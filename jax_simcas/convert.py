@@ -11,7 +11,8 @@ from jax_simcas.checkpoints import hub
 from jax_simcas.checkpoints.hub import Pretrained
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
-from jax_simcas.run.workdir import CHECKPOINTS, checkpoint_step, load_weights
+from jax_simcas.run.build import checkpoint_step, load_weights
+from jax_simcas.run.workdir import CHECKPOINTS
 
 EXAMPLES = """\
   python -m jax_simcas.convert runs/sumpubmed exported --to hf        # our workdir -> the hub's layout

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
-from jax_simcas.data import batches
-from jax_simcas.data.rows import Row
-from jax_simcas.evaluation.predict import capacity_for, generate_batch, select_batch
+from jax_simcas.evaluation.summarizer import summarize
 from jax_simcas.method.select import BUDGETED, POLICIES
-from jax_simcas.run.workdir import Model, load_model, pipeline_config
+from jax_simcas.run.build import load_model, predictor
+from jax_simcas.run.config import OVERRIDING_FLAGS, apply_flag_overrides
 
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
@@ -49,99 +44,19 @@ def read_document(name: str) -> str:
     return text
 
 
-def kept_spans(kept: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    """Character spans [start, end) of the document that kept tokens cover, neighbours joined.
-
-    Args:
-      kept: [K, N] bool, positions 1..S-1 of every chunk.
-      offsets: [K, S, 2] character offsets of every token, -1 where it is not of the document.
-    """
-    rows = offsets[:, 1:][kept]
-    spans: list[list[int]] = []
-    for start, end in rows[rows[:, 0] >= 0].tolist():
-        # Offsets leave out the space between words: one missing character joins too.
-        if spans and start <= spans[-1][1] + 1:
-            spans[-1][1] = max(end, spans[-1][1])
-        else:
-            spans.append([start, end])
-    return spans
-
-
-def summarize(model: Model, text: str, query: str | None, key: jax.Array) -> dict[str, Any]:
-    """Summarises one document: summary, kept spans, counts and seconds per stage."""
-    settings = model.settings
-    static = {"bart": settings.bart, "simcas": settings.simcas}
-    config = pipeline_config(settings)
-    started = time.monotonic()
-    row = batches.arranged(Row(id="", document=text, summary="", query=query), config)
-    features = batches.featurize(row, model.tokenizer, config)
-    batch = batches.pad_batch([features], config, model.tokenizer.pad_token_id)
-    tokenized = time.monotonic()
-    arrays = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
-    budget = jnp.full(1, settings.simcas.budget or 0, jnp.int32)
-    hidden, selection = jax.block_until_ready(
-        select_batch(model.params, arrays, key, budget, policy=settings.simcas.policy, **static)
-    )
-    selected = time.monotonic()
-    generation = jax.block_until_ready(
-        generate_batch(
-            model.params,
-            hidden,
-            arrays["chunk_mask"],
-            selection,
-            config=settings.generate,
-            capacity=capacity_for(selection, settings.simcas.capacity),
-            **static,
-        )
-    )
-    generated = time.monotonic()
-    kept = np.asarray(selection.action[0])[: features["input_ids"].shape[0]]
-    return {
-        "summary": model.tokenizer.decode(np.asarray(generation.sequence[0]), skip_special_tokens=True).strip(),
-        "score": float(generation.score[0]),
-        "tokens": int(features["token_mask"].sum()),
-        "chunks": int(features["input_ids"].shape[0]),
-        "cut_tokens": int(features["cut_tokens"]),
-        "kept": int(kept.sum()),
-        "kept_spans": kept_spans(kept, features["token_offsets"]),
-        "seconds": {
-            "tokenize": round(tokenized - started, 4),
-            "encode_and_select": round(selected - tokenized, 4),
-            "generate": round(generated - selected, 4),
-        },
-    }
-
-
 def run(arguments: Any) -> int:
     """The program after its flags are read. A bad file does not keep the others from being summarised."""
     cli.prepare()
     model = load_model(arguments.model, "best")
     for note in model.notes:
         print(note, file=sys.stderr)
-    simcas = {
-        name: getattr(arguments, name)
-        for name in ("policy", "budget", "capacity", "max_input_len", "dtype")
-        if getattr(arguments, name) is not None
-    }
-    generate = {
-        name: getattr(arguments, name)
-        for name in ("num_beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size")
-        if getattr(arguments, name) is not None
-    }
-    try:
-        settings = dataclasses.replace(
-            model.settings,
-            simcas=dataclasses.replace(model.settings.simcas, **simcas),
-            generate=dataclasses.replace(model.settings.generate, **generate),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    settings = apply_flag_overrides(model.settings, arguments, OVERRIDING_FLAGS | {"policy": "simcas.policy"})
     wants_query = "{query}" in settings.data.input_template
     if wants_query and arguments.query is None:
         raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
     if arguments.query is not None and not wants_query:
         raise UserError(f"--query: --model={arguments.model} was trained without queries")
-    model = model._replace(settings=settings)
+    reader = predictor(model._replace(settings=settings))
     files = arguments.files or ["-"]
     if files == ["-"] and sys.stdin.isatty():
         print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
@@ -149,7 +64,7 @@ def run(arguments: Any) -> int:
     for number, name in enumerate(files, 1):
         print(f"[{number}/{len(files)}] {name}", file=sys.stderr, flush=True)
         try:
-            out = summarize(model, read_document(name), arguments.query, jax.random.key(arguments.seed))
+            out = summarize(reader, read_document(name), arguments.query, jax.random.key(arguments.seed))
         except UserError as error:
             cli.fail(str(error))
             failed += 1

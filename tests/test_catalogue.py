@@ -21,7 +21,7 @@ from jax_simcas.data.batches import make_iterator
 from jax_simcas.data.formats import open_rows
 from jax_simcas.data.rows import Fields, Row
 from jax_simcas.method.model import SimcasConfig
-from jax_simcas.run import workdir
+from jax_simcas.run import build
 from jax_simcas.run.config import DataConfig, Settings
 
 RECORDS = [{"article": f"Grüße {i} 😀", "abstract": f"s{i}", "lines": ["a", "b"]} for i in range(5)]
@@ -423,13 +423,13 @@ def test_chunked_from_disk_to_batches(tmp_path, cache):
     with pytest.raises(
         UserError, match=r"chunked:.* holds token ids: name the tokenizer that made them, --config\.data"
     ):
-        workdir.make_tokenizer(settings, cache)
+        build.make_tokenizer(settings, cache)
     tokenizer.word_level(["five", "six", "seven"], tmp_path / "tokenizer")
     settings = dataclasses.replace(settings, data=dataclasses.replace(data, tokenizer=str(tmp_path / "tokenizer")))
     batches = make_iterator(
-        workdir.open_source(settings, "train", cache),
-        workdir.make_tokenizer(settings, cache),
-        workdir.pipeline_config(settings),
+        build.open_source(settings, "train", cache),
+        build.make_tokenizer(settings, cache),
+        build.pipeline_config(settings),
         training=False,
     )
     first, second = batches

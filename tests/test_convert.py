@@ -16,7 +16,7 @@ from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
 from jax_simcas.method.model import SimcasConfig
 from jax_simcas.run import config as settings
-from jax_simcas.run.workdir import load_model
+from jax_simcas.run.build import load_model
 
 torch = pytest.importorskip("torch")
 

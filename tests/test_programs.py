@@ -26,8 +26,10 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data.synthetic import EmbeddedSource
 from jax_simcas.data.tokenizer import load_tokenizer, word_level
 from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.run import build
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import workdir as workdir_lib
+from jax_simcas.run.processes import make_job
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +108,9 @@ def test_training_goes_on_from_another_workdir(workdir, cache, tmp_path, capsys)
     settings = tiny_config(**{"pretrained": str(workdir), "loop.steps": 1, "simcas.align": "none"})
     train.train(settings, tmp_path / "second", cache, progress=False)
     assert f"{workdir}: checkpoint of step " in capsys.readouterr().err
-    with jax.set_mesh(mesh := train.make_job(settings.mesh, settings.data.batch_size).mesh):
-        start = workdir_lib.new_model(settings, cache, mesh)
-    trained = workdir_lib.load_model(str(workdir))
+    with jax.set_mesh(mesh := make_job(settings.mesh, settings.data.batch_size).mesh):
+        start = build.new_model(settings, cache, mesh)
+    trained = build.load_model(str(workdir))
     assert start.settings.bart == trained.settings.bart and start.settings.simcas.align == "none"
     for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(trained.params), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.common.sharding import over_documents
+from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
 from jax_simcas.method.model import SimcasConfig, candidates, decode_selected, encode
 from jax_simcas.method.reward import target_log_prob
@@ -18,6 +19,17 @@ from jax_simcas.method.select import Selection, compact, most_probable, select
 from jax_simcas.method.steps import Batch
 
 Params = Any
+
+
+class Predictor(NamedTuple):
+    """A trained model, and how it reads documents and writes summaries."""
+
+    params: Params
+    bart: BartConfig
+    simcas: SimcasConfig
+    tokenizer: Any
+    reading: PipelineConfig
+    generate: GenerateConfig
 
 
 @partial(jax.jit, static_argnames=("bart", "simcas", "policy"))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
@@ -225,3 +227,40 @@ def differences(old: Settings, new: Settings) -> list[str]:
         return [] if a == b else [f"{name[1:]}: {a!r} -> {b!r}"]
 
     return walk(old, new, "")
+
+
+# The flags that override a setting, in every program that has them.
+OVERRIDING_FLAGS = {
+    "budget": "simcas.budget",
+    "capacity": "simcas.capacity",
+    "max_input_len": "simcas.max_input_len",
+    "dtype": "simcas.dtype",
+    "num_beams": "generate.num_beams",
+    "max_length": "generate.max_length",
+    "min_length": "generate.min_length",
+    "length_penalty": "generate.length_penalty",
+    "no_repeat_ngram_size": "generate.no_repeat_ngram_size",
+    "batch_size": "data.batch_size",
+    "data_dir": "data.data_dir",
+}
+
+
+def apply_flag_overrides(settings: Settings, arguments: Any, flags: Mapping[str, str] = OVERRIDING_FLAGS) -> Settings:
+    """Settings with the flags applied, those of the form --config.FIELD=VALUE first.
+
+    Raises:
+      UserError: a value that the settings refuse.
+    """
+    if getattr(arguments, "overrides", None):
+        settings = from_config(cli.override(to_config(settings), arguments.overrides))
+    changes: dict[str, dict[str, Any]] = {}
+    for flag, field_ in flags.items():
+        section, name = field_.split(".")
+        if getattr(arguments, flag, None) is not None:
+            changes.setdefault(section, {})[name] = getattr(arguments, flag)
+    try:
+        return dataclasses.replace(
+            settings, **{name: dataclasses.replace(getattr(settings, name), **to) for name, to in changes.items()}
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -35,9 +35,10 @@ from jax_simcas.method.steps import (
     transformer_step,
 )
 from jax_simcas.run import config as config_lib
+from jax_simcas.run.build import new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, Stop, is_main, make_job, wait_for_all
-from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir, new_model, open_source, pipeline_config
+from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
 
 SAVED = "checkpoint"  # the split of metrics.jsonl whose lines tell that a checkpoint is on disk
 SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds

@@ -1,0 +1,172 @@
+"""Evaluating documents: predictions, their scores, and what was kept, one row per document; and means over all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_simcas.common.sharding import batch_shardings, put, replicated
+from jax_simcas.data import batches
+from jax_simcas.data.batches import Features
+from jax_simcas.data.rows import Row
+from jax_simcas.evaluation import bertscore, metrics
+from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
+from jax_simcas.method.select import BUDGETED
+
+FIELDS = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")  # what the device sees of a batch
+
+
+class Evaluated(NamedTuple):
+    """What came out for one document."""
+
+    number: int  # of its row
+    row: Row
+    prediction: str
+    scores: dict[str, float]
+    lead: dict[str, float]
+    kept: tuple[int, int]  # (kept, candidates)
+    evidence: dict[str, metrics.Pair]  # (sum, count) pairs; empty without marked evidence
+    cut_tokens: int  # beyond max_input_len, and so not read
+    nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
+
+
+class Predictions(NamedTuple):
+    """What the device gives for a batch, on the host."""
+
+    sequence: np.ndarray  # [B, T] token ids
+    kept: np.ndarray  # [B, K, S - 1]
+    candidate: np.ndarray  # [B, K, S - 1]
+    nats: np.ndarray  # [B] of the reference
+    tokens: np.ndarray  # [B] of the reference
+
+
+def references(row: Row, task: str) -> tuple[str, ...]:
+    """What a prediction is compared with: the answers, or the summary."""
+    return (row.answers or (row.summary,)) if task == "answers" else (row.summary,)
+
+
+def score(prediction: str, row: Row, task: str) -> dict[str, float]:
+    """ROUGE of a summary, or exact match and F1 of an answer; 0 to 100."""
+    if task == "answers":
+        return metrics.answer_scores(prediction, references(row, task))
+    return metrics.summary_scores(prediction, references(row, task))
+
+
+def evaluate_documents(
+    predictor: Predictor,
+    source: Any,
+    *,
+    policy: str,
+    task: str,
+    lead_words: int,
+    key: jax.Array,
+    on_batch: Callable[[int], None],
+) -> Iterator[Evaluated]:
+    """Summarises and scores this process's rows of `source`, in order, and their first `lead_words` words.
+
+    Of several processes each takes its share of every batch, `reading.batch_size` documents, which lie on its own
+    devices: nothing waits for the others.
+    """
+    share, own_share = predictor.reading.batch_size, jax.process_index()
+    config = dataclasses.replace(predictor.reading, batch_size=share * jax.process_count())
+    places = range(own_share * share, (own_share + 1) * share)
+    mesh = jax.sharding.get_mesh()
+    predictor = predictor._replace(
+        params=put(predictor.params, jax.tree.map(lambda _: replicated(mesh), predictor.params))
+    )
+    for batch in batches.make_iterator(source, predictor.tokenizer, config, training=False, places=places):
+        key, draw = jax.random.split(key)
+        predictions = predict_batch(predictor, batch, policy, draw)
+        real = np.flatnonzero(batch["row_mask"])
+        for b in real:
+            row = source[int(batch["row_index"][b])]
+            prediction = predictor.tokenizer.decode(predictions.sequence[b], skip_special_tokens=True).strip()
+            lead = metrics.lead(row.document, lead_words)
+            yield Evaluated(
+                int(batch["row_index"][b]),
+                row,
+                prediction,
+                score(prediction, row, task),
+                score(lead, row, task),
+                (int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
+                evidence_of(batch, predictions, int(b)),
+                int(batch["cut_tokens"][b]),
+                (float(predictions.nats[b]), int(predictions.tokens[b])),
+            )
+        on_batch(len(real))
+
+
+def predict_batch(predictor: Predictor, batch: Features, policy: str, key: jax.Array) -> Predictions:
+    """Selects by `policy`, generates, and scores the references, on the devices of the current mesh.
+
+    Policies that spend a budget keep as many candidates of each document as the configured policy would: an
+    equal budget.
+    """
+    static: Any = {"bart": predictor.bart, "simcas": predictor.simcas}
+    simcas = predictor.simcas
+    fields = {name: batch[name] for name in FIELDS}
+    arrays: Any = jax.device_put(fields, batch_shardings(jax.sharding.get_mesh(), fields))
+    budget = jnp.full(arrays["input_ids"].shape[0], simcas.budget or 0, jnp.int32)
+    if policy in BUDGETED and simcas.budget is None:
+        _, selection = select_batch(predictor.params, arrays, key, budget, policy=simcas.policy, **static)
+        budget = selection.action.sum(axis=(1, 2))
+    hidden, selection = select_batch(predictor.params, arrays, key, budget, policy=policy, **static)
+    selected = (predictor.params, hidden, arrays["chunk_mask"], selection)
+    capacity = capacity_for(selection, simcas.capacity)
+    generation = generate_batch(*selected, config=predictor.generate, capacity=capacity, **static)
+    nll = target_nll(*selected, arrays["target_ids"], arrays["target_mask"], capacity=capacity, **static)
+    return Predictions(*jax.device_get((generation.sequence, selection.action, selection.candidate_mask, *nll)))
+
+
+def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, metrics.Pair]:
+    """How much of document b's marked evidence was kept; empty where none is marked."""
+    if not batch["has_evidence"][b]:
+        return {}
+    known = predictions.candidate[b] & batch["token_mask"][b][:, 1:]
+    matters = batch["evidence_mask"][b][:, 1:]
+    return metrics.evidence_scores(predictions.kept[b][known], matters[known])
+
+
+def of_all_processes(rows: list[Evaluated], source: Any, gather: Callable[[Any], list[Any]]) -> list[Evaluated]:
+    """The rows of all processes, each once and in order; `gather` gives the JSON values of all of them."""
+    if jax.process_count() == 1:
+        return rows
+    every = [item for part in gather([(number, *rest) for number, _, *rest in rows]) for item in part]
+    return [Evaluated(number, source[number], *rest) for number, *rest in sorted(every, key=lambda item: item[0])]
+
+
+def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, task: str, lead_words: int) -> list[Evaluated]:
+    """The rows with BERTScore among the scores of the model and of the lead baseline."""
+    given = [references(row.row, task) for row in rows]
+    model, lead = (
+        [{encoder.score_name: 100 * match.f1} for match in bertscore.bertscore(encoder, texts, given)]
+        for texts in (
+            [row.prediction for row in rows],
+            [metrics.lead(row.row.document, lead_words) for row in rows],
+        )
+    )
+    return [row._replace(scores=row.scores | a, lead=row.lead | b) for row, a, b in zip(rows, model, lead, strict=True)]
+
+
+def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
+    """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
+    kept = np.sum([row.kept for row in rows], axis=0)
+    return {
+        "documents": len(rows),
+        "documents_cut": sum(row.cut_tokens > 0 for row in rows),
+        "scores": _as_dicts(metrics.summarize_scores([row.scores for row in rows], seed)),
+        "lead": _as_dicts(metrics.summarize_scores([row.lead for row in rows], seed)),
+        "nll": metrics.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),
+        "kept_share": float(kept[0] / max(kept[1], 1)),
+        "states": float(kept[0] / len(rows)),
+        "evidence": _as_dicts(metrics.evidence_summary([row.evidence for row in rows if row.evidence], seed)),
+    }
+
+
+def _as_dicts(scores: dict[str, metrics.Score]) -> dict[str, dict[str, Any]]:
+    return {name: score._asdict() for name, score in scores.items()}

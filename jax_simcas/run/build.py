@@ -1,0 +1,196 @@
+"""From settings to what a run is made of: model, tokenizer, rows, batches; and how a trained model is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.bart.layers import unstack_layers
+from jax_simcas.checkpoints.hub import Pretrained, completed, load
+from jax_simcas.checkpoints.run_state import load_params
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import put, state_shardings
+from jax_simcas.data import batches, formats, synthetic
+from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.evaluation.predict import Predictor
+from jax_simcas.method.model import check_fits, init_params
+from jax_simcas.run import config as config_lib
+from jax_simcas.run.config import Settings
+from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
+
+Params = Any
+
+
+class Model(NamedTuple):
+    """All that encoding, decoding and training need; `notes` are worth telling the user."""
+
+    settings: Settings
+    params: Params
+    tokenizer: Any
+    notes: tuple[str, ...]
+
+
+def open_source(settings: Settings, split: str, cache: Path) -> Any:
+    """The rows of `split`: random access, `Row`s."""
+    data = settings.data
+    if data.source == "embedded":
+        return synthetic.EmbeddedSource(split, data.embedded)
+    return formats.open_rows(data.source, data.data_dir, split, data.fields, cache)
+
+
+def pipeline_config(settings: Settings) -> batches.PipelineConfig:
+    """What turns rows into batches."""
+    data, simcas = settings.data, settings.simcas
+    return batches.PipelineConfig(
+        chunk_length=simcas.chunk_length,
+        max_input_len=simcas.max_input_len,
+        max_target_len=simcas.max_target_len,
+        chunking=simcas.chunking,
+        input_template=data.input_template,
+        batch_size=data.batch_size,
+        chunk_buckets=data.chunk_buckets,
+        target_buckets=data.target_buckets,
+        seed=settings.loop.seed,
+        workers=data.workers,
+        decoder_start=settings.bart.decoder_start_token_id,
+        parts_at=data.parts_at,
+        join_parts=data.join_parts,
+        draw_answer=data.draw_answer,
+        bucket_batches=data.bucket_batches,
+    )
+
+
+def make_tokenizer(settings: Settings, cache: Path) -> Any:
+    """The tokenizer that the settings name; trains one on the training split if they name none."""
+    data = settings.data
+    if data.tokenizer:
+        return tokenizer_lib.load_tokenizer(data.tokenizer)
+    if data.source == "embedded":
+        words = data.embedded.words
+        folder = cache / "tokenizers" / f"words-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}"
+        return tokenizer_lib.cached(folder, lambda path: tokenizer_lib.word_level(words, path))
+    source = open_source(settings, data.train_split, cache)
+    if source[0].chunks is not None:
+        raise UserError(
+            f"{source!r} holds token ids: name the tokenizer that made them, --config.data.tokenizer=FOLDER-or-hub-id, "
+            "or --config.pretrained (facebook/bart-base for the authors' sets)"
+        )
+    return tokenizer_lib.trained_on(source, data.vocab_size, cache)
+
+
+def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:
+    """A model to start training from: as `load_weights` reads it, or fresh with a vocabulary that fits the tokenizer.
+
+    Its parameters are made or read straight into their places on the mesh. A resumed run goes on with the tokenizer
+    that it saved, if `saved_tokenizer` is there.
+
+    Raises:
+      UserError: weights, vocabulary or lengths that do not fit together.
+    """
+    key = jax.random.key(settings.loop.seed)
+    notes: tuple[str, ...] = ()
+    saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
+    if settings.pretrained:
+        loaded = completed(load_weights(settings.pretrained), settings.pretrained, key, settings.simcas)
+        settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
+        tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
+        params, notes = put(loaded.params, state_shardings(mesh, loaded.params)), tuple(loaded.notes)
+        check_vocabulary(tokenizer, settings, settings.pretrained)
+    else:
+        tokenizer = saved or make_tokenizer(settings, cache)
+        bart = dataclasses.replace(settings.bart, vocab_size=len(tokenizer))
+        settings = dataclasses.replace(settings, bart=bart)
+        params = None
+    try:
+        check_fits(settings.bart, settings.simcas)
+    except ValueError as error:
+        raise UserError(f"config.simcas.{error}") from None
+    if params is None:
+        fresh = lambda key: init_params(key, settings.bart, settings.simcas)
+        params = jax.jit(fresh, out_shardings=state_shardings(mesh, jax.eval_shape(fresh, key)))(key)
+    return Model(settings, params, tokenizer, notes)
+
+
+def with_rates(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
+    """The pretrained shape with the run's own dropout rates."""
+    rates = {name: getattr(wanted, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
+    return dataclasses.replace(pretrained, **rates)
+
+
+def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLike[str]) -> None:
+    """Raises UserError when the tokenizer can give ids that the embedding has no row for."""
+    rows = settings.bart.vocab_size
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens but the weights have {rows}: "
+            "use the tokenizer that the weights were trained with"
+        )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        given, expected = getattr(tokenizer, name), getattr(settings.bart, name)
+        if given != expected:
+            raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
+
+
+def checkpoint_step(text: str) -> Any:
+    """A --step flag: best, latest or a number.
+
+    Raises:
+      UserError: anything else.
+    """
+    if text not in ("best", "latest") and not text.isdecimal():
+        raise UserError(f"--step={text}: expected best, latest or a number")
+    return int(text) if text.isdecimal() else text
+
+
+def load_weights(source: str, step: Any = "best") -> Pretrained:
+    """A workdir's checkpoint, a folder with weights in any layout, or a hub id; `folder` has the tokenizer.
+
+    Raises:
+      UserError: none of these, or what is there does not fit together.
+    """
+    folder = Path(source)
+    if (folder / CHECKPOINTS).is_dir():
+        settings = config_lib.read_json(folder / CONFIG)
+        params, meta = load_params(folder / CHECKPOINTS, step)
+        notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
+        extra = dataclasses.asdict(settings)
+        return Pretrained(settings.bart, unstack_layers(params), folder / TOKENIZER, extra, notes)
+    if (folder / TOKENIZER).is_dir():
+        raise UserError(f"{source}: a workdir without a checkpoint; train it first")
+    return load(source)
+
+
+def load_model(source: str, step: Any = "best") -> Model:
+    """A trained model, as `load_weights` reads it, with the settings that lie beside it or the default ones.
+
+    Raises:
+      UserError: no model, or what is there does not fit together.
+    """
+    default = Settings(pretrained=source)
+    loaded = completed(load_weights(source, step), source, jax.random.key(0), default.simcas)
+    if loaded.extra:
+        default = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
+    settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
+    tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
+    check_vocabulary(tokenizer, settings, source)
+    return Model(settings, loaded.params, tokenizer, tuple(loaded.notes))
+
+
+def predictor(model: Model) -> Predictor:
+    """What predicting needs of a model."""
+    settings = model.settings
+    return Predictor(
+        model.params,
+        settings.bart,
+        settings.simcas,
+        model.tokenizer,
+        pipeline_config(settings),
+        settings.generate,
+    )
