@@ -16,7 +16,7 @@ from typing import Any
 from jax_simcas.common import cli, plots, tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation import metrics
-from jax_simcas.evaluation.metrics import Score
+from jax_simcas.evaluation.bootstrap import Score
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png

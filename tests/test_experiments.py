@@ -1,4 +1,4 @@
-"""Experiments: every ready one can be run, stopped ones go on, failures are named; one is run for real."""
+"""Experiments: every ready one can be run, stopped ones resume, failures are named; one is run for real."""
 
 import csv
 import json
@@ -14,7 +14,8 @@ from helpers import CONFIGS, ROOT, as_flags, environment, one_line_error
 
 from jax_simcas.common import cli
 from jax_simcas.experiments import __main__ as experiments
-from jax_simcas.experiments import spec
+from jax_simcas.experiments import plan, runner, spec
+from jax_simcas.experiments.plan import Plan
 from jax_simcas.run.config import differences, from_config
 
 READY = sorted(path.stem for path in (CONFIGS / "experiments").glob("*.py"))
@@ -51,21 +52,21 @@ if sys.argv[1] == "evaluate":
 # The program with the stub in place of what it starts.
 DRIVER = """
 import sys
-from jax_simcas.experiments import __main__ as experiments
+from jax_simcas.experiments import __main__ as experiments, plan
 
 stub = sys.argv[1]
-experiments.Step.command = property(lambda step: [sys.executable, stub, step.program, *step.flags])
+plan.Command.argv = property(lambda command: [sys.executable, stub, command.program, *command.flags])
 sys.exit(experiments.main(sys.argv[2:]))
 """
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with an experiment, whose steps are stubs."""
+    """A folder with an experiment, whose commands are stubs."""
     for name, text in (("experiment.py", EXPERIMENT), ("stub.py", STUB), ("driver.py", DRIVER)):
         (tmp_path / name).write_text(text)
-    command = lambda step: [sys.executable, str(tmp_path / "stub.py"), step.program, *step.flags]
-    monkeypatch.setattr(experiments.Step, "command", property(command))
+    argv = lambda command: [sys.executable, str(tmp_path / "stub.py"), command.program, *command.flags]
+    monkeypatch.setattr(plan.Command, "argv", property(argv))
     return tmp_path
 
 
@@ -88,37 +89,40 @@ def table(here):
 @pytest.mark.parametrize("base", ["", "qmsum"])
 def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
     path = str(CONFIGS / "experiments" / f"{name}.py")
-    module = experiments.load(path)
+    module = plan.load(path)
     assert f"python -m jax_simcas.experiments configs/experiments/{name}.py" in module.__doc__
     assert "Other data: --base=" in module.__doc__
-    config = experiments.load(str(CONFIGS / f"{base}.py")).get_config() if base else module.get_config()
+    config = plan.load(str(CONFIGS / f"{base}.py")).get_config() if base else module.get_config()
     experiment = module.get_experiment(config)
-    steps = experiments.plan(experiment, path, config, (), tmp_path, "", 0)
+    commands = Plan(path, config, tmp_path).commands(experiment)
     runs = len(experiment.variants) * len(experiment.seeds)
-    assert len(steps) == runs * (1 + len(experiment.evaluations)) and len({step.folder for step in steps}) == len(steps)
-    trained = [step.given for step in steps if step.program == "train"]
-    assert len({json.dumps(given, sort_keys=True) for given in trained}) == runs  # no two are the same
-    assert {given["loop.seed"] for given in trained} == {0, 1, 2}
-    labels = [row.label for row in spec.rows(experiment)]
+    assert len(commands) == runs * (1 + len(experiment.evaluations)) and len(
+        {command.folder for command in commands}
+    ) == len(commands)
+    trained = [command.request for command in commands if command.program == "train"]
+    assert len({json.dumps(request, sort_keys=True) for request in trained}) == runs  # no two are the same
+    assert {request["loop.seed"] for request in trained} == {0, 1, 2}
+    labels = [cell.label for cell in spec.cells(experiment)]
     assert len(set(labels)) == len(labels)
-    assert bool(experiment.axis) == any(row.x is not None for row in spec.rows(experiment))
+    assert bool(experiment.axis) == any(cell.x is not None for cell in spec.cells(experiment))
 
 
-def test_what_the_issue_lists_is_ready():
-    assert " ".join(READY) == "ablation alignment chunk_length chunk_position length low_resource policy"
+def test_these_experiments_are_ready():
+    expected = "ablation alignment chunk_length chunk_position length low_resource policy"
+    assert READY == expected.split()
 
 
 def test_flags_say_what_overrides_mean():
-    config = experiments.load(str(CONFIGS / "qmsum.py")).get_config()
+    config = plan.load(str(CONFIGS / "qmsum.py")).get_config()
     overrides = {"simcas.capacity": 7, "data.chunk_buckets": (3, 9), "loop.epochs": 2, "simcas.align": "none"}
-    changed = from_config(cli.override(config, experiments.as_flags(overrides)))
+    changed = from_config(cli.override(config, plan.as_flags(overrides)))
     assert differences(from_config(config), changed) == [
         "simcas.align: 'mean' -> 'none'",
         "simcas.capacity: 2048 -> 7",
         "data.chunk_buckets: (16, 32) -> (3, 9)",
         "loop.epochs: 0 -> 2",
     ]
-    flat = experiments.flat(changed)
+    flat = plan.flatten(changed)
     assert flat["simcas.capacity"] == 7 and flat["data.chunk_buckets"] == [3, 9] and flat["optimizer.ppo.epochs"] == 2
 
 
@@ -140,12 +144,12 @@ def test_a_grid_is_run_once_and_becomes_a_table(here, capsys):
     assert (here / "runs" / "plot.png").stat().st_size > 1000
 
 
-def test_a_step_that_fails_is_named_and_the_others_go_on(here, capsys, monkeypatch):
+def test_a_command_that_fails_is_named_and_the_others_run(here, capsys, monkeypatch):
     monkeypatch.setenv("STUB_FAILS", "good/seed-1")
     assert main(here) == 1
     err = capsys.readouterr().err
     assert "error: good, seed 1: training: the loss is not finite\n" in err
-    assert err.count("left out, the training that it needs failed") == 2 and "Traceback" not in err
+    assert err.count("skipped, the training that it needs failed") == 2 and "Traceback" not in err
     assert len(calls(here)) == 10
     text = (here / "runs" / "table.md").read_text()
     assert "- good, seed 1: training\n" in text and "- good, seed 0" not in text
@@ -160,7 +164,7 @@ def test_training_can_start_from_another_variant(here, capsys, monkeypatch):
     (here / "experiment.py").write_text(text)
     monkeypatch.setenv("STUB_FAILS", "good/seed-1")
     assert main(here) == 1
-    assert "error: other, seed 1: training: left out, the training that it needs failed\n" in capsys.readouterr().err
+    assert "error: other, seed 1: training: skipped, the training that it needs failed\n" in capsys.readouterr().err
     assert main(here, "--dry-run", "--only=other") == 0
     out = capsys.readouterr().out
     assert "good, seed" not in out and out.count(f"--config.pretrained={here / 'runs' / 'good' / 'seed-1'}\n") == 1
@@ -240,11 +244,11 @@ def test_a_damaged_folder_says_what_to_do(here, capsys):
     assert "remove" in one_line_error(capsys.readouterr().err)
 
 
-def test_the_time_left_is_told_once_every_kind_was_seen():
+def test_the_time_left_is_shown_once_every_kind_has_run():
     programs = ["train", "evaluate"] * 3
-    assert experiments.time_left(programs, [None] * 6, 0) == ""
-    assert experiments.time_left(programs, [10.0, *[None] * 5], 1) == ""
-    assert experiments.time_left(programs, [10.0, 2.0, 20.0, None, None, 4.0], 3) == ", about 0:18 left"
+    assert runner.time_left(programs, [None] * 6, 0) == ""
+    assert runner.time_left(programs, [10.0, *[None] * 5], 1) == ""
+    assert runner.time_left(programs, [10.0, 2.0, 20.0, None, None, 4.0], 3) == ", about 0:18 left"
 
 
 def start(here):
@@ -259,12 +263,12 @@ def start(here):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_experiment_goes_on(here, how):
+def test_a_stopped_experiment_resumes(here, how):
     with start(here) as child:
         child.send_signal(how)
         err = child.stderr.read() if how == signal.SIGTERM else ""
     assert child.returncode == (75 if how == signal.SIGTERM else -how)
-    assert err.count("stopped by SIGTERM; the same command goes on") == (how == signal.SIGTERM)
+    assert err.count("stopped by SIGTERM; the same command resumes") == (how == signal.SIGTERM)
     state = json.loads((here / "runs" / "good" / "seed-0" / "step.json").read_text())
     assert state["seconds"] is None
     if how == signal.SIGKILL:
@@ -274,14 +278,14 @@ def test_a_stopped_experiment_goes_on(here, how):
 
 
 def orphan(here):
-    """The process of the step that outlived its parent."""
+    """The child process that outlived its parent."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(here / "stub.py") in path.read_text():
                 return int(path.parent.name)
         except OSError:
             continue
-    raise AssertionError("the step ended with its parent")
+    raise AssertionError("the child ended with its parent")
 
 
 @pytest.mark.slow

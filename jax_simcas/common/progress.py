@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Number = float | int
-
+from jax_simcas.common.pairs import Number
 
 _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda x: f"loss {x:.3f}"),

@@ -9,12 +9,17 @@ from typing import Any
 Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `metrics.Score`
 
 
+def format_number(value: float, digits: int = 1) -> str:
+    """`12.3`; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def format_score(score: Interval, digits: int = 1) -> str:
     """`12.3 [11.0, 13.5]`; only the mean where there is no interval, a dash where there is nothing."""
-    point, low, high = (f"{value:.{digits}f}" for value in score[:3])
-    if math.isnan(score[0]):
-        return "–"
-    return point if math.isnan(score[1]) else f"{point} [{low}, {high}]"
+    mean, low, high, _ = score
+    if math.isnan(mean) or math.isnan(low):
+        return format_number(mean, digits)
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _cell(value: Any) -> str:

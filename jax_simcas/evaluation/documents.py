@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_simcas.common import pairs
 from jax_simcas.common.sharding import batch_shardings, put, replicated
 from jax_simcas.data import batches
 from jax_simcas.data.batches import Features
 from jax_simcas.data.rows import Row
-from jax_simcas.evaluation import bertscore, metrics
+from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
 from jax_simcas.method.select import BUDGETED
 
@@ -30,7 +31,7 @@ class Evaluated(NamedTuple):
     scores: dict[str, float]
     lead: dict[str, float]
     kept: tuple[int, int]  # (kept, candidates)
-    evidence: dict[str, metrics.Pair]  # (sum, count) pairs; empty without marked evidence
+    evidence: dict[str, pairs.Pair]  # (sum, count) pairs; empty without marked evidence
     cut_tokens: int  # beyond max_input_len, and so not read
     nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
 
@@ -123,7 +124,7 @@ def predict_batch(predictor: Predictor, batch: Features, policy: str, key: jax.A
     return Predictions(*jax.device_get((generation.sequence, selection.action, selection.candidate_mask, *nll)))
 
 
-def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, metrics.Pair]:
+def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, pairs.Pair]:
     """How much of document b's marked evidence was kept; empty where none is marked."""
     if not batch["has_evidence"][b]:
         return {}
@@ -159,14 +160,14 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     return {
         "documents": len(rows),
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),
-        "scores": _as_dicts(metrics.summarize_scores([row.scores for row in rows], seed)),
-        "lead": _as_dicts(metrics.summarize_scores([row.lead for row in rows], seed)),
-        "nll": metrics.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),
+        "scores": _as_dicts(bootstrap.summarize_scores([row.scores for row in rows], seed)),
+        "lead": _as_dicts(bootstrap.summarize_scores([row.lead for row in rows], seed)),
+        "nll": bootstrap.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),
         "kept_share": float(kept[0] / max(kept[1], 1)),
         "states": float(kept[0] / len(rows)),
         "evidence": _as_dicts(metrics.evidence_summary([row.evidence for row in rows if row.evidence], seed)),
     }
 
 
-def _as_dicts(scores: dict[str, metrics.Score]) -> dict[str, dict[str, Any]]:
+def _as_dicts(scores: dict[str, bootstrap.Score]) -> dict[str, dict[str, Any]]:
     return {name: score._asdict() for name, score in scores.items()}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_simcas.common import tables
+from jax_simcas.common import pairs, tables
 from jax_simcas.common.errors import UserError
-from jax_simcas.evaluation import bertscore, metrics
+from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
 
 PREDICTIONS = "predictions.jsonl"
@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 
     a: float
     b: float
-    difference: metrics.Difference
+    difference: bootstrap.Difference
 
 
 Key = tuple[str, int]  # an id, and how often it came before: ids of user data may come twice
@@ -154,30 +154,36 @@ def _texts(key: Key, row: Predicted, name: str, where: str) -> tuple[str, tuple[
 
 
 def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed: int) -> dict[str, Compared]:
-    """Every score of A and B; a document for which one of them is NaN does not count."""
+    """Compares every score of A and B over the documents for which neither is NaN."""
     found = {}
     for name in next(iter(a.values())):
-        pairs = [(a[key][name], b[key][name]) for key in a]
-        kept = [pair for pair in pairs if not any(map(math.isnan, pair))]
-        first, second = [x for x, _ in kept], [y for _, y in kept]
-        difference = metrics.paired_bootstrap(first, second, key_seed=seed, samples=RESAMPLES)
-        a_mean, b_mean = (metrics.mean((sum(values), len(values))) for values in (first, second))
+        both = [key for key in a if not (math.isnan(a[key][name]) or math.isnan(b[key][name]))]
+        first, second = ([scores[key][name] for key in both] for scores in (a, b))
+        difference = bootstrap.paired_difference(first, second, key_seed=seed, samples=RESAMPLES)
+        a_mean, b_mean = (pairs.mean((sum(values), len(values))) for values in (first, second))
         found[name] = Compared(a_mean, b_mean, difference)
     return found
 
 
 def table(compared: dict[str, Compared]) -> str:
-    """A line a score, as Markdown, with its name in words."""
-    shown = lambda mean, low=math.nan, high=math.nan: tables.format_score((mean, low, high, 0), 2)
+    """One row per score, as Markdown, with its name in words."""
     rows: list[dict[str, Any]] = [
         {
             "score": metrics.labelled(name),
-            "A": shown(of.a),
-            "B": shown(of.b),
-            "A - B": shown(*of.difference[:3]),
-            "p": of.difference.p,
-            "documents": of.difference.count,
+            "A": tables.format_number(found.a, 2),
+            "B": tables.format_number(found.b, 2),
+            "A - B": tables.format_score(found.difference.score, 2),
+            "p": format_p(found.difference.p),
+            "documents": found.difference.count,
         }
-        for name, of in compared.items()
+        for name, found in compared.items()
     ]
     return tables.markdown_table(rows, list(rows[0]))
+
+
+def format_p(p: float, resamples: int = RESAMPLES) -> str:
+    """`< 0.0002` for the smallest p that so many resamples can give; else the number."""
+    if math.isnan(p):
+        return "–"
+    floor = 2 / (1 + resamples)
+    return f"< {floor:.1g}" if p <= floor else f"{p:.4g}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import files, tables
-from jax_simcas.evaluation import metrics, paired_bootstrap
+from jax_simcas.evaluation import bootstrap, metrics, paired_bootstrap
 from jax_simcas.evaluation.documents import Evaluated
 
 SCORES = "scores.json"
@@ -19,8 +19,8 @@ def table(summary: dict[str, Any]) -> str:
     rows = [
         {
             "score": metrics.labelled(name),
-            "model": tables.format_score(metrics.Score(**summary["scores"][name])),
-            "lead": tables.format_score(metrics.Score(**summary["lead"][name])),
+            "model": tables.format_score(bootstrap.Score(**summary["scores"][name])),
+            "lead": tables.format_score(bootstrap.Score(**summary["lead"][name])),
         }
         for name in summary["scores"]
     ]
@@ -60,9 +60,9 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     yield ""
     kept = f"kept {100 * summary['kept_share']:.1f} % of the candidates ({summary['states']:.0f} a document)"
     yield f"{summary['documents']} documents of {summary['split']}; {kept}"
-    yield f"the references take {tables.format_score(metrics.Score(**summary['nll']), 2)} nats a token (nll)"
+    yield f"the references take {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats a token (nll)"
     if summary["evidence"]:
-        yield evidence_line({name: metrics.Score(**score) for name, score in summary["evidence"].items()})
+        yield evidence_line({name: bootstrap.Score(**score) for name, score in summary["evidence"].items()})
     if "bertscore_limit" in summary:
         yield f"BERTScore reads at most {summary['bertscore_limit']} tokens of a text"
     if summary["documents_cut"]:
@@ -75,7 +75,7 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     yield f"rows in {folder / paired_bootstrap.PREDICTIONS}, figures in {folder / SCORES}"
 
 
-def evidence_line(evidence: dict[str, metrics.Score]) -> str:
+def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:
     """How much of the marked evidence was kept, in a sentence."""
     share = {name: f"{100 * score.mean:.1f} %" for name, score in evidence.items()}
     return (

@@ -1,0 +1,81 @@
+"""What an experiment's folder gets: table.md, table.csv and plot.png, of whatever has finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jax_simcas.common import files, plots
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.pairs import Number
+from jax_simcas.common.tables import Interval
+from jax_simcas.experiments import statistics, table
+from jax_simcas.experiments.plan import Command, evaluation_folder
+from jax_simcas.experiments.runner import seconds_of
+from jax_simcas.experiments.spec import Experiment, cells
+from jax_simcas.experiments.statistics import Measures, Results
+from jax_simcas.experiments.table import TableRow
+
+
+def read_evaluation(folder: Path) -> tuple[list[Measures], str]:
+    """The measures of each document of an evaluation, and what identifies its documents.
+
+    Raises:
+      UserError: a file that cannot be read.
+    """
+    try:
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+        source = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["source"]
+        measures: list[Measures] = [statistics.measures_of(record) for record in records]
+        return measures, f"{source} {[record['index'] for record in records]}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: cannot be read ({error!r}); remove it to run it again") from None
+
+
+def read_results(experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> dict[str, Results]:
+    """What the finished evaluations of each cell measured, by its label; cells without any are left out.
+
+    Raises:
+      UserError: a file of a finished evaluation that cannot be read; documents that differ between seeds.
+    """
+    done = {command.folder for command in commands if command.program == "evaluate" and seconds_of(command) is not None}
+    results = {}
+    for cell in cells(experiment):
+        measures, documents = {}, set()
+        for seed in experiment.seeds:
+            folder = evaluation_folder(workdir, cell.variant.name, seed, cell.evaluation.name)
+            if folder in done:
+                measures[seed], same = read_evaluation(folder)
+                documents.add(same)
+        if len(documents) > 1:
+            raise UserError(f"{cell.label}: its seeds were evaluated on different documents; use one --config.data")
+        if measures:
+            results[cell.label] = Results(documents.pop(), measures)
+    return results
+
+
+def draw(rows: Sequence[TableRow], axis: str, path: Path) -> None:
+    """Lines against x where cells have one, else bars."""
+    if all(row.cell.x is None for row in rows):
+        scores = {row.cell.label: {n: found.score for n, found in row.statistics.items()} for row in rows}
+        plots.plot_comparison(scores, path)
+        return
+    panels: dict[str, dict[str, dict[Number, Interval]]] = {}
+    for row in rows:
+        if row.cell.x is not None:
+            for name, found in row.statistics.items():
+                panels.setdefault(name, {}).setdefault(row.cell.line, {})[row.cell.x] = found.score
+    plots.plot_lines(panels, axis, path)
+
+
+def write(title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> str:
+    """Writes table.md, table.csv and plot.png of what has finished; returns the Markdown."""
+    rows = table.table_rows(experiment, read_results(experiment, workdir, commands))
+    text = table.markdown(title, rows, [command.name for command in commands if seconds_of(command) is None])
+    files.replace_file(workdir / "table.md", text.encode())
+    files.replace_file(workdir / "table.csv", table.csv_text(rows).encode())
+    if any(row.statistics for row in rows):
+        draw(rows, experiment.axis, workdir / "plot.png")
+    return text
