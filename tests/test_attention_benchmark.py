@@ -1,7 +1,7 @@
-"""What the program for attention on TPUs reads from the compiler's files."""
+"""What the benchmark of attention on TPUs reads from the compiler's files."""
 
 from jax_simcas.benchmark.attention import kernel_bundles, profiled
-from jax_simcas.compile_check import hlo
+from jax_simcas.compile_check import cost
 
 KERNEL = """Schedule analysis:
 \ttotal scheduled bundles:    1478
@@ -10,18 +10,23 @@ KERNEL = """Schedule analysis:
 """
 
 
-def step(name, executions, cycles, opcode="fusion", shape="f32[2]"):
-    return hlo.Step(name, opcode, shape, executions, cycles, bytes=8, source="", phase="", op_name="")
+def instruction(name, executions, cycles, opcode="fusion", shape="f32[2]"):
+    return cost.Scheduled(name, opcode, shape, executions, cycles, bytes=8, source="", phase="", op_name="")
 
 
-def test_bundles_are_those_of_kernels_alone():
+def test_only_kernels_bundles_count():
     assert kernel_bundles(KERNEL) == 1478
     assert kernel_bundles(KERNEL.replace("(100.00%)", "( 0.70%)")) == 0  # the whole program, which calls it
     assert kernel_bundles(KERNEL.replace("tpu_custom_call", "other")) == 0
     assert kernel_bundles("") == 0
 
 
-def test_instructions_without_a_profile_of_their_own_have_that_of_one_alike():
-    steps = [step("a", 8, 50), step("a.clone", 2, 50), step("b", 1, 70), step("c", 1, None)]
-    assert profiled(steps, {"a": 10}) == 8 * 10 + 2 * 10 + 70
-    assert profiled([step("a", 1, 50), step("x", 1, 50, shape="f32[3]")], {"a": 10}) == 10 + 50
+def test_identical_instructions_share_one_profile():
+    several = [
+        instruction("a", 8, 50),
+        instruction("a.clone", 2, 50),
+        instruction("b", 1, 70),
+        instruction("c", 1, None),
+    ]
+    assert profiled(several, {"a": 10}) == 8 * 10 + 2 * 10 + 70
+    assert profiled([instruction("a", 1, 50), instruction("x", 1, 50, shape="f32[3]")], {"a": 10}) == 10 + 50

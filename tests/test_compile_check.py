@@ -16,8 +16,8 @@ from jax_simcas.backbones.bart.decoder import decode, init_decoder
 from jax_simcas.backbones.bart.encoder import encode_chunks, init_encoder
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import make_mesh
-from jax_simcas.compile_check import __main__ as compile_check
-from jax_simcas.compile_check import flops, hlo, topology
+from jax_simcas.compile_check import cost, flops, output, programs, topology
+from jax_simcas.compile_check.loops import Loop
 from jax_simcas.method.select import init_selector, select
 
 TWO_LAYERS = (
@@ -48,7 +48,7 @@ ONE = BartConfig(
 
 
 def test_flops_by_hand():
-    sizes = flops.Sizes(chunks=2, chunk_length=4, selected=6, target=3)
+    sizes = flops.DocumentShape(chunks=2, chunk_length=4, selected=6, target=3)
     encoder = 8 * (8 * 4 + 4 * 2 * 3 + 4 * 4 * 2)  # 8 tokens
     decoder = 3 * (12 * 4 + 4 * 2 * 5 + 4 * (3 + 6) * 2) + 4 * 6 * 4 + 2 * 3 * 2 * 7
     actor = 2 * (3 * (12 * 4 + 4 * 2 * 2) + 4 * 4) + 2 * 6 * 2
@@ -57,11 +57,11 @@ def test_flops_by_hand():
     assert flops.decoder(ONE, sizes) == decoder
     assert flops.actor(ONE, sizes) == actor
     assert flops.critic(ONE, sizes) == critic
-    assert flops.transformer_step(ONE, sizes) == 3 * (encoder + decoder) + actor
+    assert flops.transformer_update(ONE, sizes) == 3 * (encoder + decoder) + actor
     learned = actor - 2 * 6 * 2 + critic
-    assert flops.selector_step(ONE, sizes, epochs=5) == encoder + decoder + actor + critic + 15 * learned
+    assert flops.selector_update(ONE, sizes, epochs=5) == encoder + decoder + actor + critic + 15 * learned
     generated = 2 * 4 * (12 * 4 + 4 * 2 * 5 + 4 * 2 * (1.5 + 6)) + 4 * 6 * 4 + 2 * 2 * 4 * 2 * 7  # 2 steps, 4 beams
-    assert flops.generate(ONE, sizes, beams=4) == encoder + actor + generated
+    assert flops.generation(ONE, sizes, beams=4) == encoder + actor + generated
 
 
 # One layer, one chunk: nothing is scanned, so XLA counts everything. Wide heads: hardly any elementwise work.
@@ -77,7 +77,7 @@ WIDE = dataclasses.replace(
     decoder_ffn_dim=1024,
     max_position_embeddings=128,
 )
-WIDE_SIZES = flops.Sizes(chunks=1, chunk_length=128, selected=96, target=64)
+WIDE_SIZES = flops.DocumentShape(chunks=1, chunk_length=128, selected=96, target=64)
 
 
 def counted(function, *arguments):
@@ -153,69 +153,69 @@ def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
 
 def test_the_programs_are_traced_with_the_configs_shapes():
     settings, _ = read_config("arxiv")
-    settings = dataclasses.replace(settings, bart=compile_check.bart_of(settings))
+    settings = dataclasses.replace(settings, bart=programs.bart_of(settings))
     assert settings.bart == BART_BASE
-    shapes = compile_check.Shapes(documents=8, tokens=1_025, target=16)
-    sizes = compile_check.sizes_of(settings, shapes)
-    assert sizes == flops.Sizes(chunks=3, chunk_length=512, selected=1 + 3 * 511, target=16)
+    shapes = programs.BatchShape(documents=8, tokens=1_025, target=16)
+    sizes = programs.document_shape(settings, shapes)
+    assert sizes == flops.DocumentShape(chunks=3, chunk_length=512, selected=1 + 3 * 511, target=16)
     settings = dataclasses.replace(settings, simcas=settings.simcas.replace(capacity=256))
-    for stage in compile_check.STAGES:
-        task = compile_check.STAGES[stage](settings, shapes)
-        mesh = make_mesh(compile_check.mesh_sizes(settings, shapes, 8), jax.devices())
-        model, batch = compile_check.placed(task, mesh)
+    for stage in programs.STAGES:
+        task = programs.STAGES[stage](settings, shapes)
+        mesh = make_mesh(programs.mesh_sizes(settings, shapes, 8), jax.devices())
+        model, batch = programs.on_mesh(task, mesh)
         assert batch["input_ids"].shape == (8, 3, 512)
         assert batch["input_ids"].sharding.shard_shape((8, 3, 512)) == (1, 3, 512)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
-        assert task.flops > flops.encoder(settings.bart, compile_check.sizes_of(settings, shapes))
+        assert task.flops > flops.encoder(settings.bart, programs.document_shape(settings, shapes))
     sequence = jax.eval_shape(task.function, task.model, task.batch).sequence
     assert sequence.shape == (8, 16)
 
 
 def test_the_pretrained_name_or_the_config_gives_the_sizes():
     settings, _ = read_config("qmsum")
-    bart = compile_check.bart_of(settings)
+    bart = programs.bart_of(settings)
     assert (bart.d_model, bart.vocab_size) == (128, settings.data.vocab_size)
     large = dataclasses.replace(settings, pretrained="facebook/bart-large")
-    assert compile_check.bart_of(large) == BART_LARGE
+    assert programs.bart_of(large) == BART_LARGE
 
 
-# What is said
+# Results
 
 
 def result(**changes):
-    fields = {"arguments": 3, "temporaries": 4, "memory": 7, "compiled": hlo.Report((), (), (), (), ())}
-    return compile_check.Result("train", **{**fields, **changes})
+    fields = {"arguments": 3, "temporaries": 4, "memory": 7, "analysis": cost.Analysis((), (), (), (), ())}
+    return programs.Result("train", **{**fields, **changes})
 
 
 def test_what_fits_and_what_does_not():
     assert result().fits and not result(temporaries=5).fits
     # Where the peak is known it decides: temporaries need not all live at once.
     assert result(temporaries=5, peak=7).fits and not result(peak=8).fits
-    assert compile_check.row(result(peak=2**30))["peak GiB"] == 1.0 and compile_check.row(result())["peak GiB"] is None
+    assert output.cells(result(peak=2**30))["peak GiB"] == 1.0 and output.cells(result())["peak GiB"] is None
     refused = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
-    problem = compile_check.problem_of(refused + "Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.")
+    problem = programs.problem_of(refused + "Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.")
     assert problem == "needs 20.05G of 15.75G memory"
     other = "memory required for HLO temporaries (1.00T) exceeds available HBM (30.75G)."
-    assert compile_check.problem_of(other) == "needs 1.00T of 30.75G memory"
-    assert compile_check.problem_of("INTERNAL:\n  no idea") == "INTERNAL: no idea"
-    gone = compile_check.Result("train", problem=problem, memory=7)
-    assert not gone.fits and compile_check.row(gone)["fits"] == "NO"
-    assert compile_check.remarks(gone) == ["train: not compiled: needs 20.05G of 15.75G memory"]
-    assert compile_check.as_json(gone, 3)["fits"] is False
+    assert programs.problem_of(other) == "needs 1.00T of 30.75G memory"
+    assert programs.problem_of("INTERNAL:\n  no idea") == "INTERNAL: no idea"
+    gone = programs.Result("train", problem=problem, memory=7)
+    assert not gone.fits and output.cells(gone)["fits"] == "NO"
+    assert output.remarks(gone) == ["train: not compiled: needs 20.05G of 15.75G memory"]
+    assert output.as_json(gone, 3)["fits"] is False
 
 
-def test_every_figure_says_what_its_estimate_leaves_out():
-    loops = (hlo.Loop("w", "search", 99, True), hlo.Loop("v", "", None, False), hlo.Loop("u", "layers", 12, False))
-    moved = (hlo.Collective("all-reduce", 2, 2**20, 4, "x"), hlo.Collective("all-reduce", 1, 2**20, 4, "y"))
-    found = hlo.Report((), loops, moved, (("flash", 12),), (("sort", 3),))
-    lines = "\n".join(compile_check.remarks(result(compiled=found)))
-    for said in ("12 flash", "3 sort", "3 all-reduce, 3.0 MiB", "all 99 trips", "unknown length: v"):
-        assert said in lines
+def test_remarks_name_what_the_estimate_excludes():
+    three = (Loop("w", "search", 99, True), Loop("v", "", None, False), Loop("u", "layers", 12, False))
+    moved = (cost.Collective("all-reduce", 2, 2**20, 4, "x"), cost.Collective("all-reduce", 1, 2**20, 4, "y"))
+    found = cost.Analysis((), three, moved, (("flash", 12),), (("sort", 3),))
+    lines = "\n".join(output.remarks(result(analysis=found)))
+    for remark in ("12 flash", "3 sort", "3 all-reduce, 3.0 MiB", "all 99 trips", "unknown length: v"):
+        assert remark in lines
     assert "layers" not in lines
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--topology=v5e:1x1",), "--config is missing"),
         (("--config=configs/arxiv.py",), "--topology is missing"),
@@ -224,11 +224,11 @@ def test_every_figure_says_what_its_estimate_leaves_out():
         (("--config=configs/nothing.py", "--topology=v5e:1x1"), "configs/nothing.py"),
     ],
 )
-def test_bad_flags_are_told_in_a_line(flags, said):
+def test_bad_flags_are_one_line(flags, message):
     done = run(*flags)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -239,11 +239,11 @@ needs_libtpu = pytest.mark.skipif(
 @needs_libtpu
 @pytest.mark.slow
 def test_a_small_model_is_compiled_for_four_chips(tmp_path):
-    output = tmp_path / "check.json"
+    path = tmp_path / "check.json"
     done = run("--config=configs/arxiv.py", "--topology=v5e:2x2", "--tokens=4096", "--target=32", *TWO_LAYERS,
-               "--slowest=3", f"--json={output}")  # fmt: skip
+               "--slowest=3", f"--json={path}")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    content = json.loads(output.read_text())
+    content = json.loads(path.read_text())
     assert (content["devices"], content["documents"]) == (4, 4)
     train, ppo, generation = content["stages"]
     for stage in content["stages"]:
@@ -262,7 +262,7 @@ def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     reduced = [c for c in train["collectives"] if c["kind"] == "all-reduce" and c["total_bytes"] > 100_000]
     assert reduced and all(c["group"] == 4 for c in reduced)
     assert sum(place["cycles"] for place in train["places"]) == train["cycles"]
-    assert "where the estimate goes" in done.stdout and "without an estimate of" in done.stdout
+    assert "where the estimated time goes" in done.stdout and "has no estimate for" in done.stdout
     assert ppo["flops"] > generation["flops"] > 0
 
 

@@ -109,7 +109,7 @@ def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
 
 def test_these_experiments_are_ready():
     expected = "ablation alignment chunk_length chunk_position length low_resource policy"
-    assert READY == expected.split()
+    assert expected.split() == READY
 
 
 def test_flags_say_what_overrides_mean():
@@ -225,7 +225,7 @@ def test_flags_that_cannot_be_used_are_named(here, capsys, flags, message):
     [
         ("x = 1 / 0", "ZeroDivisionError: division by zero"),
         ("def get_config(:", "SyntaxError"),
-        ("from jax_simcas.presets import embedded_config as get_config", "get_experiment"),
+        ("from jax_simcas.run.presets import embedded_config as get_config", "get_experiment"),
     ],
 )
 def test_an_experiment_that_cannot_be_read_is_one_line(tmp_path, capsys, text, message):

@@ -1,8 +1,8 @@
-"""The reader of compiled modules, on small modules written by hand."""
+"""Reading compiled modules and adding up their costs, on small modules written by hand."""
 
 import pytest
 
-from jax_simcas.compile_check import hlo
+from jax_simcas.compile_check import cost, hlo
 
 ESTIMATE = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 
@@ -73,27 +73,31 @@ ENTRY %main (a: f32[8,128]) -> f32[8,128] {{
 
 
 def test_cycles_count_as_often_as_their_loops_run():
-    report = hlo.report(MODULE)
-    assert report.cycles == 4 * (100 + 3 * 10) + 1000
-    assert {(loop.name, loop.trips) for loop in report.loops} == {("outer", 4), ("inner", 3)}
-    assert {step.name: step.executions for step in report.steps if step.cycles} == {"exp": 4, "y": 12, "last": 1}
-    assert [step.name for step in report.slowest(2)] == ["last", "exp"]
+    analysis = cost.analyze(MODULE)
+    assert analysis.cycles == 4 * (100 + 3 * 10) + 1000
+    assert {(loop.name, loop.trips) for loop in analysis.loops} == {("outer", 4), ("inner", 3)}
+    assert {each.name: each.executions for each in analysis.instructions if each.cycles} == {
+        "exp": 4,
+        "y": 12,
+        "last": 1,
+    }
+    assert [each.name for each in analysis.slowest(2)] == ["last", "exp"]
 
 
 def test_shares_name_the_place_in_the_program_and_the_phase():
-    shares = {(share.source, share.phase): share.cycles for share in hlo.report(MODULE).shares()}
-    assert shares == {
+    places = {(place.source, place.phase): place.cycles for place in cost.analyze(MODULE).places()}
+    assert places == {
         ("layer (model.py:7)", "forward"): 120,  # not the installed library's frame inside it
         ("jit(step)/exp", ""): 400,
         ("jit(step)/transpose(jvp(layer))/convert", "backward"): 1000,
     }
-    assert hlo.phase("jit(step)/transpose(jvp())/rematted_computation/dot") == "recomputed"
+    assert cost.phase("jit(step)/transpose(jvp())/rematted_computation/dot") == "recomputed"
 
 
 def test_what_has_no_estimate_is_listed():
-    report = hlo.report(MODULE)
-    assert report.kernels == (("jit(step)/flash", 1),)
-    assert report.missing == (("sort", 1),)  # the sentinel is no estimate
+    analysis = cost.analyze(MODULE)
+    assert analysis.kernels == (("jit(step)/flash", 1),)
+    assert analysis.missing == (("sort", 1),)  # the sentinel is no estimate
 
 
 def test_bytes_with_and_without_the_tiles_padding():
@@ -101,7 +105,7 @@ def test_bytes_with_and_without_the_tiles_padding():
     assert hlo.shape_bytes("bf16[3,200]{1,0:T(8,128)(2,1)}", padded=True) == 8 * 256 * 2
     assert hlo.shape_bytes("bf16[3,200]{0,1:T(8,128)}", padded=True) == 200 * 128 * 2  # 3 is the minor axis
     assert hlo.shape_bytes("(f32[8]{0:T(1024)}, pred[4,2], s4[6], u32[])") == 32 + 8 + 3 + 4
-    assert [step.bytes for step in hlo.report(MODULE).steps if step.name == "last"] == [8 * 256 * 2]
+    assert [each.bytes for each in cost.analyze(MODULE).instructions if each.name == "last"] == [8 * 256 * 2]
 
 
 LOOP = """HloModule step
@@ -144,12 +148,12 @@ ENTRY %main (a: pred[4]) -> pred[4] {{
     [("LT", "%bound", 1, 8), ("LE", "%bound", 1, 9), ("LT", "%carried", 1, 6), ("LT", "%bound", 20, 0)],
 )
 def test_a_loop_that_may_end_earlier_counts_its_bound(direction, bound, start, trips):
-    (loop,) = hlo.report(LOOP.format(direction=direction, bound=bound, start=start)).loops
+    (loop,) = cost.analyze(LOOP.format(direction=direction, bound=bound, start=start)).loops
     assert (loop.trips, loop.at_most) == (trips, True)
 
 
 def test_a_loop_that_the_text_does_not_bound_says_so():
-    (loop,) = hlo.report(LOOP.format(direction="NE", bound="%bound", start=1)).loops
+    (loop,) = cost.analyze(LOOP.format(direction="NE", bound="%bound", start=1)).loops
     assert loop.trips is None
 
 
@@ -190,16 +194,16 @@ ENTRY %main (a: f32[16], b: f32[64], c: bf16[10]) -> f32[16] {
 
 
 def test_collectives_are_counted_once_with_their_bytes_and_groups():
-    report = hlo.report(COLLECTIVES)
-    found = {c.kind: (c.executions, c.bytes, c.group) for c in report.collectives}
-    assert len(report.collectives) == len(found) == 4
+    analysis = cost.analyze(COLLECTIVES)
+    found = {c.kind: (c.executions, c.bytes, c.group) for c in analysis.collectives}
+    assert len(analysis.collectives) == len(found) == 4
     assert found == {
         "all-gather": (1, 64 * 4, 4),
         "all-reduce": (1, (64 + 16) * 4, 2),
         "reduce-scatter": (1, 64 * 4, 4),
         "collective-permute": (1, 20, None),
     }
-    assert hlo.by_kind(report.collectives)["all-gather"] == (1, 256)
+    assert cost.by_kind(analysis.collectives)["all-gather"] == (1, 256)
 
 
 SPREAD = """HloModule step
@@ -237,7 +241,7 @@ ENTRY %main (a: f32[16]) -> f32[16] {
 
 
 def test_a_collective_that_goes_on_in_a_loop_runs_as_often_as_it_begins():
-    (gather,) = hlo.report(SPREAD).collectives
+    (gather,) = cost.analyze(SPREAD).collectives
     assert (gather.kind, gather.executions, gather.bytes) == ("all-gather", 1, 64 * 4)
 
 
@@ -262,7 +266,7 @@ ENTRY %main (p: pred[], x: f32[8]) -> f32[8] {{
 
 
 def test_of_a_conditional_the_dearer_branch_counts():
-    assert hlo.report(CONDITIONAL).cycles == 50
+    assert cost.analyze(CONDITIONAL).cycles == 50
 
 
 def test_text_that_is_no_module_is_refused():

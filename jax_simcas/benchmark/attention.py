@@ -1,10 +1,11 @@
-"""What a TPU's compiler says of attention within chunks: ours, which XLA fuses, beside jax's two Pallas kernels.
+"""Compares attention within chunks on a TPU: ours, which XLA fuses, against jax's two Pallas kernels.
 
-One document's attention on one chip, in millions of cycles. The estimate that compile_check sums up does not look into
-Pallas kernels. The compiler's last stage does: its static profile has the cycles of every scheduled instruction and
-kernel. That profile leaves out waiting for memory, in favour of whatever reads and writes more. For the kernels'
-backward passes it did not end in 90 s (libtpu 0.0.42), so they count as their schedule's bundles times their grid,
-without the work between them: a lower bound. Needs libtpu's compiler, pip install 'jax_simcas[tpu]', and no TPU.
+Prints millions of cycles for one document's attention on one chip. compile_check's estimate does not look into Pallas
+kernels, so this reads the static profile of the compiler's last stage, which has the cycles of every scheduled
+instruction and kernel. The profile ignores waiting for memory, which favours whatever reads and writes more. For the
+kernels' backward passes it did not finish within 90 s (libtpu 0.0.42): they count as their schedule's bundles times
+their grid, without the work between them, which is a lower bound. Needs libtpu's compiler, pip install
+'jax_simcas[tpu]', and no TPU.
 """
 
 from __future__ import annotations
@@ -14,26 +15,25 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
 from jax_simcas.common.tables import markdown_table
-from jax_simcas.compile_check import hlo, topology
+from jax_simcas.compile_check import cost, topology
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.attention
   python -m jax_simcas.benchmark.attention --heads 12 --chunks 64 --topology v6e:1x1
 """
-KINDS = ("ours", "flash", "splash")
 PROFILE = re.compile(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)')
 BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
 
 
-class Sizes(NamedTuple):
-    """Of one document; `width` is a head's."""
+class AttentionShape(NamedTuple):
+    """Attention within the chunks of one document; `width` is that of one head."""
 
     chunks: int
     heads: int
@@ -41,47 +41,58 @@ class Sizes(NamedTuple):
     width: int
 
 
-def attention_of(kind: str, sizes: Sizes) -> Callable[..., Any]:
-    """(query, key, value [K, H, S, D], mask [K, S]) -> context [K, H, S, D]; a block is as long as a chunk."""
+def our_attention(shape: AttentionShape) -> Callable[..., Any]:
+    """The encoder's own attention, which XLA fuses."""
     import jax
 
-    length, scale = sizes.length, sizes.width**-0.5
-    if kind == "ours":
-        from jax_simcas.backbones.bart.layers import attention
+    from jax_simcas.backbones.bart.layers import attention
 
-        return jax.vmap(lambda q, k, v, mask: attention(q, k, v, mask[None] == 1, True))
-    if kind == "flash":
-        from jax.experimental.pallas.ops.tpu import flash_attention as flash
+    return jax.vmap(lambda q, k, v, mask: attention(q, k, v, mask[None] == 1, True))
 
-        names = flash.BlockSizes.__dataclass_fields__
-        blocks = flash.BlockSizes(**{name: 1 if name == "block_b" else length for name in names})
-        return lambda q, k, v, mask: flash.flash_attention(
-            q, k, v, segment_ids=flash.SegmentIds(mask, mask), sm_scale=scale, block_sizes=blocks
-        )
+
+def flash_attention(shape: AttentionShape) -> Callable[..., Any]:
+    """jax's flash attention kernel, with blocks as long as a chunk."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as flash
+
+    names = flash.BlockSizes.__dataclass_fields__
+    blocks = flash.BlockSizes(**{name: 1 if name == "block_b" else shape.length for name in names})
+    return lambda q, k, v, mask: flash.flash_attention(
+        q, k, v, segment_ids=flash.SegmentIds(mask, mask), sm_scale=shape.width**-0.5, block_sizes=blocks
+    )
+
+
+def splash_attention(shape: AttentionShape) -> Callable[..., Any]:
+    """jax's splash attention kernel with the fused backward pass, with blocks as long as a chunk."""
+    import jax
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
 
-    fused = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    fused_blocks = splash.BlockSizes(use_fused_bwd_kernel=True, **dict.fromkeys(fused, length))  # type: ignore[arg-type]
-    everything = splash_attention_mask.FullMask((length, length))
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    blocks = splash.BlockSizes(use_fused_bwd_kernel=True, **dict.fromkeys(names, shape.length))  # type: ignore[arg-type]
+    full = splash_attention_mask.FullMask((shape.length, shape.length))
     kernel = splash.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([everything] * sizes.heads),
+        splash_attention_mask.MultiHeadMask([full] * shape.heads),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=fused_blocks,
+        block_sizes=blocks,
     )
+    scale = shape.width**-0.5
     return jax.vmap(lambda q, k, v, mask: kernel(q * scale, k, v, segment_ids=splash.SegmentIds(mask, mask)))
 
 
-def compiled(kind: str, sizes: Sizes, where: str, backward: bool) -> hlo.Report:
-    """The program that the TPU's compiler makes of it; bfloat16."""
+# Each gives (query, key, value [K, H, S, D], mask [K, S]) -> context [K, H, S, D].
+KINDS = {"ours": our_attention, "flash": flash_attention, "splash": splash_attention}
+
+
+def compiled(kind: str, shape: AttentionShape, where: str, backward: bool) -> cost.Analysis:
+    """The compiled program, analysed; bfloat16."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
     topology.prepare_environment()
     place = SingleDeviceSharding(topology.describe(where).devices[0])
-    attend = attention_of(kind, sizes)
+    attend = KINDS[kind](shape)
 
     def run(query: Any, key: Any, value: Any, mask: Any, cotangent: Any) -> Any:
         if not backward:
@@ -89,22 +100,26 @@ def compiled(kind: str, sizes: Sizes, where: str, backward: bool) -> hlo.Report:
         context, pull = jax.vjp(lambda *inputs: attend(*inputs, mask), query, key, value)
         return context, pull(cotangent)
 
-    states = jax.ShapeDtypeStruct(tuple(sizes), jnp.bfloat16, sharding=place)
-    mask = jax.ShapeDtypeStruct((sizes.chunks, sizes.length), jnp.int32, sharding=place)
+    states = jax.ShapeDtypeStruct(tuple(shape), jnp.bfloat16, sharding=place)
+    mask = jax.ShapeDtypeStruct((shape.chunks, shape.length), jnp.int32, sharding=place)
     lowered = jax.jit(run).trace(states, states, states, mask, states).lower(lowering_platforms=("tpu",))
-    return hlo.report(lowered.compile().as_text())
+    return cost.analyze(lowered.compile().as_text())
 
 
-def profiled(steps: Iterable[hlo.Step], profile: Mapping[str, int]) -> int:
-    """Cycles of all executions. Of instructions that are alike the profile has one: they share their estimate."""
-    steps = list(steps)
-    alike = {(step.opcode, step.shape, step.cycles): profile[step.name] for step in steps if step.name in profile}
-    of = lambda step: profile.get(step.name, alike.get((step.opcode, step.shape, step.cycles), step.cycles or 0))
-    return sum(step.executions * of(step) for step in steps)
+def profiled(instructions: Sequence[cost.Scheduled], profile: Mapping[str, int]) -> int:
+    """Cycles of all executions. The profile lists one of several identical instructions: they share its cycles."""
+    kinds = {_kind(each): profile[each.name] for each in instructions if each.name in profile}
+    cycles = (profile.get(each.name, kinds.get(_kind(each), each.cycles or 0)) for each in instructions)
+    return sum(each.executions * one for each, one in zip(instructions, cycles, strict=True))
+
+
+def _kind(instruction: cost.Scheduled) -> tuple[str, str, int | None]:
+    """What identical instructions share."""
+    return instruction.opcode, instruction.shape, instruction.cycles
 
 
 def kernel_bundles(schedule: str) -> int:
-    """Bundles of a kernel's body; 0 for the schedule of anything else, the whole program's included."""
+    """Bundles of a kernel's body; 0 for any other schedule, such as that of the whole program."""
     found = BUNDLES.search(schedule)
     of_kernel = found is not None and re.search(
         r"^\s*\S+ scheduled bundles \(100\S* %.*tpu_custom_call", schedule, re.M
@@ -112,33 +127,33 @@ def kernel_bundles(schedule: str) -> int:
     return int(found[1]) if found and of_kernel else 0
 
 
-def measure(kind: str, sizes: Sizes, where: str, backward: bool) -> int:
-    """Cycles; in a process of its own, since libtpu reads its flags once."""
+def measure(kind: str, shape: AttentionShape, where: str, backward: bool) -> int:
+    """Cycles. Call it in a process of its own, since libtpu reads its flags once."""
     with tempfile.TemporaryDirectory() as folder:
-        kernels_alone = backward and kind != "ours"
+        only_kernels = backward and kind != "ours"
         schedules = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
-        asked = schedules if kernels_alone else f"--xla_jf_dump_static_llo_profile_to={folder}"
-        os.environ["LIBTPU_INIT_ARGS"] = asked
-        report = compiled(kind, sizes, where, backward)
+        profiles = f"--xla_jf_dump_static_llo_profile_to={folder}"
+        os.environ["LIBTPU_INIT_ARGS"] = schedules if only_kernels else profiles
+        analysis = compiled(kind, shape, where, backward)
         files = [path.read_text(errors="replace") for path in Path(folder).rglob("*") if path.is_file()]
-    if kernels_alone:
-        # One step of the grid is a chunk's head: a block is as long as a chunk.
-        return sum(map(kernel_bundles, files)) * sizes.chunks * sizes.heads
+    if only_kernels:
+        # One grid step per chunk and head, since a block is as long as a chunk.
+        return sum(map(kernel_bundles, files)) * shape.chunks * shape.heads
     profile = {name: int(cycles) for text in files for name, cycles in PROFILE.findall(text)}
-    return profiled(report.steps, profile)
+    return profiled(analysis.instructions, profile)
 
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     topology.parse(arguments.topology)
-    sizes = Sizes(arguments.chunks, arguments.heads, arguments.length, arguments.width)
+    shape = AttentionShape(arguments.chunks, arguments.heads, arguments.length, arguments.width)
     rows = []
     spawn = multiprocessing.get_context("spawn")
     for kind in KINDS:
         cycles = []
         for backward in (False, True):
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                cycles.append(pool.submit(measure, kind, sizes, arguments.topology, backward).result() / 1e6)
+                cycles.append(pool.submit(measure, kind, shape, arguments.topology, backward).result() / 1e6)
         bound = "" if kind == "ours" else "≥ "
         rows.append({"attention": kind, "forward": f"{cycles[0]:.2f}", "and backward": f"{bound}{cycles[1]:.2f}"})
     print(markdown_table(rows, list(rows[0])))

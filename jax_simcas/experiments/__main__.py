@@ -17,7 +17,7 @@ from typing import Any
 
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
-from jax_simcas.experiments import outputs, runner
+from jax_simcas.experiments import output, runner
 from jax_simcas.experiments.plan import Command, Plan, errors_of, load, run_folder
 from jax_simcas.experiments.spec import Experiment
 
@@ -76,7 +76,7 @@ def run(arguments: Any) -> int:
     if not arguments.table:
         with runner.exit_on_sigterm(), runner.exclusive(workdir) as lock:
             problems = runner.run_all(chosen, lock)
-    print(outputs.write(" on ".join(stems), experiment, workdir, commands))
+    print(output.write(" on ".join(stems), experiment, workdir, commands))
     print(f"in {workdir}: table.md, table.csv, plot.png")
     for problem in problems:
         cli.fail(problem)

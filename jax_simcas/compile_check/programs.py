@@ -1,0 +1,250 @@
+"""The programs that are compiled: training steps and generation, with the shapes of their arguments on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import batch_shardings, fitted, make_mesh, over_documents, replicated, state_shardings
+from jax_simcas.compile_check import cost, flops
+from jax_simcas.compile_check.topology import Topology
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.model import encode_and_select, init_params
+from jax_simcas.method.steps import Batch, init_state, selector_step, transformer_step
+from jax_simcas.run.config import Settings
+
+PUBLISHED = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A global batch: documents of `tokens` (specials included), with `target` tokens each."""
+
+    documents: int
+    tokens: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function to compile, with the shapes of its arguments.
+
+    model: shapes of the training state or of the parameters; donate: whether the function replaces it.
+    flops: model FLOPs per document.
+    """
+
+    function: Callable[[Any, Batch], Any]
+    model: Any
+    batch: Batch
+    donate: bool
+    flops: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """The compiler's figures for one stage; bytes and FLOPs are per device.
+
+    problem: why it was not compiled; the rest is zeros then.
+    peak: bytes alive at once, arguments included; 0: this jaxlib does not report it.
+    """
+
+    stage: str
+    problem: str = ""
+    arguments: int = 0
+    temporaries: int = 0
+    peak: int = 0
+    memory: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    utilisation: float = 0.0
+    compile_seconds: float = 0.0
+    analysis: cost.Analysis | None = None
+
+    @property
+    def fits(self) -> bool:
+        return not self.problem and (self.peak or self.arguments + self.temporaries) <= self.memory
+
+
+def bart_of(settings: Settings) -> BartConfig:
+    """The model's sizes: a published checkpoint's, without reading it, or the config's."""
+    if settings.pretrained in PUBLISHED:
+        return PUBLISHED[settings.pretrained]
+    return dataclasses.replace(settings.bart, vocab_size=settings.data.vocab_size)
+
+
+def batch_arrays(shape: BatchShape, chunk_length: int) -> Batch:
+    """The arrays of a batch of whole chunks, as shapes."""
+    rows, chunks = shape.documents, -(-shape.tokens // chunk_length)
+    array = jax.ShapeDtypeStruct
+    arrays = {
+        "input_ids": array((rows, chunks, chunk_length), jnp.int32),
+        "token_mask": array((rows, chunks, chunk_length), bool),
+        "chunk_mask": array((rows, chunks), bool),
+        "target_ids": array((rows, shape.target), jnp.int32),
+        "target_mask": array((rows, shape.target), bool),
+    }
+    return cast(Batch, arrays)
+
+
+def document_shape(settings: Settings, shape: BatchShape) -> flops.DocumentShape:
+    """What the FLOPs of a document depend on."""
+    length = settings.simcas.chunk_length
+    chunks = -(-shape.tokens // length)
+    everything = 1 + chunks * (length - 1)
+    selected = min(settings.simcas.capacity or everything, everything)
+    return flops.DocumentShape(chunks, length, selected, shape.target)
+
+
+def _state(settings: Settings) -> Any:
+    def fresh(key: jax.Array) -> Any:
+        params = init_params(key, settings.bart, settings.simcas)
+        return init_state(stack_layers(params), settings.optimizer, key)
+
+    return jax.eval_shape(fresh, jax.random.key(0))
+
+
+def train_program(settings: Settings, shape: BatchShape) -> Program:
+    """The transformer's update on one batch."""
+    options: Any = {"bart": settings.bart, "simcas": settings.simcas, "config": settings.optimizer}
+    return Program(
+        function=partial(transformer_step, **options),
+        model=_state(settings),
+        batch=batch_arrays(shape, settings.simcas.chunk_length),
+        donate=True,
+        flops=flops.transformer_update(settings.bart, document_shape(settings, shape)),
+    )
+
+
+def ppo_program(settings: Settings, shape: BatchShape) -> Program:
+    """The selector's update on one batch."""
+    options: Any = {"bart": settings.bart, "simcas": settings.simcas, "config": settings.optimizer}
+    epochs = settings.optimizer.ppo.epochs
+    return Program(
+        function=partial(selector_step, **options),
+        model=_state(settings),
+        batch=batch_arrays(shape, settings.simcas.chunk_length),
+        donate=True,
+        flops=flops.selector_update(settings.bart, document_shape(settings, shape), epochs),
+    )
+
+
+def generate_program(settings: Settings, shape: BatchShape) -> Program:
+    """Encodes, selects, and generates summaries of `shape.target` tokens, the most there can be."""
+    bart, simcas = settings.bart, settings.simcas
+    config = dataclasses.replace(settings.generate, max_length=shape.target, min_length=0)
+
+    def summarize(params: Any, batch: Batch) -> Any:
+        keys = jax.random.split(jax.random.key(0), shape.documents)
+
+        def one(ids: Any, token_mask: Any, chunk_mask: Any, key: Any) -> Any:
+            compacted = encode_and_select(params, bart, simcas, ids, token_mask, chunk_mask, select_key=key).compacted
+            return generate(params, bart, config, compacted.states, compacted.mask, jnp.dtype(simcas.dtype))
+
+        return over_documents(one)(batch["input_ids"], batch["token_mask"], batch["chunk_mask"], keys)
+
+    return Program(
+        function=summarize,
+        model=jax.eval_shape(lambda key: init_params(key, bart, simcas), jax.random.key(0)),
+        batch=batch_arrays(shape, simcas.chunk_length),
+        donate=False,
+        flops=flops.generation(bart, document_shape(settings, shape), config.num_beams),
+    )
+
+
+STAGES = {"train": train_program, "ppo": ppo_program, "generate": generate_program}
+
+
+def on_mesh(program: Program, mesh: Mesh) -> tuple[Any, Batch]:
+    """Model and batch as shapes with the shardings of training."""
+
+    def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    model = jax.tree.map(place, program.model, state_shardings(mesh, program.model))
+    return model, jax.tree.map(place, program.batch, batch_shardings(mesh, program.batch))
+
+
+def mesh_sizes(settings: Settings, shape: BatchShape, devices: int) -> dict[str, int]:
+    """The axes of config.mesh on the slice.
+
+    Raises:
+      UserError: they leave devices idle, or documents or chunks do not divide over them.
+    """
+    try:
+        sizes = fitted(settings.mesh, devices, shape.documents)
+    except ValueError as error:
+        raise UserError(f"config.mesh: {error}") from None
+    shown = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if math.prod(sizes.values()) < devices or shape.documents % (sizes["data"] * sizes["fsdp"]):
+        raise UserError(
+            f"--documents={shape.documents}: config.mesh gives {shown} on {devices} devices; expected a multiple of "
+            "data x fsdp, with every device in the mesh"
+        )
+    chunks = -(-shape.tokens // settings.simcas.chunk_length)
+    if chunks % sizes["chunk"] or settings.simcas.chunk_length % sizes["chunk"]:
+        raise UserError(f"--tokens={shape.tokens}: {chunks} chunks do not divide over config.mesh.chunk ({shown})")
+    return sizes
+
+
+def compile_stage(stage: str, settings: Settings, shape: BatchShape, target: Topology) -> Result:
+    """Compiles one stage for the slice; whatever the compiler refuses becomes `problem`."""
+    program = STAGES[stage](settings, shape)
+    started = time.monotonic()
+    mesh = make_mesh(mesh_sizes(settings, shape, len(target.devices)), target.devices)
+    try:
+        compiled = _compile(program, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        return Result(stage, problem=problem_of(str(error)), memory=target.chip.memory)
+    statistics, text = compiled.memory_analysis(), compiled.as_text()
+    assert statistics is not None and text is not None
+    analysis = cost.analyze(text)
+    seconds = analysis.cycles / target.chip.clock
+    model_flops = program.flops * shape.documents / len(target.devices)
+    outputs = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
+    return Result(
+        stage,
+        arguments=statistics.argument_size_in_bytes,
+        temporaries=statistics.temp_size_in_bytes + outputs,
+        peak=getattr(statistics, "peak_memory_in_bytes", 0),
+        memory=target.chip.memory,
+        flops=model_flops,
+        seconds=seconds,
+        utilisation=model_flops / (seconds * target.chip.peak),
+        compile_seconds=time.monotonic() - started,
+        analysis=analysis,
+    )
+
+
+def _compile(program: Program, mesh: Mesh) -> Any:
+    """The program compiled for the TPUs of a mesh."""
+    model, batch = on_mesh(program, mesh)
+    options: Any = {}
+    if program.donate:  # a step: its state keeps its shardings
+        options = {
+            "donate_argnums": 0,
+            "out_shardings": (jax.tree.map(lambda x: x.sharding, model), replicated(mesh)),
+        }
+    with jax.set_mesh(mesh):
+        traced = jax.jit(program.function, **options).trace(model, batch)
+        return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+def problem_of(message: str) -> str:
+    """The compiler's message as one line: how much memory is needed of how much, where it says so."""
+    for pattern in (r"Used (\S+) of (\S+) hbm", r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)"):
+        if large := re.search(pattern, message):
+            return f"needs {large.group(1)} of {large.group(2)} memory"
+    return " ".join(message.split())[:300]
