@@ -13,9 +13,10 @@ from jax_simcas.common import cli, files, plots, progress
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import First
 from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
-from jax_simcas.method.select import BUDGETED, POLICIES
+from jax_simcas.method.select import POLICIES
 from jax_simcas.run.build import Model, checkpoint_step, load_model, open_source, predictor
 from jax_simcas.run.config import apply_flag_overrides
+from jax_simcas.run.method_config import BUDGETED, policy_of
 from jax_simcas.run.processes import gather, guarded, is_main, join, local_mesh
 from jax_simcas.run.workdir import CONFIG
 
@@ -62,7 +63,7 @@ def evaluate_all(model: Model, source: Any, policy: str, lead_words: int, seed: 
             documents.evaluate_documents(
                 predictor(model),
                 source,
-                policy=policy,
+                policy=policy_of(policy, "--policy"),
                 task=data.task,
                 lead_words=lead_words,
                 key=jax.random.key(seed),

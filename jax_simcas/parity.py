@@ -15,15 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import from_state_dict, load
 from jax_simcas.common import cli, files, progress, tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.method import steps
+from jax_simcas.method.align import ALIGNMENTS
 from jax_simcas.method.beam_search import GenerateConfig, generate
-from jax_simcas.method.model import SimcasConfig, encode, encode_and_select
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import SimCAS, encode, encode_and_select, forward
+from jax_simcas.method.optimizers import adam, inverse_sqrt
 from jax_simcas.method.ppo import Orders, PPOConfig, Rollout, ppo_update
-from jax_simcas.method.reward import candidate_rewards, document_reward
 from jax_simcas.method.select import state_values
 
 EXAMPLES = """\
@@ -62,20 +65,16 @@ class Case(NamedTuple):
     bart: BartConfig
     params: Any
 
-    def simcas(self, chunk_length: int) -> SimcasConfig:
-        return SimcasConfig(chunk_length=chunk_length, align=self.settings["align"], mask_padding=False)
+    @property
+    def model(self) -> SimCAS:
+        return SimCAS(Bart(self.bart), align=ALIGNMENTS[self.settings["align"]], mask_padding=False)
 
-    def document(self, prefix: str = "") -> steps.Batch:
-        """One document; PAD is real in it, as in the released code."""
+    def example(self, prefix: str = "") -> Example:
+        """One document and its target; PAD is real in it, as in the released code."""
         ids = jnp.asarray(self.arrays[f"{prefix}input_ids"][0], jnp.int32)
         target = jnp.asarray(self.arrays[f"{prefix}target_ids"][0], jnp.int32)
-        return {
-            "input_ids": ids,
-            "token_mask": jnp.ones(ids.shape, bool),
-            "chunk_mask": jnp.ones(ids.shape[0], bool),
-            "target_ids": target,
-            "target_mask": target != self.bart.pad_token_id,
-        }
+        document = Document(ids, jnp.ones(ids.shape, bool), jnp.ones(ids.shape[0], bool))
+        return Example(document, Target(target, target != self.bart.pad_token_id))
 
     def within(self, quantity: str, measured: Any, expected: Any, tolerance: float, scale: float = 0.0) -> Check:
         """The largest absolute error or, with a `scale`, the largest relative to max(|expected|, scale)."""
@@ -109,21 +108,21 @@ def largest_gap(a: Any, b: Any) -> float:
 
 def check_forward(case: Case) -> Iterator[Check]:
     """Encode, align, select, compact, decode, reward and loss of one document with given draws."""
-    arrays, bart, document = case.arrays, case.bart, case.document()
-    simcas = case.simcas(document["input_ids"].shape[1])
+    arrays, model, example = case.arrays, case.model, case.example()
     sampled = jnp.asarray(arrays["sampled_actions"], bool)
-    inputs = (document["input_ids"], document["token_mask"], document["chunk_mask"])
 
     @jax.jit
     def run(params: Any) -> tuple:
-        _, layer_inputs = encode(params, bart, simcas, *inputs)
-        out = steps.forward(params, bart, simcas, document, action=sampled)
+        _, layer_inputs = encode(params, model, example.document)
+        out = forward(params, model, example, action=sampled)
         states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
-        return layer_inputs, out, jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
+        value = jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
+        rewards = model.credit(model.reward(params, model, example, out), out)
+        return layer_inputs, out, value, rewards
 
-    layer_inputs, out, value = run(case.params)
+    layer_inputs, out, value, rewards = run(case.params)
     _, selection, compacted = out.encoded
-    for layer in range(bart.encoder_layers):
+    for layer in range(case.bart.encoder_layers):
         expected = arrays[f"encoder_states_{layer}"][0]
         yield case.within(f"input of encoder layer {layer}", layer_inputs[layer], expected, STATES)
     yield case.equal("selection", selection.action, arrays["actions"].astype(bool))
@@ -135,34 +134,25 @@ def check_forward(case: Case) -> Iterator[Check]:
     yield case.within("selected states", compacted.states[:rows], arrays["selected"][0], STATES)
     yield case.within("logits", out.logits, arrays["logits"][0], STATES)
     yield case.within("cross-attention", out.cross_attention[:rows], arrays["mean_cross_attention"], STATES)
-    target = (document["target_ids"], document["target_mask"])
-    rewards = candidate_rewards(
-        document_reward(out.logits, *target),
-        out.cross_attention,
-        compacted.index,
-        selection.action,
-        selection.candidate_mask,
-    )
     kept = np.asarray(selection.action)
     tiny = float(np.finfo(np.float32).tiny)
     yield case.within("rewards of kept", np.asarray(rewards)[kept], arrays["select_rewards"], LOSSES, tiny)
     skipped = np.asarray(rewards)[~kept]
     yield case.within("reward of skipped", skipped, np.broadcast_to(arrays["skip_reward"], skipped.shape), LOSSES, tiny)
-    loss = steps.smoothed_cross_entropy(out.logits, *target, LABEL_SMOOTHING)
+    loss = steps.smoothed_cross_entropy(out.logits, example.target, LABEL_SMOOTHING)
     yield case.within("smoothed loss", loss, np.reshape(arrays["smoothed_loss"], ()), LOSSES, tiny)
 
 
 def check_ppo(case: Case) -> Iterator[Check]:
     """Rollout, advantages and every minibatch of the selector's update, in the given order of visits."""
-    arrays, bart, document = case.arrays, case.bart, case.document()
-    simcas = case.simcas(document["input_ids"].shape[1])
+    arrays, model, example = case.arrays, case.model, case.example()
     epochs, chunks, per_chunk = arrays["token_orders"].shape
     config = PPOConfig(epochs=epochs, minibatch_size=int(arrays["minibatch_size"]))
     size = min(config.minibatch_size, per_chunk)
-    batch = jax.tree.map(lambda x: x[None], document)
+    batch = jax.tree.map(lambda x: x[None], example)
     action = jnp.asarray(arrays["actions"], bool)[None]
     keys = jax.random.split(jax.random.key(0), 1)
-    collect = lambda params: steps.rollout(params, batch, bart, simcas, config, keys, action=action)[0]
+    collect = lambda params: steps.rollout(params, batch, model, config, keys, action=action)[0]
     experience: Rollout = jax.jit(collect)(case.params)
     yield case.within("values", experience.value[0], arrays["values"], STATES)
     yield case.within("log-probabilities", experience.log_prob[0], arrays["log_probs"], STATES)
@@ -189,14 +179,16 @@ def check_ppo(case: Case) -> Iterator[Check]:
 def check_train(case: Case) -> Iterator[Check]:
     """The transformer's optimizer steps: rates, losses, and every parameter afterwards."""
     arrays, settings = case.arrays, case.settings
-    simcas = case.simcas(arrays["step1/input_ids"].shape[-1])
-    config = steps.UpdateConfig(max_lr=settings["max_lr"], warmup=settings["warmup_steps"], accumulate_step=1)
-    rate = steps.learning_rate(config)
-    state = steps.init_state(jax.tree.map(jnp.asarray, case.params), config, jax.random.key(0))
-    step = jax.jit(partial(steps.transformer_step, bart=case.bart, simcas=simcas, config=config))
+    rate = inverse_sqrt(settings["max_lr"], settings["warmup_steps"])
+    optimizer = adam(rate)
+    params = jax.tree.map(jnp.asarray, case.params)
+    state = steps.init_state(params, optimizer, adam(SELECTOR_LR), jax.random.key(0))
+    step = jax.jit(
+        partial(steps.transformer_step, model=case.model, optimizer=optimizer, label_smoothing=LABEL_SMOOTHING)
+    )
     rates, losses = [], []
     for i in range(settings["steps"]):
-        batch = jax.tree.map(lambda x: x[None], case.document(f"step{i + 1}/"))
+        batch = jax.tree.map(lambda x: x[None], case.example(f"step{i + 1}/"))
         action = jnp.asarray(arrays[f"step{i + 1}/sampled_actions"], bool)[None]
         state, metrics = step(state, batch, action=action)
         rates.append(float(rate(i)))
@@ -219,16 +211,13 @@ def check_generate(case: Case) -> Iterator[Check]:
             raise UserError(f"{case.name}: setting {i} of the manifest: {error}") from None
         ids = jnp.asarray(arrays[f"{i}/input_ids"][0], jnp.int32)
         action = jnp.asarray(arrays[f"{i}/sampled_actions"], bool)
-        simcas = case.simcas(ids.shape[1])
 
-        def run(
-            params: Any, ids: jax.Array, action: jax.Array, simcas: SimcasConfig, config: GenerateConfig
-        ) -> jax.Array:
+        def run(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS, config: GenerateConfig) -> jax.Array:
             real = jnp.ones(ids.shape, bool)
-            encoded = encode_and_select(params, case.bart, simcas, ids, real, real[:, 0], action=action)
-            return generate(params, case.bart, config, encoded.compacted.states, encoded.compacted.mask).sequence
+            encoded = encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action)
+            return generate(params, model, config, encoded.compacted).sequence
 
-        sequence = jax.jit(run, static_argnums=(3, 4))(case.params, ids, action, simcas, config)
+        sequence = jax.jit(run, static_argnums=(3, 4))(case.params, ids, action, case.model, config)
         expected = np.full(sequence.shape, case.bart.pad_token_id)
         given = arrays[f"{i}/sequences"][0]
         expected[: len(given)] = given

@@ -12,9 +12,10 @@ import jax
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation.summarizer import summarize
-from jax_simcas.method.select import BUDGETED, POLICIES
+from jax_simcas.method.select import POLICIES
 from jax_simcas.run.build import load_model, predictor
 from jax_simcas.run.config import OVERRIDING_FLAGS, apply_flag_overrides
+from jax_simcas.run.method_config import BUDGETED
 
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt

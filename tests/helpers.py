@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import load
-from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
+from jax_simcas.run.method_config import SimcasConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -123,9 +126,14 @@ def parity_model():
     return loaded.config, jax.tree.map(jnp.asarray, loaded.params)
 
 
+def model_of(bart=TINY, **choices):
+    """A SimCAS around a BART, of the names that a config gives."""
+    return SimcasConfig(**choices).model(Bart(bart))
+
+
 @cache
-def tiny_params(bart=TINY, simcas=None, seed=0):
-    return init_params(jax.random.key(seed), bart, simcas or SimcasConfig())
+def tiny_params(bart=TINY, seed=0):
+    return init_params(jax.random.key(seed), model_of(bart))
 
 
 def tiny_bert(folder):
@@ -157,7 +165,7 @@ def tiny_bert(folder):
 
 
 def document(seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, padding_chunks=0, target_padding=0):
-    """One random document with `tail` PAD in its last chunk, plus chunks and targets of pure padding."""
+    """One random example with `tail` PAD in its last chunk, plus chunks and targets of pure padding."""
     rng = np.random.default_rng(seed)
     total = chunks + padding_chunks
     ids = np.full((total, chunk_length), 1, np.int32)
@@ -169,13 +177,10 @@ def document(seed, chunks=3, chunk_length=8, tail=2, target=6, vocabulary=40, pa
         mask[chunks - 1, -1 - tail : -1] = False
     targets = np.full(target + target_padding, 1, np.int32)
     targets[:target] = [2, 0, *rng.integers(4, vocabulary, target - 3), 2]
-    return {
-        "input_ids": jnp.asarray(ids),
-        "token_mask": jnp.asarray(mask),
-        "chunk_mask": jnp.asarray(mask.any(axis=1)),
-        "target_ids": jnp.asarray(targets),
-        "target_mask": jnp.asarray(targets != 1),
-    }
+    return Example(
+        Document(jnp.asarray(ids), jnp.asarray(mask), jnp.asarray(mask.any(axis=1))),
+        Target(jnp.asarray(targets), jnp.asarray(targets != 1)),
+    )
 
 
 def stack(*documents):

@@ -20,9 +20,9 @@ from jax_simcas.data import formats, tokenizer
 from jax_simcas.data.batches import make_iterator
 from jax_simcas.data.formats import open_rows
 from jax_simcas.data.rows import Fields, Row
-from jax_simcas.method.model import SimcasConfig
 from jax_simcas.run import build
 from jax_simcas.run.config import DataConfig, Settings
+from jax_simcas.run.method_config import SimcasConfig
 
 RECORDS = [{"article": f"Grüße {i} 😀", "abstract": f"s{i}", "lines": ["a", "b"]} for i in range(5)]
 FIELDS = Fields(document="article", summary="abstract")

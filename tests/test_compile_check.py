@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import pytest
 from helpers import ROOT, TINY, fully_optimised, read_config
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.backbones.bart.decoder import decode, init_decoder
-from jax_simcas.backbones.bart.encoder import encode_chunks, init_encoder
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import make_mesh
 from jax_simcas.compile_check import cost, flops, output, programs, topology
 from jax_simcas.compile_check.loops import Loop
-from jax_simcas.method.select import init_selector, select
+from jax_simcas.method.model import encode_chunks
+from jax_simcas.method.select import GREEDY, init_selector, select
 
 TWO_LAYERS = (
     *("--config.pretrained=", "--config.data.vocab_size=1024", "--config.bart.d_model=128"),
@@ -86,29 +86,26 @@ def counted(function, *arguments):
 
 def encoded(params):
     ids, mask = jnp.zeros((1, 128), jnp.int32), jnp.ones((1, 128), bool)
-    return encode_chunks(params, WIDE, ids, mask, lambda x, _: x)[0].sum()
+    return encode_chunks(params, Bart(WIDE), ids, mask, lambda x, _: x)[0].sum()
 
 
 def decoded(params):
     ids, real = jnp.zeros(64, jnp.int32), jnp.ones(64, bool)
     states = jnp.zeros((96, WIDE.d_model))
-    return decode(params, WIDE, states, jnp.ones(96, bool), ids, real, with_weights=False)[0].sum()
+    return Bart(WIDE).decode(params, states, jnp.ones(96, bool), ids, real, with_weights=False)[0].sum()
 
 
 def wide_model():
-    keys = jax.random.split(jax.random.key(0), 2)
-    shared = {"embedding": jnp.zeros((WIDE.vocab_size, WIDE.d_model))}
-    model = {"shared": shared, "encoder": init_encoder(keys[0], WIDE), "decoder": init_decoder(keys[1], WIDE)}
-    return {"model": model, "final_logits_bias": jnp.zeros((1, WIDE.vocab_size))}
+    return Bart(WIDE).init(jax.random.key(0))
 
 
 def test_forward_flops_are_those_that_xla_counts():
     params = jax.eval_shape(wide_model)
-    assert counted(encoded, params["model"]) == pytest.approx(flops.encoder(WIDE, WIDE_SIZES), rel=0.03)
+    assert counted(encoded, params) == pytest.approx(flops.encoder(WIDE, WIDE_SIZES), rel=0.03)
     assert counted(decoded, params) == pytest.approx(flops.decoder(WIDE, WIDE_SIZES), rel=0.03)
 
     def selected(selector, hidden):
-        return select(selector, hidden, jnp.ones((1, 127), bool), jnp.ones(1, bool), policy="greedy").log_prob
+        return select(selector, hidden, jnp.ones((1, 127), bool), jnp.ones(1, bool), policy=GREEDY).log_prob
 
     selector = jax.eval_shape(lambda: init_selector(jax.random.key(0), WIDE.d_model))
     hidden = jax.ShapeDtypeStruct((1, 128, WIDE.d_model), jnp.float32)
@@ -120,7 +117,7 @@ def test_training_takes_three_times_the_forward_pass():
     # A backward pass that computes the scores anew has 12 S^2 D for attention where the model has 8.
     again = 2 * 128**2 * WIDE.d_model
     expected = 3 * flops.encoder(WIDE, WIDE_SIZES) + again
-    assert counted(jax.grad(encoded), params["model"]) == pytest.approx(expected, rel=0.03)
+    assert counted(jax.grad(encoded), params) == pytest.approx(expected, rel=0.03)
 
 
 # Topologies and shapes
@@ -163,8 +160,8 @@ def test_the_programs_are_traced_with_the_configs_shapes():
         task = programs.STAGES[stage](settings, shapes)
         mesh = make_mesh(programs.mesh_sizes(settings, shapes, 8), jax.devices())
         model, batch = programs.on_mesh(task, mesh)
-        assert batch["input_ids"].shape == (8, 3, 512)
-        assert batch["input_ids"].sharding.shard_shape((8, 3, 512)) == (1, 3, 512)
+        assert batch.document.input_ids.shape == (8, 3, 512)
+        assert batch.document.input_ids.sharding.shard_shape((8, 3, 512)) == (1, 3, 512)
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
         assert task.flops > flops.encoder(settings.bart, programs.document_shape(settings, shapes))
     sequence = jax.eval_shape(task.function, task.model, task.batch).sequence

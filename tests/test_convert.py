@@ -10,13 +10,13 @@ import pytest
 from helpers import PARITY, TINY, parity_model, tiny_params
 
 from jax_simcas import convert
-from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.checkpoints.hub import LAYOUTS, load, save
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
-from jax_simcas.method.model import SimcasConfig
 from jax_simcas.run import config as settings
 from jax_simcas.run.build import load_model
+from jax_simcas.run.method_config import SimcasConfig
 
 torch = pytest.importorskip("torch")
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, tiny_params
+from helpers import TINY, model_of, tiny_params
 
 from jax_simcas.method.beam_search import GenerateConfig, ban_repeated_ngrams, generate
+from jax_simcas.method.select import Compacted
 
 FORCED = dataclasses.replace(TINY, forced_eos_token_id=None)
 
@@ -23,7 +24,13 @@ def states(seed, documents=1, rows=7, width=TINY.d_model):
 
 @partial(jax.jit, static_argnames=("bart", "config"))
 def run(params, selected, mask, bart, config):
-    return jax.vmap(lambda s, m: generate(params, bart, config, s, m))(selected, mask)
+    model = model_of(bart)
+    return jax.vmap(lambda s, m: generate(params, model, config, compacted(s, m)))(selected, mask)
+
+
+def compacted(states, mask):
+    """States in rows 1.., as selection would give them."""
+    return Compacted(states, mask, jnp.arange(len(mask) - 1), jnp.array(0))
 
 
 def with_eos_bias(params, bias):

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, document, stack, tiny_params
+from helpers import document, model_of, stack, tiny_params
 from jax import lax
 
-from jax_simcas.backbones.bart.layers import attend, attention, stack_layers, unstack_layers
+from jax_simcas.backbones.ops.attention import attend_with_weights, attention
 from jax_simcas.backbones.ops.matmul import product
+from jax_simcas.backbones.ops.stacks import stack_layers, unstack_layers
 from jax_simcas.method import steps
-from jax_simcas.method.model import SimcasConfig
 
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
 
@@ -65,7 +65,7 @@ def test_vmap_makes_one_product_of_all_rows():
     loss = lambda kernel: jnp.square(jax.vmap(product, (0, None))(x, kernel)).sum()
     gradient = jax.make_jaxpr(jax.grad(loss))(kernel)
     dots = [e for e in all_equations(gradient.jaxpr) if is_dot(e)]
-    assert len(dots) == 2  # one a platform
+    assert len(dots) == 2  # one per platform
     assert all(dot.outvars[0].aval.shape == kernel.shape for dot in dots)
     np.testing.assert_allclose(jax.vmap(product, (1, None), 1)(x, kernel), x @ kernel, rtol=1e-5)
     each = normal(2, 4, 8, 12)
@@ -79,7 +79,7 @@ def test_attention_has_the_value_and_gradient_of_attend(batched, dtype):
     query, g = (normal(i, *lead, 2, 5, 4, dtype=dtype) for i in (0, 1))
     key, value = (normal(i, *lead, 2, 7, 4, dtype=dtype) for i in (2, 3))
     mask = jnp.broadcast_to((jnp.arange(7) < 5)[None], (*lead, 1, 7))
-    plain = lambda q, k, v, m: attend(q, k, v, m)[0]
+    plain = lambda q, k, v, m: attend_with_weights(q, k, v, m)[0]
     wide = [x.astype(jnp.float32) for x in (query, key, value)]
     over = (lambda f: jax.vmap(f)) if batched else (lambda f: f)
     out, pull = jax.vjp(lambda *x: over(attention)(*x, mask), query, key, value)
@@ -94,19 +94,21 @@ def test_causal_attention_has_the_gradient_of_attend():
     query, key, value = (normal(i, 2, 6, 4) for i in range(3))
     mask = jnp.tril(jnp.ones((6, 6), bool))
     loss = lambda function: jax.grad(lambda *x: jnp.square(function(*x, mask)).sum(), argnums=(0, 1, 2))
-    for a, b in zip(loss(attention)(query, key, value), loss(lambda *x: attend(*x)[0])(query, key, value), strict=True):
+    for a, b in zip(
+        loss(attention)(query, key, value), loss(lambda *x: attend_with_weights(*x)[0])(query, key, value), strict=True
+    ):
         close(a, b, jnp.float32)
 
 
 def test_stacked_layers_hold_the_same_model():
-    params, simcas = tiny_params(), SimcasConfig(chunk_length=8, policy="all")
+    params, model = tiny_params(), model_of(policy="all")
     stacked = stack_layers(params)
     assert "0" not in stacked["model"]["encoder"]["layers"]
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
     jax.tree.map(np.testing.assert_array_equal, stack_layers(stacked), stacked)
     jax.tree.map(np.testing.assert_array_equal, unstack_layers(params), params)
     batch = stack(document(0), document(1))
-    gradient = jax.jit(jax.value_and_grad(lambda p: steps.batch_loss(p, batch, TINY, simcas, 0.1)[0]))
+    gradient = jax.jit(jax.value_and_grad(lambda p: steps.batch_loss(p, batch, model, 0.1)[0]))
     (loss, plain), (same, grads) = gradient(params), gradient(stacked)
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unstack_layers(grads), plain)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jax_simcas.method.ppo import (
+    Minibatch,
     Orders,
     PPOConfig,
     Rollout,
@@ -66,14 +67,16 @@ def test_normalise_uses_the_unbiased_deviation():
 def test_losses_of_a_masked_minibatch_equal_those_of_the_subset():
     selector, rows, config = init_selector(jax.random.key(0), D), rollout(), PPOConfig()
     keep = jnp.array([True, False, True, True, False])
-    fields = [x[0, 1] for x in rows[2:7]]
-    whole = ppo_losses(selector, rows.hidden[0, 1, 1:], rows.state[0, 1], *fields, keep, config)
-    subset = [x[keep] for x in fields]
-    part = ppo_losses(selector, rows.hidden[0, 1, 1:][keep], rows.state[0, 1], *subset, jnp.ones(3, bool), config)
+    names = ("action", "log_prob", "value", "advantage", "returns")
+    fields = {name: getattr(rows, name)[0, 1] for name in names}
+    candidates, state = rows.hidden[0, 1, 1:], rows.state[0, 1]
+    whole = ppo_losses(selector, Minibatch(candidates, state, **fields, mask=keep), config)
+    subset = {name: x[keep] for name, x in fields.items()}
+    part = ppo_losses(selector, Minibatch(candidates[keep], state, **subset, mask=jnp.ones(3, bool)), config)
     np.testing.assert_allclose(whole, part, rtol=1e-5, atol=1e-6)
 
 
-def test_orders_visit_every_real_candidate_once_an_epoch():
+def test_orders_visit_every_real_candidate_once_per_epoch():
     mask = jnp.ones((2, K, N), bool).at[1, 2].set(False).at[0, 2, 3:].set(False)
     config = PPOConfig(minibatch_size=2)
     orders = draw_orders(jax.random.key(0), mask, config)

@@ -14,12 +14,15 @@ from flax import serialization, traverse_util
 from helpers import PARITY, parity_model
 from safetensors.numpy import load_file, save_file
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints import hub
 from jax_simcas.checkpoints.hub import from_pretrained, load, save, to_state_dict
 from jax_simcas.common.errors import UserError
-from jax_simcas.method.model import SimcasConfig
-from jax_simcas.method.steps import forward
+from jax_simcas.method.chunk_position import Learned
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import SimCAS, forward
+from jax_simcas.method.select import ALL
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -118,15 +121,12 @@ def test_one_chunk_of_which_all_is_kept_is_transformers_own_model(kind, changes,
     source, target = rng.integers(4, 60, (1, 12)), rng.integers(4, 60, 7)
     with torch.no_grad():
         expected = model(torch.tensor(source), decoder_input_ids=torch.tensor(target[None])).logits[0].numpy()
-    simcas = SimcasConfig(chunk_length=12, policy="all")
-    doc = {
-        "input_ids": jnp.asarray(source, jnp.int32),
-        "token_mask": jnp.ones((1, 12), bool),
-        "chunk_mask": jnp.ones(1, bool),
-        "target_ids": jnp.asarray(target, jnp.int32),
-        "target_mask": jnp.ones(7, bool),
-    }
-    logits = jax.jit(lambda params: forward(params, loaded.config, simcas, doc).logits)(loaded.params)
+    example = Example(
+        Document(jnp.asarray(source, jnp.int32), jnp.ones((1, 12), bool), jnp.ones(1, bool)),
+        Target(jnp.asarray(target, jnp.int32), jnp.ones(7, bool)),
+    )
+    bart = SimCAS(Bart(loaded.config), policy=ALL)
+    logits = jax.jit(lambda params: forward(params, bart, example).logits)(loaded.params)
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
 
@@ -138,11 +138,10 @@ def test_a_checkpoint_without_a_selector_gets_a_fresh_one_and_says_so(tmp_path):
 
 
 def test_learned_chunk_positions_are_made_or_read(tmp_path, folder):
-    simcas = SimcasConfig(chunk_position="learned", max_chunks=5)
-    fresh = from_pretrained(folder, jax.random.key(0), simcas)
+    fresh = from_pretrained(folder, jax.random.key(0), Learned(max_chunks=5))
     assert "no chunk positions" in fresh.notes[-1]
     save(tmp_path / "again", fresh.config, fresh.params)
-    again = from_pretrained(tmp_path / "again", jax.random.key(1), simcas)
+    again = from_pretrained(tmp_path / "again", jax.random.key(1), Learned(max_chunks=5))
     assert not again.notes
     assert_same(again.params, fresh.params)
 

@@ -16,7 +16,7 @@ import pytest
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from helpers import ROOT, environment, figures, one_line_error, tiny_bert, tiny_config
+from helpers import ROOT, environment, figures, model_of, one_line_error, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate, summarize, train
 from jax_simcas.checkpoints import hub
@@ -25,7 +25,7 @@ from jax_simcas.common import cli, metric_log
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.synthetic import EmbeddedSource
 from jax_simcas.data.tokenizer import load_tokenizer, word_level
-from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.method.model import init_params
 from jax_simcas.run import build
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import workdir as workdir_lib
@@ -461,7 +461,7 @@ def pretrained_folder(folder, extra_tokens=0):
     word_level(words, folder)
     size = len(load_tokenizer(folder)) - extra_tokens
     bart = dataclasses.replace(tiny_config().bart, vocab_size=size)
-    params = jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), bart, SimcasConfig())
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model_of(bart))
     hub.save(folder, bart, {name: value for name, value in params.items() if name != "selector"})
     return folder
 

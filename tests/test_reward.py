@@ -3,21 +3,26 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas.method.reward import candidate_rewards, document_reward, skip_reward
+from jax_simcas.method.document import Example, Target
+from jax_simcas.method.reward import CrossAttention, Forward, Likelihood, skip_reward
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [1.0, 1.0, 1.0]]))
+
+
+def reward(targets, mask):
+    return Likelihood()(None, None, Example(None, Target(targets, mask)), Forward(None, LOGITS, None))
 
 
 def test_document_reward_is_the_geometric_mean_of_the_gold_probabilities():
     targets, mask = jnp.array([2, 0, 1, 2]), jnp.ones(4, bool)
     expected = 10_000 * (0.5 * 0.8 * 0.6) ** (1 / 3)
-    np.testing.assert_allclose(document_reward(LOGITS, targets, mask), expected, rtol=1e-5)
+    np.testing.assert_allclose(reward(targets, mask), expected, rtol=1e-5)
 
 
 def test_padding_takes_no_part():
     targets = jnp.array([2, 0, 1, 1])
     mask = jnp.array([True, True, True, False])
-    np.testing.assert_allclose(document_reward(LOGITS, targets, mask), 10_000 * 0.4**0.5, rtol=1e-5)
+    np.testing.assert_allclose(reward(targets, mask), 10_000 * 0.4**0.5, rtol=1e-5)
 
 
 def test_skip_reward_on_both_sides_of_the_hyper_length():
@@ -31,12 +36,14 @@ def test_candidates():
     action = jnp.array([[True, False], [True, True]])
     mask = jnp.array([[True, True], [True, True]])
     attention = jnp.array([0.5, 0.3, 0.2, 0.0])
-    index = jnp.array([0, 2, 4])  # the fourth candidate was kept, but found no place
-    got = candidate_rewards(jnp.array(8.0), attention, index, action, mask, hyper_length=16)
+    index = jnp.array([0, 2, 4])  # the fourth candidate was kept, but lies beyond the capacity
+    got = CrossAttention(hyper_length=16).candidates(jnp.array(8.0), attention, index, action, mask)
     np.testing.assert_allclose(got, [[8 * 0.3 / 0.5, 8 / 16], [8 * 0.2 / 0.5, 0.0]], rtol=1e-6)
 
 
 def test_masked_candidates_get_nothing():
     mask = jnp.array([[True, False]])
-    got = candidate_rewards(jnp.array(8.0), jnp.array([0.5, 0.5]), jnp.array([0]), jnp.array([[True, False]]), mask)
+    got = CrossAttention().candidates(
+        jnp.array(8.0), jnp.array([0.5, 0.5]), jnp.array([0]), jnp.array([[True, False]]), mask
+    )
     np.testing.assert_allclose(got, [[8.0, 0.0]])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_simcas.method.select import POLICIES, compact, init_selector, select
+from jax_simcas.method.select import POLICIES, Policy, compact, init_selector, select
 
 K, S, D = 4, 6, 8
 N = S - 1
@@ -18,7 +18,9 @@ KEY = jax.random.key(7)
 
 
 def run(policy, mask=ALL, chunks=CHUNKS, selector=SELECTOR, **options):
-    return select(selector, HIDDEN, mask, chunks, policy=policy, key=KEY, budget=options.pop("budget", 7), **options)
+    return select(
+        selector, HIDDEN, mask, chunks, policy=POLICIES[policy], key=KEY, budget=options.pop("budget", 7), **options
+    )
 
 
 def always(keep):
@@ -62,7 +64,7 @@ def test_first_are_first():
 def test_spaced_are_evenly_spread():
     hidden, mask = jnp.zeros((50, 21, D)), jnp.ones((50, 20), bool).at[3].set(False)
     for budget in (49, 196, 700):
-        out = select(SELECTOR, hidden, mask, mask.any(axis=1), policy="spaced", budget=budget)
+        out = select(SELECTOR, hidden, mask, mask.any(axis=1), policy=POLICIES["spaced"], budget=budget)
         places = np.flatnonzero(np.asarray(out.action)[np.asarray(mask)])  # among the candidates
         gaps = np.diff([-1, *places, 980])
         assert len(places) == budget and gaps.max() <= 2.7 * 980 / budget  # random ones: 4.5 to 7 times the mean
@@ -83,7 +85,9 @@ def test_greedy_is_threshold_one_half():
 
 
 def test_sampling_follows_the_probabilities():
-    draw = jax.vmap(lambda key: select(SELECTOR, HIDDEN, ALL, CHUNKS, policy="sample", key=key, empty_chunk="none"))
+    draw = jax.vmap(
+        lambda key: select(SELECTOR, HIDDEN, ALL, CHUNKS, policy=POLICIES["sample"], key=key, fill_empty=False)
+    )
     out = jax.jit(draw)(jax.random.split(KEY, 4000))
     np.testing.assert_allclose(out.action[:, 0].mean(axis=0), out.keep_prob[0, 0], atol=0.04)
 
@@ -91,7 +95,7 @@ def test_sampling_follows_the_probabilities():
 def test_a_chunk_that_keeps_nothing_keeps_everything():
     out = run("greedy", selector=always(False))
     assert out.action.all() and (out.log_prob < -30).all()
-    assert not run("greedy", selector=always(False), empty_chunk="none").action.any()
+    assert not run("greedy", selector=always(False), fill_empty=False).action.any()
 
 
 def test_an_only_chunk_keeps_everything():
@@ -109,14 +113,21 @@ def test_given_actions_follow_the_rule_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "best"}, "policy='best'"),
-        ({"policy": "sample"}, "needs a key"),
-        ({"policy": "topk"}, "needs a budget"),
+        ({"policy": POLICIES["sample"]}, "needs a key"),
+        ({"policy": POLICIES["topk"]}, "needs a budget"),
+        ({"policy": Policy(lambda view: view.tokens > 3, reads_tokens=True)}, "needs the tokens"),
     ],
 )
 def test_what_is_missing_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         select(SELECTOR, HIDDEN, ALL, CHUNKS, **options)
+
+
+def test_a_policy_of_ones_own_sees_the_tokens():
+    tokens = jnp.arange(K * S).reshape(K, S)
+    even = Policy(lambda view: view.tokens % 2 == 0, reads_tokens=True)
+    out = select(SELECTOR, HIDDEN, ALL, CHUNKS, policy=even, tokens=tokens)
+    np.testing.assert_array_equal(out.action, tokens[:, 1:] % 2 == 0)
 
 
 @pytest.mark.parametrize("capacity", [None, 1 + K * N, 10_000])

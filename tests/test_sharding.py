@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, document, stack
+from helpers import TINY, document, model_of, stack
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jax_simcas.backbones.bart.layers import stack_layers
 from jax_simcas.backbones.ops.matmul import product
+from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.common.sharding import (
     MeshConfig,
     batch_shardings,
@@ -24,13 +24,16 @@ from jax_simcas.common.sharding import (
     state_shardings,
 )
 from jax_simcas.compile_check import hlo
-from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.method.model import init_params
 from jax_simcas.method.ppo import PPOConfig
-from jax_simcas.method.steps import UpdateConfig, batch_loss, init_state, selector_step, transformer_step
+from jax_simcas.method.select import POLICIES
+from jax_simcas.method.steps import batch_loss, init_state, selector_step, transformer_step
+from jax_simcas.run.method_config import UpdateConfig
 
 BART = dataclasses.replace(TINY, d_model=32, encoder_attention_heads=4, decoder_attention_heads=4, dropout=0.1)
-SIMCAS = SimcasConfig(capacity=40, max_input_len=64)
-CONFIG = UpdateConfig(max_lr=1e-3, warmup=1, accumulate_step=2, ppo=PPOConfig(minibatch_size=4))
+MODEL = model_of(BART, capacity=40)
+CONFIG = UpdateConfig(max_lr=1e-3, warmup=1, accumulate_step=2)
+TRANSFORMER, SELECTOR, PPO = CONFIG.transformer(steps=100), CONFIG.selector(), PPOConfig(minibatch_size=4)
 BATCH = jax.tree.map(
     np.asarray,
     stack(*(document(seed, chunks=8 - seed % 3, padding_chunks=seed % 3, chunk_length=8) for seed in range(8))),
@@ -49,18 +52,18 @@ named = partial(
 
 
 def start():
-    params = init_params(jax.random.key(0), BART, SIMCAS)
-    return init_state(stack_layers(params), CONFIG, jax.random.key(1))
+    params = init_params(jax.random.key(0), MODEL)
+    return init_state(stack_layers(params), TRANSFORMER, SELECTOR, jax.random.key(1))
 
 
 def both_steps(state, batch):
-    for step in (transformer_step, transformer_step, selector_step):
-        state, metrics = step(state, batch, bart=BART, simcas=SIMCAS, config=CONFIG)
-    return state, metrics
+    for _ in range(2):
+        state, _ = transformer_step(state, batch, model=MODEL, optimizer=TRANSFORMER)
+    return selector_step(state, batch, model=MODEL, optimizer=SELECTOR, ppo=PPO)
 
 
 def gradients(params, batch):
-    loss = lambda params: batch_loss(params, batch, BART, SIMCAS, 0.1, policy="sample", key=jax.random.key(3))[0]
+    loss = lambda params: batch_loss(params, batch, MODEL, 0.1, policy=POLICIES["sample"], key=jax.random.key(3))[0]
     return jax.value_and_grad(loss)(params)
 
 
@@ -69,7 +72,7 @@ def on_mesh(config, function, *trees):
     mesh = make_mesh(fitted(config, 8, 8), jax.devices())
     state, batch = trees
     with jax.set_mesh(mesh):
-        state = jax.device_put(state, state_shardings(mesh, state))
+        state = jax.device_put(state, state_shardings(mesh, state, MODEL.sharding_rules))
         batch = jax.device_put(batch, batch_shardings(mesh, batch))
         return jax.device_get(jax.jit(function)(state, batch))
 
@@ -103,9 +106,9 @@ def test_eight_devices_give_the_updates_of_one(config, alone):
 
 
 def test_shard_map_and_pmap_runners_give_the_gradients_of_one_device():
-    """The same functions, laid out by hand: a document a device, gradients averaged."""
+    """The same functions, laid out by hand: one document per device, gradients averaged."""
     params = start().params
-    loss = lambda params, batch: batch_loss(params, batch, BART, SIMCAS, 0.1, policy="greedy")[0]
+    loss = lambda params, batch: batch_loss(params, batch, MODEL, 0.1, policy=POLICIES["greedy"])[0]
     expected = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, BATCH))
     own = lambda params, batch: jax.lax.pmean(jax.value_and_grad(loss)(params, batch), "data")
 
@@ -113,8 +116,8 @@ def test_shard_map_and_pmap_runners_give_the_gradients_of_one_device():
     by_shard_map = jax.shard_map(own, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
     close(jax.device_get(jax.jit(by_shard_map)(params, BATCH)), expected)
 
-    a_row_each = jax.tree.map(lambda x: x[:, None], BATCH)
-    by_pmap = jax.pmap(own, axis_name="data", in_axes=(None, 0))(params, a_row_each)
+    one_row_each = jax.tree.map(lambda x: x[:, None], BATCH)
+    by_pmap = jax.pmap(own, axis_name="data", in_axes=(None, 0))(params, one_row_each)
     close(jax.device_get(jax.tree.map(lambda x: x[0], by_pmap)), expected)
 
 
@@ -122,12 +125,14 @@ def test_parameters_lie_in_pieces():
     """A matrix that the axes divide, and its moments; one that they don't divide stays whole."""
     mesh = make_mesh(fitted(MeshConfig(fsdp=4, tensor=2), 8, 8), jax.devices())
     state = jax.eval_shape(start)
-    places = state_shardings(mesh, state)
+    places = state_shardings(mesh, state, MODEL.sharding_rules)
     layer = lambda tree: tree["model"]["encoder"]["layers"]["self_attn"]["q_proj"]["kernel"]
     for tree in (places.params, places.transformer_optimizer.inner_opt_state[0][0].mu):
         assert layer(tree).spec == P(None, ("fsdp", "chunk"), "tensor")
     odd = {"model": {"shared": {"embedding": jax.ShapeDtypeStruct((41, 32), jnp.float32)}}}
-    assert state_shardings(mesh, odd)["model"]["shared"]["embedding"].spec == P(None, ("fsdp", "chunk"))
+    assert state_shardings(mesh, odd, MODEL.sharding_rules)["model"]["shared"]["embedding"].spec == P(
+        None, ("fsdp", "chunk")
+    )
 
 
 def test_a_product_brings_its_kernel_together_first():
@@ -154,7 +159,7 @@ def test_the_table_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="'depth': expected None or one of documents"):
         partition(("depth",))
     with pytest.raises(ValueError, match="parameter model/encoder/gate with 2 dimensions"):
-        parameter_dimensions("model/encoder/gate", 2)
+        parameter_dimensions("model/encoder/gate", 2, MODEL.sharding_rules)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_simcas.backbones.bart.encoder import REMAT as REMATS
+from jax_simcas.backbones.ops.stacks import REMAT as REMATS
 from jax_simcas.benchmark.stages import REMAT, SIDES, SIZES, STAGES, Task
 from jax_simcas.common import cli, files, plots, progress, tables
 from jax_simcas.common.errors import UserError

@@ -45,7 +45,7 @@ def our_attention(shape: AttentionShape) -> Callable[..., Any]:
     """The encoder's own attention, which XLA fuses."""
     import jax
 
-    from jax_simcas.backbones.bart.layers import attention
+    from jax_simcas.backbones.ops.attention import attention
 
     return jax.vmap(lambda q, k, v, mask: attention(q, k, v, mask[None] == 1, True))
 

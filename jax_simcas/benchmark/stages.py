@@ -5,21 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.backbones.bart.layers import stack_layers
+from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.evaluation.predict import generate_batch
 from jax_simcas.method.beam_search import GenerateConfig, generate
 from jax_simcas.method.chunk import chunk_tokens
-from jax_simcas.method.model import SimcasConfig, decode_selected, encode, encode_and_select, init_params
-from jax_simcas.method.reward import candidate_rewards, document_reward
-from jax_simcas.method.select import Compacted, Selection, select
-from jax_simcas.method.steps import Batch, UpdateConfig, init_state, selector_step, transformer_step
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import SimCAS, decode_selected, encode, encode_and_select, init_params
+from jax_simcas.method.ppo import PPOConfig
+from jax_simcas.method.reward import Encoded, Forward
+from jax_simcas.method.select import GREEDY, POLICIES, Compacted, Selection, select
+from jax_simcas.method.steps import Metrics, TrainState, init_state, selector_step, transformer_step
+from jax_simcas.run.method_config import UpdateConfig
 
 SIZES = {
     "base": BART_BASE,
@@ -31,7 +35,8 @@ SIZES = {
 
 REMAT = "layer"  # in training steps: half the memory of "dots", for a tenth more time on a CPU
 TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
-UPDATE_CONFIG = UpdateConfig(accumulate_step=1)
+TRANSFORMER = UpdateConfig(accumulate_step=1).transformer(steps=1)
+SELECTOR = UpdateConfig().selector()
 
 
 @dataclass(frozen=True)
@@ -68,121 +73,126 @@ class Task:
         return replace(SIZES[self.size], dropout=0.0)
 
     @property
-    def simcas(self) -> SimcasConfig:
-        return SimcasConfig(
-            chunk_length=self.chunk_length, max_input_len=self.length, dtype=self.dtype, remat=self.remat
-        )
+    def model(self) -> SimCAS:
+        return SimCAS(Bart(self.bart), dtype=self.dtype, remat=self.remat)
 
 
-def document(task: Task) -> Batch:
+def example(task: Task) -> Example:
     """A batch of one random document of whole chunks, with a target."""
     rng, bart = np.random.default_rng(0), task.bart
     special = {"bos": bart.bos_token_id, "eos": bart.eos_token_id, "pad": bart.pad_token_id}
     words = task.length // task.chunk_length * (task.chunk_length - 2)
     chunks = chunk_tokens(rng.integers(4, bart.vocab_size, words), task.chunk_length, **special)
     target = rng.integers(4, bart.vocab_size, task.target)
-    batch = {
-        "input_ids": chunks.input_ids,
-        "token_mask": chunks.token_mask,
-        "chunk_mask": chunks.token_mask.any(axis=-1),
-        "target_ids": target.astype(np.int32),
-        "target_mask": np.ones(task.target, bool),
-    }
-    return cast(Batch, {name: jnp.asarray(value)[None] for name, value in batch.items()})
+    row = lambda x: jnp.asarray(x)[None]
+    document = Document(*map(row, (chunks.input_ids, chunks.token_mask, chunks.token_mask.any(axis=-1))))
+    return Example(document, Target(row(target.astype(np.int32)), row(np.ones(task.target, bool))))
 
 
-def _encode(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    rows = tuple(batch[name][0] for name in ("input_ids", "token_mask", "chunk_mask"))
-    return lambda params, *rows: encode(params, task.bart, task.simcas, *rows)[0], (params, *rows)
+def alone(batch: Example) -> Example:
+    """The one document of a batch."""
+    return jax.tree.map(lambda x: x[0], batch)
 
 
-def _states(task: Task, batch: Batch) -> jax.Array:
-    shape = (*batch["input_ids"].shape[1:], task.bart.d_model)
+def _encode(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
+    return lambda params, document: encode(params, task.model, document)[0], (params, alone(batch).document)
+
+
+def _states(task: Task, batch: Example) -> jax.Array:
+    shape = (*batch.document.input_ids.shape[1:], task.bart.d_model)
     return jax.random.normal(jax.random.key(1), shape, jnp.dtype(task.dtype))
 
 
-def _select(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    def run(selector: Any, hidden: jax.Array, token_mask: jax.Array, chunk_mask: jax.Array) -> Selection:
-        return select(selector, hidden, token_mask[:, 1:], chunk_mask, policy="greedy")
+def _select(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
+    def run(selector: Any, hidden: jax.Array, document: Document) -> Selection:
+        return select(selector, hidden, document.token_mask[:, 1:], document.chunk_mask, policy=GREEDY)
 
-    return run, (params["selector"], _states(task, batch), batch["token_mask"][0], batch["chunk_mask"][0])
+    return run, (params["selector"], _states(task, batch), alone(batch).document)
 
 
-def _decode(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+def _decode(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
     states = jax.random.normal(jax.random.key(1), (task.selected, task.bart.d_model), jnp.dtype(task.dtype))
-    target = (batch["target_ids"][0], batch["target_mask"][0])
 
-    def run(params: Any, states: jax.Array, target_ids: jax.Array, target_mask: jax.Array) -> Any:
+    def run(params: Any, states: jax.Array, target: Target) -> Any:
         index = jnp.arange(len(states) - 1)
         compacted = Compacted(states, jnp.ones(len(states), bool), index, jnp.zeros((), jnp.int32))
-        return decode_selected(params, task.bart, task.simcas, compacted, target_ids, target_mask)
+        return decode_selected(params, task.model, compacted, target)
 
-    return run, (params, states, *target)
+    return run, (params, states, alone(batch).target)
 
 
-def _reward(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+def _reward(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
     logits = jax.random.normal(jax.random.key(1), (task.target, task.bart.vocab_size))
     action = jnp.asarray(half_selected(task, batch)[0])
     index = jnp.flatnonzero(action)
     attention = jnp.full(len(index) + 1, 1.0 / (len(index) + 1))
-    ids, mask, candidates = (batch[name][0] for name in ("target_ids", "target_mask", "token_mask"))
+    model = task.model
 
-    def run(logits: jax.Array, ids: jax.Array, mask: jax.Array, *selected: jax.Array) -> jax.Array:
-        attention, index, action, candidates = selected
-        return candidate_rewards(document_reward(logits, ids, mask), attention, index, action, candidates)
+    def run(example: Example, logits: jax.Array, attention: jax.Array, index: jax.Array, action: jax.Array) -> Any:
+        zeros, mask = jnp.zeros(action.shape), example.document.token_mask[:, 1:]
+        selection = Selection(action, zeros, zeros, jnp.zeros((action.shape[0], 1)), mask)
+        compacted = Compacted(jnp.zeros((len(attention), 1)), jnp.ones(len(attention), bool), index, jnp.array(0))
+        encoded = Encoded(jnp.zeros((*example.document.input_ids.shape, 1)), selection, compacted)
+        forward = Forward(encoded, logits, attention)
+        return model.credit(model.reward(None, model, example, forward), forward)
 
-    return run, (logits, ids, mask, attention, index, action, candidates[:, 1:])
+    return run, (alone(batch), logits, attention, index, action)
 
 
-def _generate(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    bart, simcas = task.bart, task.simcas
+def _generate(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
     config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
-    hidden, mask = _states(task, batch), batch["token_mask"][0, :, 1:]
+    hidden, mask = _states(task, batch), batch.document.token_mask[0, :, 1:]
     kept = jnp.arange(mask.size).reshape(mask.shape) < task.selected - 1
     zeros = jnp.zeros(mask.shape)
-    state = jnp.zeros((mask.shape[0], bart.d_model))
+    state = jnp.zeros((mask.shape[0], task.bart.d_model))
     selection = jax.tree.map(lambda x: x[None], Selection(kept & mask, zeros, zeros, state, mask))
 
     def run(params: Any, hidden: jax.Array, chunk_mask: jax.Array, selection: Selection) -> jax.Array:
-        options: Any = {"bart": bart, "simcas": simcas, "config": config, "capacity": task.selected}
+        options: Any = {"model": task.model, "config": config, "capacity": task.selected}
         return generate_batch(params, hidden, chunk_mask, selection, **options).sequence
 
-    return run, (params, hidden[None], batch["chunk_mask"], selection)
+    return run, (params, hidden[None], batch.document.chunk_mask, selection)
 
 
-def _summarize(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    bart = task.bart
-    simcas = task.simcas.replace(policy="topk", budget=task.selected - 1, capacity=task.selected)
+def _summarize(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
+    model = task.model.replace(policy=POLICIES["topk"], budget=task.selected - 1, capacity=task.selected)
     config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
-    rows = tuple(batch[name][0] for name in ("input_ids", "token_mask", "chunk_mask"))
 
-    def run(params: Any, *rows: jax.Array) -> jax.Array:
-        compacted = encode_and_select(params, bart, simcas, *rows).compacted
-        return generate(params, bart, config, compacted.states, compacted.mask, jnp.dtype(simcas.dtype)).sequence
+    def run(params: Any, document: Document) -> jax.Array:
+        return generate(params, model, config, encode_and_select(params, model, document).compacted).sequence
 
-    return run, (params, *rows)
+    return run, (params, alone(batch).document)
 
 
-def half_selected(task: Task, batch: Batch) -> np.ndarray:
+def half_selected(task: Task, batch: Example) -> np.ndarray:
     """An action [1, K, N] that keeps a random half of the candidates, the same on both sides."""
-    candidates = np.asarray(batch["token_mask"])[:, :, 1:]
+    candidates = np.asarray(batch.document.token_mask)[:, :, 1:]
     rank = np.random.default_rng(2).permutation(candidates.size).reshape(candidates.shape)
     return candidates & (rank < candidates.size // 2)
 
 
-def _transformer(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
+def _state(params: Any) -> TrainState:
+    return init_state(stack_layers(params), TRANSFORMER, SELECTOR, jax.random.key(0))
+
+
+def _transformer(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
     action = half_selected(task, batch)
-    simcas = task.simcas.replace(capacity=int(action.sum()) + 1)
-    run = lambda state, batch, action: transformer_step(state, batch, task.bart, simcas, UPDATE_CONFIG, action)
-    return run, (init_state(stack_layers(params), UPDATE_CONFIG, jax.random.key(0)), batch, jnp.asarray(action))
+    model = task.model.replace(capacity=int(action.sum()) + 1)
+
+    def run(state: TrainState, batch: Example, action: jax.Array) -> tuple[TrainState, Metrics]:
+        return transformer_step(state, batch, model=model, optimizer=TRANSFORMER, action=action)
+
+    return run, (_state(params), batch, jnp.asarray(action))
 
 
-def _selector(task: Task, params: Any, batch: Batch) -> tuple[Callable, tuple]:
-    run = lambda state, batch: selector_step(state, batch, task.bart, task.simcas, UPDATE_CONFIG)
-    return run, (init_state(stack_layers(params), UPDATE_CONFIG, jax.random.key(0)), batch)
+def _selector(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
+    def run(state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
+        return selector_step(state, batch, model=task.model, optimizer=SELECTOR, ppo=PPOConfig())
+
+    return run, (_state(params), batch)
 
 
-STAGES: dict[str, Callable[[Task, Any, Batch], tuple[Callable, tuple]]] = {
+STAGES: dict[str, Callable[[Task, Any, Example], tuple[Callable, tuple]]] = {
     "encode": _encode,
     "select": _select,
     "decode": _decode,
@@ -201,12 +211,12 @@ SIDES = {  # and the stages that can be timed apart on each
 
 def fresh_params(task: Task) -> Any:
     """Random parameters: the same for both sides."""
-    return jax.jit(init_params, static_argnums=(1, 2))(jax.random.key(0), task.bart, task.simcas)
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), task.model)
 
 
 def prepare(task: Task) -> tuple[Callable, tuple]:
     """The stage as a function to jit, and its arguments, with fresh parameters."""
-    return STAGES[task.stage](task, fresh_params(task), document(task))
+    return STAGES[task.stage](task, fresh_params(task), example(task))
 
 
 def compiled(task: Task) -> tuple[Callable[[], Any], float]:

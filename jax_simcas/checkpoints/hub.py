@@ -19,10 +19,13 @@ import jax
 import numpy as np
 from flax import serialization, traverse_util
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.layers import unstack_layers
+from jax_simcas.backbones.ops.stacks import unstack_layers
 from jax_simcas.common.errors import UserError, first_of
-from jax_simcas.method.model import SimcasConfig, init_params
+from jax_simcas.method.chunk_position import NAME as CHUNK_POSITIONS
+from jax_simcas.method.chunk_position import ChunkPosition
+from jax_simcas.method.model import SimCAS, init_params
 from jax_simcas.method.select import init_selector
 
 Params = Any
@@ -70,27 +73,24 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     return Pretrained(config, traverse_util.unflatten_dict(flat), folder, extra, ())
 
 
-def from_pretrained(source: str | os.PathLike[str], key: jax.Array, simcas: SimcasConfig | None = None) -> Pretrained:
+def from_pretrained(
+    source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
+) -> Pretrained:
     """`load`, and what is not there made fresh."""
-    return completed(load(source), source, key, simcas)
+    return completed(load(source), source, key, chunk_position)
 
 
 def completed(
-    loaded: Pretrained, source: str | os.PathLike[str], key: jax.Array, simcas: SimcasConfig | None = None
+    loaded: Pretrained, source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
 ) -> Pretrained:
     """With a fresh selector, and learned chunk positions if asked for, where it has none; notes on `source` say so."""
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))
         notes.append(f"{source}: no selector in this checkpoint; a fresh one was made (it keeps about half)")
-    if (
-        simcas is not None
-        and simcas.chunk_position == "learned"
-        and "chunk_positions" not in params["model"]["encoder"]
-    ):
-        shape = (simcas.max_chunks, loaded.config.d_model)
-        table = np.asarray(loaded.config.init_std * jax.random.normal(key, shape))
-        encoder = {**params["model"]["encoder"], "chunk_positions": {"embedding": table}}
+    fresh = {} if chunk_position is None else chunk_position.init(key, Bart(loaded.config))
+    if fresh and CHUNK_POSITIONS not in params["model"]["encoder"]:
+        encoder = {**params["model"]["encoder"], **jax.device_get(fresh)}
         params["model"] = {**params["model"], "encoder": encoder}
         notes.append(f"{source}: no chunk positions in this checkpoint; fresh ones were made")
     return loaded._replace(params=params, notes=tuple(notes))
@@ -126,7 +126,7 @@ def find_folder(source: str) -> Path:
 
 def expected_shapes(config: BartConfig) -> dict[Path_, tuple[int, ...]]:
     """Shape of every parameter, selector included."""
-    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), config, SimcasConfig()))
+    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(Bart(config))))
     return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree).items()}
 
 

@@ -1,11 +1,11 @@
 """Sharding: a mesh of four named axes, and one table from what an array's dimensions mean to the axes they lie on.
 
-data    copies of everything, each with documents of its own
-fsdp    documents as well; parameters and optimizer state lie in pieces, and are gathered a layer at a time
-chunk   the chunks of one document; parameters and optimizer state as well
-tensor  the heads, the inner width of feed-forward layers, and the vocabulary
+data    documents; everything else is replicated
+fsdp    documents; parameters and optimizer state are sharded, and gathered one layer at a time
+chunk   the chunks of one document; parameters and optimizer state are sharded too
+tensor  heads, the inner width of feed-forward layers, and the vocabulary
 
-Any of them may be 1. The functions of the method don't know the mesh: they name the dimensions of an array
+Any of them may be 1. The functions of the method do not know the mesh: they name the dimensions of an array
 (`constrain`), which does nothing until a program enters a mesh with `jax.set_mesh`.
 """
 
@@ -30,30 +30,17 @@ DOCUMENTS = ("data", "fsdp")  # the mesh axes that documents lie on; `vmap(spmd_
 RULES: dict[str, tuple[str, ...]] = {
     "documents": DOCUMENTS,
     "chunks": ("chunk",),
-    "tokens": ("chunk",),  # of a chunk, while the policy walks over the chunks
-    "width": ("fsdp", "chunk"),  # of parameters only: those who share a document share the model as well
-    "gradient width": ("fsdp",),  # of a kernel's gradient as it is summed: over chunks as a whole
+    "tokens": ("chunk",),  # of a chunk, while the policy scans over the chunks
+    "width": ("fsdp", "chunk"),  # parameters only: devices that share one document also shard the model
+    "gradient width": ("fsdp",),  # the gradient of a kernel while it is summed over chunks
     "heads": ("tensor",),
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
 }
 
-# The end of a parameter's path -> what its last dimensions mean; further ones before them (stacked layers) stay whole.
-PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"shared/embedding", ("vocabulary", "width")),
-    (r"(embed|chunk)_positions/embedding", (None, "width")),
-    (r"[qkv]_proj/kernel", ("width", "heads")),
-    (r"[qkv]_proj/bias", ("heads",)),
-    (r"(encoder|self)_attn/out_proj/kernel", ("heads", "width")),
-    (r"fc1/kernel", ("width", "inner")),
-    (r"fc1/bias", ("inner",)),
-    (r"fc2/kernel", ("inner", "width")),
-    (r"(_attn/out_proj|fc2)/bias", (None,)),
-    (r"layer_?norm(_embedding)?/(scale|bias)", (None,)),
-    (r"final_logits_bias", (None, "vocabulary")),
-    (r"(actor|critic)/\w+/kernel", (None, None)),  # small, and needed whole at every chunk
-    (r"(actor|critic)/\w+/bias", (None,)),
-)
+# The end of a parameter's path (a regular expression) -> what its last dimensions mean; earlier ones, such as that of
+# stacked layers, stay whole.
+Rule = tuple[str, tuple[str | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -80,8 +67,9 @@ AXES = tuple(item.name for item in fields(MeshConfig))
 def fitted(config: MeshConfig, devices: int, documents: int) -> dict[str, int]:
     """The size of each axis on so many devices, for batches of so many documents.
 
-    An axis that asks for more than there is gets the largest divisor of what is left, the innermost first, so that one
-    config runs on one device and on a pod. `data=-1` and `fsdp=-1` take no more devices than divide the documents.
+    Axes larger than the remaining device count shrink to its greatest common divisor with them, innermost axis first,
+    so that one config runs on one device and on a pod. `data=-1` and `fsdp=-1` take no more devices than divide the
+    documents.
 
     Raises:
       ValueError: no axis is -1 and the axes need fewer devices than there are.
@@ -139,7 +127,7 @@ def mesh_in_use() -> Any:
 
 
 def chunk_pieces(chunks: int) -> int:
-    """Over how many devices a document's chunks are spread: 1 without a mesh, or where they don't divide."""
+    """The number of devices that share the chunks of a document: 1 without a mesh, or where it does not divide them."""
     mesh = mesh_in_use()
     pieces = 1 if mesh is None else mesh.shape["chunk"]
     return pieces if chunks % pieces == 0 else 1
@@ -164,16 +152,18 @@ def over_documents(function: Callable, in_axes: Any = 0) -> Callable:
     return jax.vmap(function, in_axes, spmd_axis_name=DOCUMENTS)
 
 
-def parameter_dimensions(path: str, rank: int) -> tuple[str | None, ...]:
+def parameter_dimensions(path: str, rank: int, rules: Iterable[Rule]) -> tuple[str | None, ...]:
     """What the dimensions of the parameter at `path` ("model/encoder/...") mean; leading ones are layers.
 
     Raises:
-      ValueError: no line of the table fits.
+      ValueError: no rule fits.
     """
-    for pattern, dimensions in PARAMETERS:
+    for pattern, dimensions in rules:
         if re.search(f"({pattern})$", path) and rank >= len(dimensions):
             return (None,) * (rank - len(dimensions)) + dimensions
-    raise ValueError(f"parameter {path} with {rank} dimensions: no line of sharding.PARAMETERS fits; add one")
+    raise ValueError(
+        f"parameter {path} with {rank} dimensions: no sharding rule fits; add one to those of the backbone"
+    )
 
 
 def path_of(keys: tuple) -> str:
@@ -181,30 +171,31 @@ def path_of(keys: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys)
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Where each array of a training state (or of parameters alone) lies: a NamedSharding a leaf.
+def state_shardings(mesh: Mesh, state: Any, rules: Sequence[Rule]) -> Any:
+    """One NamedSharding per leaf of a training state, or of parameters alone.
 
-    Adam's moments lie where their parameters do, as their paths end alike; scalars and keys lie everywhere. A
-    dimension that its mesh axes don't divide (50,265 words over 4 devices) stays whole.
+    Adam's moments lie where their parameters do, because their paths end alike; scalars and keys are replicated. A
+    dimension that its mesh axes do not divide (50,265 words over 4 devices) stays whole.
 
     Args:
       state: arrays or, from jax.eval_shape, their shapes.
+      rules: one for every parameter, such as `SimCAS.sharding_rules`.
     """
 
     def one(keys: tuple, leaf: Any) -> NamedSharding:
         if not leaf.shape:
             return replicated(mesh)
-        dimensions = parameter_dimensions(path_of(keys), len(leaf.shape))
+        dimensions = parameter_dimensions(path_of(keys), len(leaf.shape), rules)
         return NamedSharding(mesh, partition(divided(dimensions, leaf.shape, mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(one, state)
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-    """Documents over `data` and `fsdp`; chunks of `input_ids`, `token_mask`, `chunk_mask` over `chunk`."""
+    """Documents over `data` and `fsdp`, and the chunks of a batch's `document` over `chunk`."""
 
     def one(keys: tuple, leaf: Any) -> NamedSharding:
-        chunked = path_of(keys) in ("input_ids", "token_mask", "chunk_mask")
+        chunked = path_of(keys).startswith("document/")
         dimensions = ("documents", "chunks") if chunked else ("documents",)
         return NamedSharding(mesh, partition(dimensions))
 

@@ -33,9 +33,9 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.compile_check import output, topology
 from jax_simcas.compile_check.programs import STAGES, BatchShape, bart_of, compile_stage, mesh_sizes
 from jax_simcas.compile_check.topology import Topology
-from jax_simcas.method.model import check_fits
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
+from jax_simcas.run.method_config import check_fits
 
 
 def batch_shape(settings: Settings, documents: int, tokens: int, target: int, devices: int) -> BatchShape:

@@ -9,21 +9,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.backbones.bart.layers import stack_layers
 from jax_simcas.common.errors import UserError
-from jax_simcas.common.sharding import batch_shardings, fitted, make_mesh, over_documents, replicated, state_shardings
+from jax_simcas.common.sharding import (
+    Rule,
+    batch_shardings,
+    fitted,
+    make_mesh,
+    over_documents,
+    replicated,
+    state_shardings,
+)
 from jax_simcas.compile_check import cost, flops
 from jax_simcas.compile_check.topology import Topology
 from jax_simcas.method.beam_search import generate
+from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import encode_and_select, init_params
-from jax_simcas.method.steps import Batch, init_state, selector_step, transformer_step
+from jax_simcas.method.steps import init_state, selector_step, transformer_step
 from jax_simcas.run.config import Settings
 
 PUBLISHED = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
@@ -46,9 +54,10 @@ class Program:
     flops: model FLOPs per document.
     """
 
-    function: Callable[[Any, Batch], Any]
+    function: Callable[[Any, Example], Any]
     model: Any
-    batch: Batch
+    rules: tuple[Rule, ...]  # of the sharding of `model`
+    batch: Example
     donate: bool
     flops: int
 
@@ -85,18 +94,13 @@ def bart_of(settings: Settings) -> BartConfig:
     return dataclasses.replace(settings.bart, vocab_size=settings.data.vocab_size)
 
 
-def batch_arrays(shape: BatchShape, chunk_length: int) -> Batch:
-    """The arrays of a batch of whole chunks, as shapes."""
+def batch_arrays(shape: BatchShape, chunk_length: int) -> Example:
+    """The arrays of a batch, as shapes; whole chunks."""
     rows, chunks = shape.documents, -(-shape.tokens // chunk_length)
-    array = jax.ShapeDtypeStruct
-    arrays = {
-        "input_ids": array((rows, chunks, chunk_length), jnp.int32),
-        "token_mask": array((rows, chunks, chunk_length), bool),
-        "chunk_mask": array((rows, chunks), bool),
-        "target_ids": array((rows, shape.target), jnp.int32),
-        "target_mask": array((rows, shape.target), bool),
-    }
-    return cast(Batch, arrays)
+    array: Any = jax.ShapeDtypeStruct
+    tokens, target = (rows, chunks, chunk_length), (rows, shape.target)
+    document = Document(array(tokens, jnp.int32), array(tokens, bool), array((rows, chunks), bool))
+    return Example(document, Target(array(target, jnp.int32), array(target, bool)))
 
 
 def document_shape(settings: Settings, shape: BatchShape) -> flops.DocumentShape:
@@ -109,19 +113,23 @@ def document_shape(settings: Settings, shape: BatchShape) -> flops.DocumentShape
 
 
 def _state(settings: Settings) -> Any:
+    model, update = settings.model(), settings.optimizer
+
     def fresh(key: jax.Array) -> Any:
-        params = init_params(key, settings.bart, settings.simcas)
-        return init_state(stack_layers(params), settings.optimizer, key)
+        params = model.backbone.stack(init_params(key, model))
+        return init_state(params, update.transformer(settings.loop.steps), update.selector(), key)
 
     return jax.eval_shape(fresh, jax.random.key(0))
 
 
 def train_program(settings: Settings, shape: BatchShape) -> Program:
-    """The transformer's update on one batch."""
-    options: Any = {"bart": settings.bart, "simcas": settings.simcas, "config": settings.optimizer}
+    """One batch of the transformer's update."""
+    model, update = settings.model(), settings.optimizer
+    optimizer = update.transformer(settings.loop.steps)
     return Program(
-        function=partial(transformer_step, **options),
+        function=partial(transformer_step, model=model, optimizer=optimizer, label_smoothing=update.label_smoothing),
         model=_state(settings),
+        rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
         flops=flops.transformer_update(settings.bart, document_shape(settings, shape)),
@@ -129,51 +137,52 @@ def train_program(settings: Settings, shape: BatchShape) -> Program:
 
 
 def ppo_program(settings: Settings, shape: BatchShape) -> Program:
-    """The selector's update on one batch."""
-    options: Any = {"bart": settings.bart, "simcas": settings.simcas, "config": settings.optimizer}
-    epochs = settings.optimizer.ppo.epochs
+    """One batch of the selector's update."""
+    model, update = settings.model(), settings.optimizer
     return Program(
-        function=partial(selector_step, **options),
+        function=partial(selector_step, model=model, optimizer=update.selector(), ppo=update.ppo),
         model=_state(settings),
+        rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
-        flops=flops.selector_update(settings.bart, document_shape(settings, shape), epochs),
+        flops=flops.selector_update(settings.bart, document_shape(settings, shape), update.ppo.epochs),
     )
 
 
 def generate_program(settings: Settings, shape: BatchShape) -> Program:
-    """Encodes, selects, and generates summaries of `shape.target` tokens, the most there can be."""
-    bart, simcas = settings.bart, settings.simcas
+    """Encode, select, and search for summaries of `shape.target` tokens: the largest number of steps."""
+    model = settings.model()
     config = dataclasses.replace(settings.generate, max_length=shape.target, min_length=0)
 
-    def summarize(params: Any, batch: Batch) -> Any:
+    def summarize(params: Any, batch: Example) -> Any:
         keys = jax.random.split(jax.random.key(0), shape.documents)
 
-        def one(ids: Any, token_mask: Any, chunk_mask: Any, key: Any) -> Any:
-            compacted = encode_and_select(params, bart, simcas, ids, token_mask, chunk_mask, select_key=key).compacted
-            return generate(params, bart, config, compacted.states, compacted.mask, jnp.dtype(simcas.dtype))
+        def one(document: Document, key: Any) -> Any:
+            compacted = encode_and_select(params, model, document, select_key=key).compacted
+            return generate(params, model, config, compacted)
 
-        return over_documents(one)(batch["input_ids"], batch["token_mask"], batch["chunk_mask"], keys)
+        return over_documents(one)(batch.document, keys)
 
     return Program(
         function=summarize,
-        model=jax.eval_shape(lambda key: init_params(key, bart, simcas), jax.random.key(0)),
-        batch=batch_arrays(shape, simcas.chunk_length),
+        model=jax.eval_shape(partial(init_params, model=model), jax.random.key(0)),
+        rules=model.sharding_rules,
+        batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=False,
-        flops=flops.generation(bart, document_shape(settings, shape), config.num_beams),
+        flops=flops.generation(settings.bart, document_shape(settings, shape), config.num_beams),
     )
 
 
 STAGES = {"train": train_program, "ppo": ppo_program, "generate": generate_program}
 
 
-def on_mesh(program: Program, mesh: Mesh) -> tuple[Any, Batch]:
+def on_mesh(program: Program, mesh: Mesh) -> tuple[Any, Example]:
     """Model and batch as shapes with the shardings of training."""
 
     def place(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    model = jax.tree.map(place, program.model, state_shardings(mesh, program.model))
+    model = jax.tree.map(place, program.model, state_shardings(mesh, program.model, program.rules))
     return model, jax.tree.map(place, program.batch, batch_shardings(mesh, program.batch))
 
 

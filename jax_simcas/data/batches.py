@@ -16,6 +16,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import TextEncoder, encode_text
 from jax_simcas.method.chunk import Chunks, bucket, chunk_at, chunk_sentences, chunk_tokens, most_chunks
+from jax_simcas.method.document import Document, Example, Target
 
 Features = dict[str, Any]
 # A sentence ends at . ! or ? (and closing quotes or brackets) before white space, at their full-width forms, or
@@ -399,3 +400,11 @@ class _Pad(grain.transforms.Map):
 
     def map(self, rows: Sequence[Features]) -> Features:
         return pad_batch([row for row in rows if row], self._config, self._pad, self._size)
+
+
+def as_example(features: Mapping[str, Any]) -> Example:
+    """What the model sees of features: of one row, or of a padded batch."""
+    return Example(
+        Document(features["input_ids"], features["token_mask"], features["chunk_mask"]),
+        Target(features["target_ids"], features["target_mask"]),
+    )

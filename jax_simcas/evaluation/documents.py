@@ -17,9 +17,7 @@ from jax_simcas.data.batches import Features
 from jax_simcas.data.rows import Row
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
-from jax_simcas.method.select import BUDGETED
-
-FIELDS = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")  # what the device sees of a batch
+from jax_simcas.method.select import Policy
 
 
 class Evaluated(NamedTuple):
@@ -62,7 +60,7 @@ def evaluate_documents(
     predictor: Predictor,
     source: Any,
     *,
-    policy: str,
+    policy: Policy,
     task: str,
     lead_words: int,
     key: jax.Array,
@@ -102,25 +100,23 @@ def evaluate_documents(
         on_batch(len(real))
 
 
-def predict_batch(predictor: Predictor, batch: Features, policy: str, key: jax.Array) -> Predictions:
+def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: jax.Array) -> Predictions:
     """Selects by `policy`, generates, and scores the references, on the devices of the current mesh.
 
     Policies that spend a budget keep as many candidates of each document as the configured policy would: an
     equal budget.
     """
-    static: Any = {"bart": predictor.bart, "simcas": predictor.simcas}
-    simcas = predictor.simcas
-    fields = {name: batch[name] for name in FIELDS}
-    arrays: Any = jax.device_put(fields, batch_shardings(jax.sharding.get_mesh(), fields))
-    budget = jnp.full(arrays["input_ids"].shape[0], simcas.budget or 0, jnp.int32)
-    if policy in BUDGETED and simcas.budget is None:
-        _, selection = select_batch(predictor.params, arrays, key, budget, policy=simcas.policy, **static)
+    params, model, example = predictor.params, predictor.model, batches.as_example(batch)
+    document, target = jax.device_put(example, batch_shardings(jax.sharding.get_mesh(), example))
+    budget = jnp.full(document.input_ids.shape[0], model.budget or 0, jnp.int32)
+    if policy.budgeted and model.budget is None:
+        _, selection = select_batch(params, document, key, budget, model=model, policy=model.policy)
         budget = selection.action.sum(axis=(1, 2))
-    hidden, selection = select_batch(predictor.params, arrays, key, budget, policy=policy, **static)
-    selected = (predictor.params, hidden, arrays["chunk_mask"], selection)
-    capacity = capacity_for(selection, simcas.capacity)
-    generation = generate_batch(*selected, config=predictor.generate, capacity=capacity, **static)
-    nll = target_nll(*selected, arrays["target_ids"], arrays["target_mask"], capacity=capacity, **static)
+    hidden, selection = select_batch(params, document, key, budget, model=model, policy=policy)
+    selected = (params, hidden, document.chunk_mask, selection)
+    capacity = capacity_for(selection, model.capacity)
+    generation = generate_batch(*selected, model=model, config=predictor.generate, capacity=capacity)
+    nll = target_nll(*selected, target, model=model, capacity=capacity)
     return Predictions(*jax.device_get((generation.sequence, selection.action, selection.candidate_mask, *nll)))
 
 

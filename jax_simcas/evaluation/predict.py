@@ -6,17 +6,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.common.sharding import over_documents
 from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
-from jax_simcas.method.model import SimcasConfig, candidates, decode_selected, encode
+from jax_simcas.method.document import Document, Target
+from jax_simcas.method.model import SimCAS, decode_selected, encode, select
 from jax_simcas.method.reward import target_log_prob
-from jax_simcas.method.select import Selection, compact, most_probable, select
-from jax_simcas.method.steps import Batch
+from jax_simcas.method.select import Policy, Selection, compact, most_probable
 
 Params = Any
 
@@ -25,100 +23,73 @@ class Predictor(NamedTuple):
     """A trained model, and how it reads documents and writes summaries."""
 
     params: Params
-    bart: BartConfig
-    simcas: SimcasConfig
+    model: SimCAS
     tokenizer: Any
     reading: PipelineConfig
     generate: GenerateConfig
 
 
-@partial(jax.jit, static_argnames=("bart", "simcas", "policy"))
+@partial(jax.jit, static_argnames=("model", "policy"))
 def select_batch(
-    params: Params,
-    batch: Batch,
-    key: Array,
-    budget: Int[Array, " B"],
-    *,
-    bart: BartConfig,
-    simcas: SimcasConfig,
-    policy: str,
+    params: Params, documents: Document, key: Array, budget: Int[Array, " B"], *, model: SimCAS, policy: Policy
 ) -> tuple[Float[Array, "B K S D"], Selection]:
-    """Encodes every document of a batch and lets the policy choose, within the configured capacity.
+    """Encodes every document of a batch and selects within the configured capacity.
 
     Args:
-      key: for the policies that draw; document b uses the b-th of its split.
-      budget: candidates a document, for the policies that spend one.
+      key: for policies that draw; document b uses the b-th of its split.
+      budget: candidates per document, for policies that spend one.
     """
     keys = jax.random.split(key, budget.shape[0])
 
-    def one(
-        input_ids: Array, token_mask: Array, chunk_mask: Array, key: Array, budget: Array
-    ) -> tuple[Array, Selection]:
-        hidden, _ = encode(params, bart, simcas, input_ids, token_mask, chunk_mask)
-        selection = select(
-            params["selector"],
-            hidden,
-            candidates(simcas, token_mask, chunk_mask),
-            chunk_mask,
-            policy=policy,
-            key=key,
-            budget=budget,
-            threshold=simcas.threshold,
-            empty_chunk=simcas.empty_chunk,
-        )
-        if simcas.capacity is not None:
-            selection = selection._replace(action=most_probable(selection, simcas.capacity - 1))
+    def one(document: Document, key: Array, budget: Array) -> tuple[Array, Selection]:
+        hidden, _ = encode(params, model, document)
+        selection = select(params["selector"], model, hidden, document, policy=policy, key=key, budget=budget)
+        if model.capacity is not None:
+            selection = selection._replace(action=most_probable(selection, model.capacity - 1))
         return hidden, selection
 
-    rows = (batch["input_ids"], batch["token_mask"], batch["chunk_mask"])
-    return over_documents(one)(*rows, keys, budget)
+    return over_documents(one)(documents, keys, budget)
 
 
-@partial(jax.jit, static_argnames=("bart", "simcas", "config", "capacity"))
+@partial(jax.jit, static_argnames=("model", "config", "capacity"))
 def generate_batch(
     params: Params,
     hidden: Float[Array, "B K S D"],
-    chunk_mask: Array,
+    chunk_mask: Bool[Array, "B K"],
     selection: Selection,
     *,
-    bart: BartConfig,
-    simcas: SimcasConfig,
+    model: SimCAS,
     config: GenerateConfig,
     capacity: int,
 ) -> Generation:
     """Compacts the selected states of every document to `capacity` rows and searches for its best summary."""
 
     def one(hidden: Array, chunk_mask: Array, selection: Selection) -> Generation:
-        compacted = compact(hidden, chunk_mask, selection, capacity)
-        return generate(params, bart, config, compacted.states, compacted.mask, dtype=jnp.dtype(simcas.dtype))
+        return generate(params, model, config, compact(hidden, chunk_mask, selection, capacity))
 
     return over_documents(one)(hidden, chunk_mask, selection)
 
 
-@partial(jax.jit, static_argnames=("bart", "simcas", "capacity"))
+@partial(jax.jit, static_argnames=("model", "capacity"))
 def target_nll(
     params: Params,
     hidden: Float[Array, "B K S D"],
-    chunk_mask: Array,
+    chunk_mask: Bool[Array, "B K"],
     selection: Selection,
-    target_ids: Int[Array, "B T"],
-    target_mask: Bool[Array, "B T"],
+    targets: Target,
     *,
-    bart: BartConfig,
-    simcas: SimcasConfig,
+    model: SimCAS,
     capacity: int,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
-    """(nats, tokens) of every document's reference, given what was selected: the loss without smoothing."""
+    """(nats, tokens) of every document's reference, given the selected states: the loss without smoothing."""
 
-    def one(
-        hidden: Array, chunk_mask: Array, selection: Selection, target_ids: Array, target_mask: Array
-    ) -> tuple[Array, Array]:
+    def one(hidden: Array, chunk_mask: Array, selection: Selection, target: Target) -> tuple[Array, Array]:
         compacted = compact(hidden, chunk_mask, selection, capacity)
-        logits, _ = decode_selected(params, bart, simcas, compacted, target_ids, target_mask, with_weights=False)
-        log_prob, tokens = target_log_prob(logits, target_ids, target_mask)
+        logits, _ = decode_selected(params, model, compacted, target, with_weights=False)
+        log_prob, tokens = target_log_prob(logits, target)
         return -log_prob, tokens
 
-    return over_documents(one)(hidden, chunk_mask, selection, target_ids, target_mask)
+    return over_documents(one)(hidden, chunk_mask, selection, targets)
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:

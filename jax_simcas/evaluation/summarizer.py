@@ -34,28 +34,27 @@ def kept_spans(kept: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
 
 def summarize(predictor: Predictor, text: str, query: str | None, key: jax.Array) -> dict[str, Any]:
     """Summarises one document: summary, kept spans, counts and seconds per stage."""
-    static: Any = {"bart": predictor.bart, "simcas": predictor.simcas}
-    config = predictor.reading
+    params, model, config = predictor.params, predictor.model, predictor.reading
     started = time.monotonic()
     row = batches.arranged(Row(id="", document=text, summary="", query=query), config)
     features = batches.featurize(row, predictor.tokenizer, config)
     batch = batches.pad_batch([features], config, predictor.tokenizer.pad_token_id)
     tokenized = time.monotonic()
-    arrays: Any = {k: jnp.asarray(batch[k]) for k in ("input_ids", "token_mask", "chunk_mask")}
-    budget = jnp.full(1, predictor.simcas.budget or 0, jnp.int32)
+    document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
+    budget = jnp.full(1, model.budget or 0, jnp.int32)
     hidden, selection = jax.block_until_ready(
-        select_batch(predictor.params, arrays, key, budget, policy=predictor.simcas.policy, **static)
+        select_batch(params, document, key, budget, model=model, policy=model.policy)
     )
     selected = time.monotonic()
     generation = jax.block_until_ready(
         generate_batch(
-            predictor.params,
+            params,
             hidden,
-            arrays["chunk_mask"],
+            document.chunk_mask,
             selection,
+            model=model,
             config=predictor.generate,
-            capacity=capacity_for(selection, predictor.simcas.capacity),
-            **static,
+            capacity=capacity_for(selection, model.capacity),
         )
     )
     generated = time.monotonic()

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.experiments.spec import Evaluation, Experiment, Variant, slug
-from jax_simcas.method.model import check_fits
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
+from jax_simcas.run.method_config import check_fits
 
 
 class Command(NamedTuple):

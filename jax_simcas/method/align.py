@@ -1,19 +1,23 @@
-"""Align: the one thing that crosses chunks. Averages the boundary states over a named chunk axis."""
+"""Align: the only operation that crosses chunks. Exchanges boundary states over a named chunk axis."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-ALIGNMENTS = ("mean", "shift", "none")
 AxisName = str | tuple[str, ...]
+# (boundary [2, D] (BOS and EOS states of one chunk), real [], axis name) -> the new boundary states [2, D].
+Alignment = Callable[[Float[Array, "2 D"], Bool[Array, ""], AxisName], Float[Array, "2 D"]]
 
 
 def chunk_mean(x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: AxisName) -> Float[Array, "*shape"]:
-    """sum over real chunks of x / number of real chunks, in float32; the same on every chunk.
+    """BOS_k := mean_k' BOS_k', EOS_k := mean_k' EOS_k' over real chunks, in float32; the identity for a single chunk.
 
     One collective over `axis_name`, whether that axis is a `vmap`, a mesh axis or a tuple of both.
+    Source: the paper; docs/method.md, "Encode and align".
     """
     total, count = lax.psum((jnp.where(real, x.astype(jnp.float32), 0.0), real.astype(jnp.float32)), axis_name)
     return (total / jnp.maximum(count, 1.0)).astype(x.dtype)
@@ -22,7 +26,7 @@ def chunk_mean(x: Float[Array, "*shape"], real: Bool[Array, ""], axis_name: Axis
 def chunk_shift(boundary: Float[Array, "2 D"], real: Bool[Array, ""], axis_name: AxisName) -> Float[Array, "2 D"]:
     """BOS_k := BOS_{k-1}, EOS_k := EOS_{k+1}, cyclic over the real chunks, which must come first.
 
-    Source: the released code. It gathers all boundary states: [K, 2, D] on every chunk.
+    Gathers all boundary states: [K, 2, D] on every chunk. Source: the released code; docs/method.md.
     """
     count = lax.psum(real.astype(jnp.int32), axis_name)
     k = lax.axis_index(axis_name)
@@ -31,36 +35,29 @@ def chunk_shift(boundary: Float[Array, "2 D"], real: Bool[Array, ""], axis_name:
     return jnp.stack([every[(k - 1) % count, 0], every[(k + 1) % count, 1]])
 
 
+# By the name that a config gives; None leaves the chunks alone (the paper's ablation).
+ALIGNMENTS: dict[str, Alignment | None] = {"mean": chunk_mean, "shift": chunk_shift, "none": None}
+
+
 def align(
     hidden: Float[Array, "S D"],
     real: Bool[Array, ""],
-    mode: str,
+    exchange: Alignment | None,
     axis_name: AxisName,
     enabled: Bool[Array, ""] | bool = True,
 ) -> Float[Array, "S D"]:
-    """Exchanges the first (BOS) and last (EOS) state of one chunk with those of the document's other chunks.
-
-    mean: BOS_k := mean_k' BOS_k', EOS_k := mean_k' EOS_k' over real chunks; the identity for a single chunk.
-    Source: method.md "Encode and align" (paper: mean; released code: shift; ablation: none).
+    """Replaces the first (BOS) and last (EOS) state of one chunk by what `exchange` makes of all chunks' boundaries.
 
     Args:
       hidden: states of one chunk.
-      real: False for a chunk of pure padding, which gives nothing and keeps its states.
-      mode: "mean", "shift" or "none".
-      axis_name: the axis (or axes) that the document's chunks are mapped over.
-      enabled: False leaves `hidden` as it is, inside a scan over layers.
-
-    Raises:
-      ValueError: unknown mode.
+      real: False for a chunk of pure padding, which contributes nothing and keeps its states.
+      exchange: `chunk_mean`, `chunk_shift` or a function of your own; None returns `hidden`.
+      axis_name: the axis (or axes) that the chunks of the document are mapped over.
+      enabled: False returns `hidden` unchanged, inside a scan over layers.
     """
-    if mode == "none":
+    if exchange is None:
         return hidden
     boundary = jnp.stack([hidden[0], hidden[-1]])
-    if mode == "mean":
-        aligned = chunk_mean(boundary, real, axis_name)
-    elif mode == "shift":
-        aligned = chunk_shift(boundary, real, axis_name)
-    else:
-        raise ValueError(f"align={mode!r}: expected 'mean', 'shift' or 'none'")
+    aligned = exchange(boundary, real, axis_name)
     boundary = jnp.where(jnp.logical_and(enabled, real), aligned, boundary)
     return hidden.at[0].set(boundary[0]).at[-1].set(boundary[1])

@@ -1,4 +1,4 @@
-"""Beam search inside jit, with Hugging Face's meaning of every option. One document; `vmap` makes batches."""
+"""Beam search inside jit; every option means what it means in transformers. One document; `vmap` makes batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.decoder import CrossCache, cross_cache, decode_step, for_generation, init_self_cache
+from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.method.model import SimCAS
+from jax_simcas.method.select import Compacted
 
 Params = Any
-NEVER = -1e9  # the score of what must not win, as in transformers
+NEG_INF = -1e9  # score of invalid hypotheses, as in transformers
 FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 
 
@@ -26,9 +27,9 @@ FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 class GenerateConfig:
     """Options of `transformers.GenerationMixin.generate`, by the same names; lengths count the start token.
 
-    early_stopping: True ends when `num_beams` summaries are finished; False when none that is better is to be
-      expected; "never" when none is possible.
-    forced_bos_token_id, forced_eos_token_id: None takes the model's own.
+    early_stopping: True ends when `num_beams` summaries are finished; False when a better one is unlikely; "never" when
+      a better one is impossible.
+    forced_bos_token_id, forced_eos_token_id: None takes those of the backbone.
 
     Raises:
       ValueError: a value that has no meaning, by the name of its option.
@@ -67,49 +68,44 @@ class Generation(NamedTuple):
     score: Float[Array, "*B"]  # sum of log-probabilities / generated tokens ** length_penalty, nats
 
 
-def generate(
-    params: Params,
-    bart: BartConfig,
-    config: GenerateConfig,
-    selected: Float[Array, "C D"],
-    selected_mask: Bool[Array, " C"],
-    dtype: Any = jnp.float32,
-) -> Generation:
+def generate(params: Params, model: SimCAS, config: GenerateConfig, compacted: Compacted) -> Generation:
     """Searches for the most probable summary of one document, given its selected states.
 
-    Cross-attention keys and values are computed once; the cache of self-attention is never reordered: a
-    table says in which slot each beam's past lies. Under `vmap` documents step together until all are done.
+    Cross-attention keys and values are computed once. The self-attention cache is never reordered: a table of
+    ancestors tells which slot holds each step of a beam's history. Under `vmap` documents step together until all are
+    done.
 
     Raises:
-      ValueError: a max_length beyond the model's positions, a forced token outside its vocabulary.
+      ValueError: a max_length beyond the positions of the backbone, a forced token outside its vocabulary.
     """
-    if config.max_length > bart.max_position_embeddings:
-        raise ValueError(f"max_length={config.max_length} exceeds the model's {bart.max_position_embeddings} positions")
-    own = {name: getattr(bart, name) for name in FORCED if getattr(config, name) is None}
-    config = dataclasses.replace(config, **own)
+    backbone, dtype = model.backbone, jnp.dtype(model.dtype)
+    if backbone.positions is not None and config.max_length > backbone.positions:
+        raise ValueError(f"max_length={config.max_length} exceeds the model's {backbone.positions} positions")
+    own: Any = {"forced_bos_token_id": backbone.tokens.forced_bos, "forced_eos_token_id": backbone.tokens.forced_eos}
+    config = dataclasses.replace(config, **{name: own[name] for name in FORCED if getattr(config, name) is None})
     for name in FORCED:
-        if (token := getattr(config, name)) is not None and token >= bart.vocab_size:
-            raise ValueError(f"{name}={token} lies outside the vocabulary of {bart.vocab_size} tokens")
+        if (token := getattr(config, name)) is not None and token >= backbone.vocab_size:
+            raise ValueError(f"{name}={token} lies outside the vocabulary of {backbone.vocab_size} tokens")
 
-    def alone(params: Params, selected: Array, selected_mask: Array) -> Generation:
-        batch = search(params, bart, config, selected[None], selected_mask[None], dtype)
+    def unbatched(params: Params, selected: Array, selected_mask: Array) -> Generation:
+        batch = search(params, backbone, config, selected[None], selected_mask[None], dtype)
         return jax.tree.map(lambda x: x[0], batch)
 
-    def together(size: int, batched: list, params: Params, selected: Array, selected_mask: Array) -> tuple:
+    def batched_rule(size: int, batched: list, params: Params, selected: Array, selected_mask: Array) -> tuple:
         if any(jax.tree.leaves(batched[0])):
             axes = jax.tree.map(lambda b: 0 if b else None, tuple(batched))
-            out = jax.vmap(alone, in_axes=axes)(params, selected, selected_mask)
+            out = jax.vmap(unbatched, in_axes=axes)(params, selected, selected_mask)
         else:
             spread = lambda x, has: x if has else jnp.broadcast_to(x, (size, *x.shape))
             states, masks = spread(selected, batched[1]), spread(selected_mask, batched[2])
-            out = search(params, bart, config, states, masks, dtype)
+            out = search(params, backbone, config, states, masks, dtype)
         return out, jax.tree.map(lambda _: True, out)
 
-    # Left to itself `vmap` gives every document a step counter and, to keep what is finished, copies the whole
-    # cache each step: at 256 tokens, 4 documents, 1.6 times the time on a CPU.
-    one = custom_vmap(alone)
-    one.def_vmap(together)
-    return one(params, selected, selected_mask)
+    # Plain `vmap` would give every document its own step counter and, to keep what is finished, copy the whole cache
+    # at each step: at 256 tokens, 4 documents, 1.6 times the time on a CPU.
+    one = custom_vmap(unbatched)
+    one.def_vmap(batched_rule)
+    return one(params, compacted.states, compacted.mask)
 
 
 class Greedy(NamedTuple):
@@ -123,7 +119,7 @@ class Greedy(NamedTuple):
 
 
 class Beams(NamedTuple):
-    """The state of one document: beams that run, beams that are finished."""
+    """The state of one document: running beams and finished hypotheses."""
 
     running: Int[Array, "beams T"]
     running_score: Float[Array, " beams"]
@@ -137,7 +133,7 @@ class Beams(NamedTuple):
 
 def search(
     params: Params,
-    bart: BartConfig,
+    backbone: Backbone,
     config: GenerateConfig,
     selected: Float[Array, "B C D"],
     selected_mask: Bool[Array, "B C"],
@@ -146,34 +142,36 @@ def search(
     """`generate` for several documents: one loop, one step counter; a finished document's state stays."""
     total = config.max_length
     start, advance, result = GREEDY_SEARCH if config.num_beams == 1 else BEAM_SEARCH
-    cross = jax.vmap(lambda s, m: cross_cache(params, bart, s, m, dtype))(selected, selected_mask)
-    weights = for_generation(params, dtype)
+    cross = jax.vmap(lambda s, m: backbone.cross_cache(params, s, m, dtype))(selected, selected_mask)
+    weights = backbone.for_generation(params, dtype)
     copies = lambda x: jnp.broadcast_to(x, (selected.shape[0], *x.shape))
 
     def step(carry: tuple) -> tuple:
         length, state, cache = carry
 
-        def one(state: Any, cache: Any, cross: CrossCache) -> tuple:
+        def one(state: Any, cache: Any, cross: Any) -> tuple:
             token = lax.dynamic_index_in_dim(state.running, length - 1, axis=1, keepdims=False)
-            logits, cache = decode_step(weights, bart, token, length - 1, cache, cross, state.ancestors, dtype)
-            scores = processed(jax.nn.log_softmax(logits, axis=-1), state.running, length, bart, config)
-            new = advance(state, scores, length, bart, config)
+            logits, cache = backbone.decode_step(weights, token, length - 1, cache, cross, state.ancestors, dtype)
+            scores = apply_logits_processors(
+                jax.nn.log_softmax(logits, axis=-1), state.running, length, backbone, config
+            )
+            new = advance(state, scores, length, backbone, config)
             return jax.tree.map(lambda n, o: jnp.where(state.unfinished, n, o), new, state), cache
 
         state, cache = jax.vmap(one)(state, cache, cross)
         return length + 1, state, cache
 
     unfinished = lambda carry: (carry[0] < total) & carry[1].unfinished.any()
-    empty = start(bart, config), init_self_cache(bart, config.num_beams, total)
+    empty = start(backbone, config), backbone.init_cache(config.num_beams, total)
     states, caches = jax.tree.map(copies, empty)
     _, states, _ = lax.while_loop(unfinished, step, (jnp.array(1), states, caches))
     return jax.vmap(lambda state: result(state, config))(states)
 
 
-def empty_sequences(bart: BartConfig, config: GenerateConfig) -> Int[Array, "beams T"]:
+def empty_sequences(backbone: Backbone, config: GenerateConfig) -> Int[Array, "beams T"]:
     """The decoder start token, then PAD."""
     shape = (config.num_beams, config.max_length)
-    return jnp.full(shape, bart.pad_token_id, jnp.int32).at[:, 0].set(bart.decoder_start_token_id)
+    return jnp.full(shape, backbone.tokens.pad, jnp.int32).at[:, 0].set(backbone.tokens.decoder_start)
 
 
 def length_powers(config: GenerateConfig) -> Float[Array, " T"]:
@@ -181,19 +179,19 @@ def length_powers(config: GenerateConfig) -> Float[Array, " T"]:
     return jnp.asarray(np.arange(1, config.max_length + 1) ** float(config.length_penalty), jnp.float32)
 
 
-def processed(
+def apply_logits_processors(
     scores: Float[Array, "beams V"],
     sequences: Int[Array, "beams T"],
     length: Int[Array, ""],
-    bart: BartConfig,
+    backbone: Backbone,
     config: GenerateConfig,
 ) -> Float[Array, "beams V"]:
-    """The score processors in transformers' order: n-grams, minimum length, forced first and last token."""
+    """transformers' logits processors, in its order: n-grams, minimum length, forced first and last token."""
     token = jnp.arange(scores.shape[-1])
     if config.no_repeat_ngram_size:
         scores = ban_repeated_ngrams(scores, sequences, length, config.no_repeat_ngram_size)
     if config.min_length:
-        scores = jnp.where((token == bart.eos_token_id) & (length < config.min_length), -jnp.inf, scores)
+        scores = jnp.where((token == backbone.tokens.eos) & (length < config.min_length), -jnp.inf, scores)
     for forced, now in (
         (config.forced_bos_token_id, length == 1),
         (config.forced_eos_token_id, length == config.max_length - 1),
@@ -220,17 +218,17 @@ def ban_repeated_ngrams(
     return scores.at[jnp.arange(beams)[:, None], token].set(-jnp.inf, mode="drop")
 
 
-def greedy_start(bart: BartConfig, config: GenerateConfig) -> Greedy:
-    return Greedy(empty_sequences(bart, config), jnp.array(0.0), jnp.array(1), jnp.array(True))
+def greedy_start(backbone: Backbone, config: GenerateConfig) -> Greedy:
+    return Greedy(empty_sequences(backbone, config), jnp.array(0.0), jnp.array(1), jnp.array(True))
 
 
 def greedy_step(
-    g: Greedy, scores: Float[Array, "1 V"], length: Int[Array, ""], bart: BartConfig, config: GenerateConfig
+    g: Greedy, scores: Float[Array, "1 V"], length: Int[Array, ""], backbone: Backbone, config: GenerateConfig
 ) -> Greedy:
     """The most probable token, until it is EOS."""
     token = scores[0].argmax().astype(jnp.int32)
     return Greedy(
-        g.running.at[0, length].set(token), g.score + scores[0, token], length + 1, token != bart.eos_token_id
+        g.running.at[0, length].set(token), g.score + scores[0, token], length + 1, token != backbone.tokens.eos
     )
 
 
@@ -238,14 +236,16 @@ def greedy_result(g: Greedy, config: GenerateConfig) -> Generation:
     return Generation(g.running[0], g.length, g.score / length_powers(config)[g.length - 2])
 
 
-def beam_start(bart: BartConfig, config: GenerateConfig) -> Beams:
-    beams, empty = config.num_beams, empty_sequences(bart, config)
+def beam_start(backbone: Backbone, config: GenerateConfig) -> Beams:
+    beams, empty = config.num_beams, empty_sequences(backbone, config)
     return Beams(
         running=empty,
-        running_score=jnp.where(jnp.arange(beams) == 0, 0.0, NEVER),  # all beams are alike: one may branch
+        running_score=jnp.where(
+            jnp.arange(beams) == 0, 0.0, NEG_INF
+        ),  # all beams are equal at first: only one may branch
         ancestors=jnp.zeros_like(empty),
         finished=empty,
-        finished_score=jnp.full(beams, NEVER),
+        finished_score=jnp.full(beams, NEG_INF),
         finished_length=jnp.ones(beams, jnp.int32),
         is_finished=jnp.zeros(beams, bool),
         unfinished=jnp.array(True),
@@ -253,7 +253,7 @@ def beam_start(bart: BartConfig, config: GenerateConfig) -> Beams:
 
 
 def beam_step(
-    b: Beams, scores: Float[Array, "beams V"], length: Int[Array, ""], bart: BartConfig, config: GenerateConfig
+    b: Beams, scores: Float[Array, "beams V"], length: Int[Array, ""], backbone: Backbone, config: GenerateConfig
 ) -> Beams:
     """Keeps the `num_beams` best running and the `num_beams` best finished sequences.
 
@@ -261,27 +261,27 @@ def beam_step(
     """
     beams, total = b.running.shape
     powers = length_powers(config)
-    # Twice the beams: even if each has EOS among its best there are enough to go on with. First within each beam:
-    # the same order (ties go to the lower beam, then the lower token) without laying the vocabularies end to end.
+    # Twice the beams: enough running ones remain even if each has EOS among its best. First within each beam: the same
+    # order (ties go to the lower beam, then the lower token) without concatenating the vocabularies.
     each = min(2 * beams, scores.shape[-1])
     score, token = lax.top_k(scores + b.running_score[:, None], each)
     score, flat = lax.top_k(score.ravel(), 2 * beams)
     parent, token = flat // each, token.ravel()[flat]
     candidates = b.running[parent].at[:, length].set(token)
-    ends = (token == bart.eos_token_id) | (length + 1 >= total)
+    ends = (token == backbone.tokens.eos) | (length + 1 >= total)
     written = b.ancestors.at[:, length - 1].set(jnp.arange(beams))
-    running_score, best = lax.top_k(jnp.where(ends, score + NEVER, score), beams)
+    running_score, best = lax.top_k(jnp.where(ends, score + NEG_INF, score), beams)
 
     may_finish = ends & (jnp.arange(2 * beams) < beams)  # only candidates among the best `num_beams`
-    final = score / powers[length - 1] + NEVER * ~may_finish
+    final = score / powers[length - 1] + NEG_INF * ~may_finish
     finished_score, keep = lax.top_k(jnp.concatenate([b.finished_score, final]), beams)
     merged = lambda old, new: jnp.concatenate([old, new])[keep]
     is_finished = merged(b.is_finished, may_finish)
 
-    # May a running beam still beat the worst of the finished? Its score is divided by the length it has now, or,
-    # with "never", by the one that serves it best.
+    # Can a running beam still beat the worst finished one? Its score is divided by its present length or, with "never",
+    # by the length that favours it most.
     reach = total - 1 if config.early_stopping == "never" and config.length_penalty > 0 else length
-    worst = jnp.where(is_finished, finished_score.min(), NEVER)
+    worst = jnp.where(is_finished, finished_score.min(), NEG_INF)
     unfinished = (running_score[0] / powers[reach - 1] > worst).any()
     if config.early_stopping is True:
         unfinished &= ~is_finished.all()

@@ -3,251 +3,282 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.decoder import decode, init_decoder
-from jax_simcas.backbones.bart.encoder import REMAT, encode_chunks, init_encoder
+from jax_simcas.backbones.ops.stacks import checkpointed, each_chunk
+from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.common.sharding import Rule, constrain
 from jax_simcas.method import select as select_lib
-from jax_simcas.method.align import ALIGNMENTS, align
-from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE
-from jax_simcas.method.select import Compacted, Selection
+from jax_simcas.method.align import Alignment, align, chunk_mean
+from jax_simcas.method.chunk_position import ChunkPosition
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.reward import CROSS_ATTENTION, LIKELIHOOD, Credit, Encoded, Forward, Reward
+from jax_simcas.method.select import GREEDY, SAMPLE, Compacted, Policy
 
 Params = Any
 CHUNK_AXIS = "chunk"
+SHARDING_RULES: tuple[Rule, ...] = ((r"chunk_positions/embedding", (None, "width")), *select_lib.SHARDING_RULES)
 
 
 @dataclass(frozen=True)
-class SimcasConfig:
-    """Every choice that method.md leaves open; the defaults are its defaults.
+class SimCAS:
+    """A backbone and every choice of the method as a value: all that is static. Hashable, for `jit`.
 
-    capacity: rows that the decoder may attend to, the document's state included; None: all that are selected.
-    policy: at inference.
-    train_policy: in the transformer's training: "sample" draws; "all" goes without selection.
-    budget: candidates a document that the policies `topk`, `random`, `first` and `spaced` keep.
+    align: what boundary states exchange between layers; None: nothing.
+    policy: at inference. train_policy: while the transformer trains.
+    reward, credit: the reward of a document, and of each of its candidates.
+    chunk_position: what is added to the tokens of chunk k before layer 0; None: nothing.
+    mask_padding: PAD is neither attended to nor selectable; False: it is both, as in the released code.
+    capacity: C, rows that the decoder may attend to, the document state included; None: all that are selected.
+    budget: candidates per document, for policies that spend one.
+    threshold: keep-probability above which the policy `threshold` keeps.
+    fill_empty: a chunk of which nothing was kept keeps everything.
     dtype: compute type of products and states; parameters, softmax, norms and losses stay float32.
-    remat: what the backward pass need not recompute, from most memory to least: "none" recomputes nothing, "dots" no
-      product, "sums" what products need but none that only a norm needs, "layer" all of a layer but its attention.
+    remat: what the backward pass saves, from most memory to least: "none" (everything), "dots", "sums", "layer".
     """
 
-    chunk_length: int = 512
-    chunking: str = "fixed"
-    max_input_len: int = 16_384  # tokens
-    max_target_len: int = 1_024  # tokens
+    backbone: Backbone
+    align: Alignment | None = chunk_mean
+    policy: Policy = GREEDY
+    train_policy: Policy = SAMPLE
+    reward: Reward = LIKELIHOOD
+    credit: Credit = CROSS_ATTENTION
+    chunk_position: ChunkPosition | None = None
     mask_padding: bool = True
-    align: str = "mean"
-    chunk_position: str = "none"
-    max_chunks: int = 1_024  # rows of the learned chunk positions
-    policy: str = "greedy"
-    train_policy: str = "sample"
-    threshold: float = 0.5
-    budget: int | None = None
     capacity: int | None = None
-    empty_chunk: str = "all"
-    reward_scale: float = REWARD_SCALE
-    hyper_length: int = HYPER_LENGTH
+    budget: int | None = None
+    threshold: float = 0.5
+    fill_empty: bool = True
     dtype: str = "float32"
     remat: str = "none"
 
-    def __post_init__(self) -> None:
-        allowed = {
-            "chunking": ("fixed", "sentences"),
-            "align": ALIGNMENTS,
-            "chunk_position": ("none", "sinusoidal", "learned"),
-            "policy": select_lib.POLICIES,
-            "train_policy": ("sample", "all"),
-            "empty_chunk": ("all", "none"),
-            "dtype": ("float32", "bfloat16"),
-            "remat": tuple(REMAT),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}")
-        for name, least in (
-            ("chunk_length", 3),
-            ("max_input_len", 3),
-            ("max_target_len", 3),
-            ("capacity", 2),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold={self.threshold}: expected a probability")
-        if self.policy in select_lib.BUDGETED and self.budget is None:
-            raise ValueError(f"policy={self.policy!r} needs budget=<number of candidates a document>")
+    @property
+    def sharding_rules(self) -> tuple[Rule, ...]:
+        """A rule for every parameter of backbone and selector."""
+        return (*self.backbone.sharding_rules, *SHARDING_RULES)
 
-    def replace(self, **changes: Any) -> SimcasConfig:
+    def replace(self, **changes: Any) -> SimCAS:
         return dataclasses.replace(self, **changes)
 
 
-def check_fits(bart: BartConfig, simcas: SimcasConfig) -> None:
-    """Raises ValueError when a chunk or a target is longer than the model's position tables."""
-    for name in ("chunk_length", "max_target_len"):
-        if getattr(simcas, name) > bart.max_position_embeddings:
-            raise ValueError(
-                f"{name}={getattr(simcas, name)} exceeds the model's {bart.max_position_embeddings} positions "
-                "(max_position_embeddings): lower it, or use a model with more positions"
-            )
+def init_params(key: Array, model: SimCAS) -> Params:
+    """Fresh parameters of backbone and selector (float32): the tree of the backbone, and `selector`."""
+    _, _, _, selector_key, position_key = jax.random.split(key, 5)  # the backbone draws from the first three
+    params = model.backbone.init(key)
+    if model.chunk_position is not None:
+        encoder = encoder_of(params, model.backbone)
+        encoder.update(model.chunk_position.init(position_key, model.backbone))
+    return {**params, "selector": select_lib.init_selector(selector_key, model.backbone.width)}
 
 
-def init_params(key: Array, bart: BartConfig, simcas: SimcasConfig) -> Params:
-    """Fresh parameters of transformer and selector (float32), in the tree of the published Flax BART."""
-    keys = jax.random.split(key, 5)
-    embedding = bart.init_std * jax.random.normal(keys[0], (bart.vocab_size, bart.d_model))
-    encoder = init_encoder(keys[1], bart)
-    if simcas.chunk_position == "learned":
-        table = bart.init_std * jax.random.normal(keys[4], (simcas.max_chunks, bart.d_model))
-        encoder["chunk_positions"] = {"embedding": table}
-    return {
-        "model": {
-            "shared": {"embedding": embedding.at[bart.pad_token_id].set(0.0)},
-            "encoder": encoder,
-            "decoder": init_decoder(keys[2], bart),
-        },
-        "final_logits_bias": jnp.zeros((1, bart.vocab_size)),
-        "selector": select_lib.init_selector(keys[3], bart.d_model),
-    }
+def encoder_of(params: Params, backbone: Backbone) -> Params:
+    """The encoder's dict within the tree."""
+    for name in backbone.encoder_path:
+        params = params[name]
+    return params
 
 
-def chunk_positions(params: Params, bart: BartConfig, simcas: SimcasConfig, chunks: int) -> Float[Array, "K D"] | None:
-    """What is added to every token of chunk k before layer 0, or None.
+def encode_chunks(
+    params: Params,
+    backbone: Backbone,
+    input_ids: Int[Array, "K S"],
+    visible: Bool[Array, "K S"],
+    between: Callable[[Array, Array], Array],
+    *,
+    added: Float[Array, "K D"] | None = None,
+    key: Array | None = None,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
+    """Runs the encoder over chunks side by side, each at positions 0..S-1.
 
-    sinusoidal: c sin(k w_i), c cos(k w_i) with w_i = 10000^(-2i/D) and c = sqrt(2) init_std: as large as the embeddings
-    begin, which numbers of size 1 would drown.
+    Args:
+      visible: what may be attended to.
+      between: (states [K, S, D], is_inner) -> states, applied after every layer; is_inner is False after the last.
+      added: one vector per chunk, added to all its embedded tokens before layer 0 (the position of the chunk).
+      key: for dropout, folded with the number of the chunk; None switches dropout off.
+
+    Returns:
+      the last layer's states, and the input of every layer (for parity tests; free when unused).
     """
-    if simcas.chunk_position == "none":
-        return None
-    if simcas.chunk_position == "learned":
-        if chunks > simcas.max_chunks:
-            raise ValueError(f"{chunks} chunks exceed max_chunks={simcas.max_chunks} learned chunk positions")
-        return params["model"]["encoder"]["chunk_positions"]["embedding"][:chunks]
-    rates = 10_000.0 ** (-jnp.arange(0, bart.d_model, 2) / bart.d_model)
-    angles = jnp.arange(chunks)[:, None] * rates
-    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, : bart.d_model]
-    return math.sqrt(2) * bart.init_std * waves
+    depth = backbone.encoder_depth
+    layer_keys = start_keys = None
+    if key is not None:
+        keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(input_ids.shape[0]))
+        split = jax.vmap(lambda key: jax.random.split(key, depth + 1), out_axes=1)(keys)
+        layer_keys, start_keys = split[:-1], split[-1]
+
+    def start(ids: Array, added: Array | None, key: Array | None) -> Array:
+        return backbone.embed(params, ids, added, dtype, key)
+
+    def one_chunk(layer: Params, x: Array, mask: Array, key: Array | None) -> Array:
+        return backbone.encoder_layer(layer, x, mask, dtype, key)
+
+    def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
+        layer, index, key = inputs
+        run = checkpointed(partial(one_chunk, layer), remat)
+        x_next = constrain(each_chunk(run, x, visible, key), "chunks", None, None)
+        return between(x_next, index < depth - 1), x
+
+    x = constrain(jax.vmap(start)(input_ids, added, start_keys), "chunks", None, None)
+    x, layer_inputs = lax.scan(step, x, (backbone.encoder_layers(params), jnp.arange(depth), layer_keys))
+    return constrain(backbone.encoder_end(params, x, dtype), "chunks", None, None), layer_inputs
 
 
 def encode(
-    params: Params,
-    bart: BartConfig,
-    simcas: SimcasConfig,
-    input_ids: Int[Array, "K S"],
-    token_mask: Bool[Array, "K S"],
-    chunk_mask: Bool[Array, " K"],
-    key: Array | None = None,
+    params: Params, model: SimCAS, document: Document, key: Array | None = None
 ) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
-    """Encodes the chunks side by side; boundary states meet between layers, over the axis "chunk".
+    """Encodes the chunks side by side; boundary states are exchanged between layers, over the axis "chunk".
 
-    Source: method.md "Encode and align". With `mask_padding=False` PAD is attended to (released code).
+    Source: docs/method.md, "Encode and align". With `mask_padding=False` PAD is attended to (released code).
 
     Args:
-      key: for dropout, one key a chunk is made of it; None switches dropout off.
+      key: for dropout; None switches it off.
 
     Returns:
       the last layer's states, and the inputs of all layers (dead code when unused).
     """
-    chunks = input_ids.shape[0]
-    visible = token_mask if simcas.mask_padding else jnp.broadcast_to(chunk_mask[:, None], token_mask.shape)
-    added = chunk_positions(params, bart, simcas, chunks)
-    keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(chunks))
+    input_ids, token_mask, chunk_mask = document
+    visible = token_mask if model.mask_padding else jnp.broadcast_to(chunk_mask[:, None], token_mask.shape)
+    added = None
+    if model.chunk_position is not None:
+        added = model.chunk_position(encoder_of(params, model.backbone), model.backbone, input_ids.shape[0])
 
     def between(hidden: Array, inner: Array) -> Array:
-        one_chunk = lambda x, real: align(x, real, simcas.align, CHUNK_AXIS, enabled=inner)
+        one_chunk = lambda x, real: align(x, real, model.align, CHUNK_AXIS, enabled=inner)
         return jax.vmap(one_chunk, axis_name=CHUNK_AXIS)(hidden, chunk_mask)
 
     return encode_chunks(
-        params["model"],
-        bart,
+        params,
+        model.backbone,
         input_ids,
         visible,
         between,
         added=added,
-        keys=keys,
-        dtype=jnp.dtype(simcas.dtype),
-        remat=simcas.remat,
+        key=key,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
     )
 
 
-def candidates(
-    simcas: SimcasConfig, token_mask: Bool[Array, "K S"], chunk_mask: Bool[Array, " K"]
-) -> Bool[Array, "K N"]:
+def candidates(model: SimCAS, document: Document) -> Bool[Array, "K N"]:
     """Which of positions 1..S-1 may be selected: real tokens, or (released code) PAD as well."""
-    if simcas.mask_padding:
-        return token_mask[:, 1:]
-    return jnp.broadcast_to(chunk_mask[:, None], token_mask[:, 1:].shape)
+    if model.mask_padding:
+        return document.token_mask[:, 1:]
+    return jnp.broadcast_to(document.chunk_mask[:, None], document.token_mask[:, 1:].shape)
 
 
-class Encoded(NamedTuple):
-    """One document, ready for the decoder."""
-
-    hidden: Float[Array, "K S D"]
-    selection: Selection
-    compacted: Compacted
+def select(
+    selector: Params,
+    model: SimCAS,
+    hidden: Float[Array, "K S D"],
+    document: Document,
+    *,
+    policy: Policy | None = None,
+    key: Array | None = None,
+    budget: Int[Array, ""] | int | None = None,
+    action: Bool[Array, "K N"] | None = None,
+) -> select_lib.Selection:
+    """`method.select.select` with the choices of `model`; `policy` and `budget` in place of its own."""
+    return select_lib.select(
+        selector,
+        hidden,
+        candidates(model, document),
+        document.chunk_mask,
+        policy=policy or model.policy,
+        key=key,
+        budget=model.budget if budget is None else budget,
+        threshold=model.threshold,
+        fill_empty=model.fill_empty,
+        tokens=document.input_ids,
+        action=action,
+    )
 
 
 def encode_and_select(
     params: Params,
-    bart: BartConfig,
-    simcas: SimcasConfig,
-    input_ids: Int[Array, "K S"],
-    token_mask: Bool[Array, "K S"],
-    chunk_mask: Bool[Array, " K"],
+    model: SimCAS,
+    document: Document,
     *,
-    policy: str | None = None,
+    policy: Policy | None = None,
     select_key: Array | None = None,
     dropout_key: Array | None = None,
     budget: Int[Array, ""] | int | None = None,
     action: Bool[Array, "K N"] | None = None,
 ) -> Encoded:
-    """encode, select, compact. The selector gets no gradient.
+    """encode, select, compact. No gradient flows to the selector.
 
     Args:
-      policy, budget: in place of the configured ones.
+      policy, budget: in place of the model's.
       action: given actions, before the keep-everything rule.
     """
-    hidden, _ = encode(params, bart, simcas, input_ids, token_mask, chunk_mask, dropout_key)
-    selection = select_lib.select(
-        jax.lax.stop_gradient(params["selector"]),
-        jax.lax.stop_gradient(hidden),
-        candidates(simcas, token_mask, chunk_mask),
-        chunk_mask,
-        policy=policy or simcas.policy,
+    hidden, _ = encode(params, model, document, dropout_key)
+    selection = select(
+        lax.stop_gradient(params["selector"]),
+        model,
+        lax.stop_gradient(hidden),
+        document,
+        policy=policy,
         key=select_key,
-        budget=simcas.budget if budget is None else budget,
-        threshold=simcas.threshold,
-        empty_chunk=simcas.empty_chunk,
+        budget=budget,
         action=action,
     )
-    return Encoded(hidden, selection, select_lib.compact(hidden, chunk_mask, selection, simcas.capacity))
+    return Encoded(hidden, selection, select_lib.compact(hidden, document.chunk_mask, selection, model.capacity))
 
 
 def decode_selected(
     params: Params,
-    bart: BartConfig,
-    simcas: SimcasConfig,
+    model: SimCAS,
     compacted: Compacted,
-    target_ids: Int[Array, " T"],
-    target_mask: Bool[Array, " T"],
+    target: Target,
     dropout_key: Array | None = None,
     with_weights: bool = True,
 ) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
     """Teacher-forced logits, and (`with_weights`) the mean cross-attention weight of every selected state."""
-    return decode(
+    return model.backbone.decode(
         params,
-        bart,
         compacted.states,
         compacted.mask,
-        target_ids,
-        target_mask,
+        target.ids,
+        target.mask,
         key=dropout_key,
-        dtype=jnp.dtype(simcas.dtype),
-        remat=simcas.remat,
+        dtype=jnp.dtype(model.dtype),
+        remat=model.remat,
         with_weights=with_weights,
     )
+
+
+def forward(
+    params: Params,
+    model: SimCAS,
+    example: Example,
+    *,
+    policy: Policy | None = None,
+    select_key: Array | None = None,
+    dropout_key: Array | None = None,
+    action: Bool[Array, "K N"] | None = None,
+    with_weights: bool = True,
+) -> Forward:
+    """Encodes, selects and decodes ONE document with teacher forcing."""
+    encoder_key, decoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    encoded = encode_and_select(
+        params,
+        model,
+        example.document,
+        policy=policy,
+        select_key=select_key,
+        dropout_key=encoder_key,
+        action=action,
+    )
+    logits, attention = decode_selected(
+        params, model, encoded.compacted, example.target, decoder_key, with_weights=with_weights
+    )
+    return Forward(encoded, logits, attention)

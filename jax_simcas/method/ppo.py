@@ -22,7 +22,7 @@ class PPOConfig:
     """Constants of the selector's update; the defaults are the released code's."""
 
     discount: float = 0.998
-    trace: float = 0.95  # lambda of the generalised advantage
+    trace: float = 0.95  # lambda of generalised advantage estimation
     epochs: int = 2
     minibatch_size: int = 512  # candidates of one chunk
     clip: float = 0.2
@@ -37,7 +37,7 @@ class PPOConfig:
 
 
 class Rollout(NamedTuple):
-    """What the policy did and got on a batch of B documents."""
+    """What the policy did on a batch of B documents, and what it earned."""
 
     hidden: Float[Array, "B K S D"]
     state: Float[Array, "B K D"]
@@ -50,9 +50,9 @@ class Rollout(NamedTuple):
 
 
 class Orders(NamedTuple):
-    """The order of visits: E epochs, R minibatch rounds an epoch, M candidates a minibatch, P = R M."""
+    """The order of visits: E epochs, R rounds per epoch, M candidates per minibatch, P = R M."""
 
-    token: Int[Array, "E B K P"]  # candidates of every chunk, shuffled; N or more: nothing
+    token: Int[Array, "E B K P"]  # candidates of every chunk, shuffled; N or more: none
     chunk: Int[Array, "E R B K"]
 
 
@@ -67,7 +67,7 @@ def advantages(
 
     delta_k[j] = r_k[j] + gamma * mean_j V_{k+1} - V_k[j] (0 after the last chunk)
     A_k[j] = delta_k[j] + gamma * lambda * A_{k+1}[j];  return = A + V
-    Source: method.md "Dual update" (released code). Masked candidates take no part and get 0.
+    Source: docs/method.md, "Dual update" (released code). Masked candidates take no part and get 0.
     """
 
     def step(carry: tuple, inputs: tuple) -> tuple:
@@ -106,32 +106,35 @@ class Losses(NamedTuple):
     approx_kl: Float[Array, ""]  # nats
 
 
-def ppo_losses(
-    selector: Params,
-    candidates: Float[Array, "M D"],
-    state: Float[Array, " D"],
-    action: Bool[Array, " M"],
-    log_prob: Float[Array, " M"],
-    value: Float[Array, " M"],
-    advantage: Float[Array, " M"],
-    returns: Float[Array, " M"],
-    mask: Bool[Array, " M"],
-    config: PPOConfig,
-) -> Losses:
-    """Clipped policy loss, clipped value loss and entropy of one minibatch: M candidates of one chunk.
+class Minibatch(NamedTuple):
+    """M candidates of one chunk."""
+
+    candidates: Float[Array, "M D"]
+    state: Float[Array, " D"]
+    action: Bool[Array, " M"]
+    log_prob: Float[Array, " M"]
+    value: Float[Array, " M"]
+    advantage: Float[Array, " M"]
+    returns: Float[Array, " M"]
+    mask: Bool[Array, " M"]
+
+
+def ppo_losses(selector: Params, batch: Minibatch, config: PPOConfig) -> Losses:
+    """Clipped policy loss, clipped value loss and entropy of one minibatch.
 
     policy = -mean min(ratio A, clip(ratio, 1 +- c) A);  value = 0.5 mean max((V - G)^2, (V_clipped - G)^2)
     total = policy - w * entropy + value;  approx_kl = mean(ratio - 1 - log ratio)
     """
-    log_probs = jax.nn.log_softmax(action_logits(selector, candidates, state), axis=-1)
-    log_ratio = jnp.where(action, log_probs[:, 1], log_probs[:, 0]) - log_prob
+    mask = batch.mask
+    log_probs = jax.nn.log_softmax(action_logits(selector, batch.candidates, batch.state), axis=-1)
+    log_ratio = jnp.where(batch.action, log_probs[:, 1], log_probs[:, 0]) - batch.log_prob
     ratio = jnp.exp(log_ratio)
-    advantage = normalise(advantage, mask)
+    advantage = normalise(batch.advantage, mask)
     clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
     policy = -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), mask)
-    new_value = state_values(selector, candidates, state)
-    value_clipped = value + jnp.clip(new_value - value, -config.value_clip, config.value_clip)
-    errors = jnp.maximum(jnp.square(new_value - returns), jnp.square(value_clipped - returns))
+    new_value = state_values(selector, batch.candidates, batch.state)
+    value_clipped = batch.value + jnp.clip(new_value - batch.value, -config.value_clip, config.value_clip)
+    errors = jnp.maximum(jnp.square(new_value - batch.returns), jnp.square(value_clipped - batch.returns))
     value_loss = 0.5 * masked_mean(errors, mask)
     entropy = masked_mean(-(jnp.exp(log_probs) * log_probs).sum(axis=-1), mask)
     total = policy - config.entropy_weight * entropy + value_loss
@@ -139,7 +142,7 @@ def ppo_losses(
 
 
 def draw_orders(key: Array, mask: Bool[Array, "B K N"], config: PPOConfig) -> Orders:
-    """Shuffles each chunk's candidates and, for every round of minibatches, the chunks. Padding comes last."""
+    """Shuffles the candidates of each chunk and, for every round of minibatches, the chunks; padding comes last."""
     documents, chunks, per_chunk = mask.shape
     size = min(config.minibatch_size, per_chunk)
     rounds = -(-per_chunk // size)
@@ -152,6 +155,65 @@ def draw_orders(key: Array, mask: Bool[Array, "B K N"], config: PPOConfig) -> Or
     return Orders(token, jnp.argsort(jnp.where(mask.any(axis=-1), noise, 2.0), axis=-1))
 
 
+def gather_minibatch(rollout: Rollout, tokens: Int[Array, " M"], chunk: Int[Array, ""]) -> Minibatch:
+    """The candidates `tokens` of chunk `chunk` of one document; its arrays have all S positions (see `ppo_update`)."""
+    per_chunk = rollout.mask.shape[1] - 1
+    if tokens.shape[0] == per_chunk:  # all of them, in whatever order
+        pick = lambda x: x[chunk]
+    else:
+        position = jnp.where(tokens < per_chunk, tokens + 1, 0)
+        pick = lambda x: x[chunk, position]
+    mask = pick(rollout.mask)
+    candidates = constrain(pick(rollout.hidden), None, None)
+    per_candidate = (rollout.action, rollout.log_prob, rollout.value, rollout.advantage, rollout.returns)
+    action, log_prob, value, advantage, returns = map(pick, per_candidate)
+    return Minibatch(candidates, rollout.state[chunk], action, log_prob, value, advantage, returns, mask)
+
+
+class PPOState(NamedTuple):
+    """What a visit changes. `active` is False after an epoch that ended above the largest KL."""
+
+    selector: Params
+    optimizer_state: optax.OptState
+    kl: Float[Array, ""]  # of the last minibatch, nats
+    active: Bool[Array, ""]
+
+
+def visit_minibatch(
+    state: PPOState,
+    tokens: Int[Array, "B M"],
+    chunk: Int[Array, " B"],
+    rollout: Rollout,
+    optimizer: optax.GradientTransformation,
+    config: PPOConfig,
+) -> tuple[PPOState, tuple[Losses, Bool[Array, ""]]]:
+    """One optimizer step on one minibatch per document, unless `state` is no longer active or all are padding."""
+
+    def batch_loss(selector: Params) -> tuple[Array, tuple[Losses, Array]]:
+        def one(selector: Params, rollout: Rollout, tokens: Array, chunk: Array) -> tuple[Losses, Array]:
+            minibatch = gather_minibatch(rollout, tokens, chunk)
+            return ppo_losses(selector, minibatch, config), minibatch.mask.any()
+
+        losses, real = over_documents(one, (None, 0, 0, 0))(selector, rollout, tokens, chunk)
+        losses = Losses(*(masked_mean(x, real) for x in losses))
+        return losses.total, (losses, real.any())
+
+    def visit(_: None) -> tuple:
+        grads, (losses, any_real) = jax.grad(batch_loss, has_aux=True)(state.selector)
+        updates, new_state = optimizer.update(grads, state.optimizer_state, state.selector)
+        new = (optax.apply_updates(state.selector, updates), new_state)
+        new = jax.tree.map(lambda a, b: jnp.where(any_real, a, b), new, (state.selector, state.optimizer_state))
+        return *new, losses, any_real
+
+    def skip(_: None) -> tuple:
+        nothing = Losses(*(jnp.zeros(()) for _ in Losses._fields))
+        return state.selector, state.optimizer_state, nothing, jnp.array(False)
+
+    selector, optimizer_state, losses, taken = lax.cond(state.active, visit, skip, None)
+    kl = jnp.where(taken, losses.approx_kl, state.kl)
+    return PPOState(selector, optimizer_state, kl, state.active), (losses, taken)
+
+
 def ppo_update(
     selector: Params,
     optimizer: optax.GradientTransformation,
@@ -160,79 +222,42 @@ def ppo_update(
     orders: Orders,
     config: PPOConfig,
 ) -> tuple[Params, optax.OptState, Losses, Bool[Array, " steps"]]:
-    """Visits every minibatch of every epoch: M = min(config.minibatch_size, N) candidates of one chunk a document.
+    """Visits every minibatch of every epoch: M = min(config.minibatch_size, N) candidates of one chunk per document.
 
-    A step's loss is the mean over the documents that still have a chunk to visit. After an epoch whose
-    last approximate KL exceeds `config.max_kl` nothing more is done.
-    Source: method.md "Dual update" (released code, there with one document a batch).
+    The loss of a step is the mean over the documents that still have a chunk to visit. After an epoch whose last
+    approximate KL exceeds `config.max_kl`, the remaining epochs are skipped.
+    Source: docs/method.md, "Dual update" (released code, there with one document per batch).
 
-    On a mesh a document's devices all do its whole minibatch: its states are a small part (1/64 for BART-large) of the
-    gradient that would go round if each did a part. What goes round between documents is that gradient.
+    On a mesh all devices of a document compute its whole minibatch: its states are a small part (1/64 for BART-large)
+    of the gradient that they would otherwise exchange. Only that gradient is exchanged, between documents.
 
     Returns:
-      new parameters and optimizer state; the losses of every step, [E * R * K] each; and which were taken.
+      new parameters and optimizer state; the losses of every step, [E * R * K] each; and which steps were taken.
     """
-    per_chunk = rollout.mask.shape[2]
-    size = min(config.minibatch_size, per_chunk)
-    # All S positions, of which the first is no candidate: cut off, it would lay out all states anew.
-    from_first = lambda x: constrain(jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "documents", None, None)
-    rollout = Rollout(rollout.hidden, rollout.state, *map(from_first, rollout[2:]))
+    size = min(config.minibatch_size, rollout.mask.shape[2])
+    # All S positions, of which BOS is masked out: slicing it off would force a relayout of the states.
+    with_bos = lambda x: constrain(jnp.pad(x, ((0, 0), (0, 0), (1, 0))), "documents", None, None)
+    names = ("action", "log_prob", "value", "advantage", "returns", "mask")
+    rollout = rollout._replace(**{name: with_bos(getattr(rollout, name)) for name in names})
 
-    def document_losses(selector: Params, row: Rollout, token: Array, chunk: Array) -> tuple[Losses, Array]:
-        if size == per_chunk:  # in whatever order
-            pick = lambda x: x[chunk]
-        else:
-            position = jnp.where(token < per_chunk, token + 1, 0)
-            pick = lambda x: x[chunk, position]
-        mask = pick(row.mask)
-        candidates = constrain(pick(row.hidden), None, None)
-        action, log_prob, value, advantage, returns = map(pick, row[2:7])
-        taken = (action, log_prob, value, advantage, returns, mask)
-        return ppo_losses(selector, candidates, row.state[chunk], *taken, config), mask.any()
-
-    def batch_loss(selector: Params, tokens: Array, chunk: Array) -> tuple[Array, tuple[Losses, Array]]:
-        losses, real = over_documents(document_losses, (None, 0, 0, 0))(selector, rollout, tokens, chunk)
-        losses = Losses(*(masked_mean(x, real) for x in losses))
-        return losses.total, (losses, real.any())
-
-    def step(carry: tuple, inputs: tuple) -> tuple:
-        selector, optimizer_state, kl, active = carry
+    def visit(state: PPOState, inputs: tuple) -> tuple:
         token_order, chunk = inputs  # [B, K, M], [B]
         tokens = jax.vmap(lambda order, k: order[k])(token_order, chunk)
+        return visit_minibatch(state, tokens, chunk, rollout, optimizer, config)
 
-        def visit(_: None) -> tuple:
-            grads, (losses, any_real) = jax.grad(batch_loss, has_aux=True)(selector, tokens, chunk)
-            updates, new_state = optimizer.update(grads, optimizer_state, selector)
-            new = (optax.apply_updates(selector, updates), new_state)
-            new = jax.tree.map(lambda a, b: jnp.where(any_real, a, b), new, (selector, optimizer_state))
-            return *new, losses, any_real
-
-        def skip(_: None) -> tuple:
-            return (
-                selector,
-                optimizer_state,
-                Losses(*(jnp.zeros(()) for _ in Losses._fields)),
-                jnp.array(False),
-            )
-
-        selector, optimizer_state, losses, taken = lax.cond(active, visit, skip, None)
-        kl = jnp.where(taken, losses.approx_kl, kl)
-        return (selector, optimizer_state, kl, active), (losses, taken)
-
-    def round_(carry: tuple, inputs: tuple) -> tuple:
+    def one_round(state: PPOState, inputs: tuple) -> tuple:
         tokens, chunk_order = inputs  # [B, K, M], [B, K]
-        each = lambda carry, chunk: step(carry, (tokens, chunk))
-        return lax.scan(each, carry, chunk_order.T)
+        return lax.scan(lambda state, chunk: visit(state, (tokens, chunk)), state, chunk_order.T)
 
-    def epoch(carry: tuple, inputs: tuple) -> tuple:
+    def epoch(state: PPOState, inputs: tuple) -> tuple:
         token_order, chunk_order = inputs  # [B, K, R * M], [R, B, K]
         rounds = token_order.reshape(*token_order.shape[:2], -1, size).transpose(2, 0, 1, 3)
         out: tuple
-        (selector, optimizer_state, kl, active), out = lax.scan(round_, carry, (rounds, chunk_order))
-        return (selector, optimizer_state, kl, active & (kl <= config.max_kl)), out
+        state, out = lax.scan(one_round, state, (rounds, chunk_order))
+        return state._replace(active=state.active & (state.kl <= config.max_kl)), out
 
-    carry = (selector, optimizer_state, jnp.zeros(()), jnp.array(True))
+    state = PPOState(selector, optimizer_state, jnp.zeros(()), jnp.array(True))
     losses: Losses
     taken: Array
-    (selector, optimizer_state, _, _), (losses, taken) = lax.scan(epoch, carry, (orders.token, orders.chunk))
-    return selector, optimizer_state, Losses(*(x.ravel() for x in losses)), taken.ravel()
+    state, (losses, taken) = lax.scan(epoch, state, (orders.token, orders.chunk))
+    return state.selector, state.optimizer_state, Losses(*(x.ravel() for x in losses)), taken.ravel()

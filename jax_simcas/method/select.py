@@ -1,7 +1,8 @@
-"""Select: a policy that walks over the chunks and keeps the states worth showing to the decoder."""
+"""Select: a policy that scans over the chunks and keeps the states worth showing to the decoder."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,17 +12,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jax_simcas.common.sharding import chunk_pieces, constrain
+from jax_simcas.common.sharding import Rule, chunk_pieces, constrain
 
-BUDGETED = ("topk", "random", "first", "spaced")  # policies that spend a budget of candidates
-POLICIES = ("sample", "greedy", "threshold", "all", *BUDGETED)
 Params = Any
+SHARDING_RULES: tuple[Rule, ...] = (
+    (r"(actor|critic)/\w+/kernel", (None, None)),  # small, and needed whole at every chunk
+    (r"(actor|critic)/\w+/bias", (None,)),
+)
 
 
 class Head(nn.Module):
     """out(tanh(W3 tanh(W1 h + W2 s))): the actor (two logits) or the critic (one value).
 
-    Source: method.md "Select". Orthogonal initialisation with gain sqrt(2), `gain` for the output layer.
+    Source: docs/method.md, "Select". Orthogonal initialisation with gain sqrt(2), `gain` for the output layer.
     """
 
     width: int
@@ -34,7 +37,7 @@ class Head(nn.Module):
         self.out_proj = nn.Dense(self.outputs, kernel_init=nn.initializers.orthogonal(self.gain))
 
     def candidate_part(self, candidates: Float[Array, "*K N D"]) -> Float[Array, "*K N I"]:
-        """W1 h, which does not depend on the state and so need not wait for it."""
+        """W1 h, which does not depend on the state and so stays out of the scan."""
         return self.dense_1(candidates)
 
     def rest(self, candidate_part: Float[Array, "N I"], state: Float[Array, " D"]) -> Float[Array, "N O"]:
@@ -75,12 +78,12 @@ def state_values(selector: Params, candidates: Float[Array, "N D"], state: Float
 
 
 class Selection(NamedTuple):
-    """What the policy did with one document; N = S - 1 candidates a chunk."""
+    """What the policy did with one document; N = S - 1 candidates per chunk."""
 
     action: Bool[Array, "K N"]
     log_prob: Float[Array, "K N"]
     keep_prob: Float[Array, "K N"]
-    state: Float[Array, "K D"]  # what the policy had seen before each chunk
+    state: Float[Array, "K D"]  # the mean of g and all states selected before each chunk
     candidate_mask: Bool[Array, "K N"]
 
 
@@ -90,120 +93,214 @@ def document_state(hidden: Float[Array, "K S D"], chunk_mask: Bool[Array, " K"])
     return total / jnp.maximum(chunk_mask.sum(), 1)
 
 
+def _rank(x: Shaped[Array, " N"]) -> Int[Array, " N"]:
+    """0 for the smallest; ties in order."""
+    order = jnp.argsort(x, stable=True)
+    return jnp.zeros_like(order).at[order].set(jnp.arange(x.shape[0]))
+
+
+class ChunkView(NamedTuple):
+    """What a policy sees when it decides on the candidates of one chunk: all S positions, with BOS masked out."""
+
+    keep_prob: Float[Array, " S"]
+    mask: Bool[Array, " S"]
+    noise: Float[Array, " S"]  # uniform in [0, 1)
+    planned: Bool[Array, " S"]  # what `Policy.plan` chose
+    budget_left: Int[Array, ""] | int | None  # candidates; None without a budget
+    chunks_left: Int[Array, ""]  # this one included
+    threshold: float
+    tokens: Int[Array, " S"] | None  # ids of the chunk's tokens, for policies that read them
+
+
+class Policy(NamedTuple):
+    """A selection policy as pure functions: `plan` sees the whole document once, `choose` each chunk in turn.
+
+    choose: (view of a chunk) -> keep [S].
+    plan: (candidate mask [K, N], key) -> priority [K, N]; the `budget` candidates of lowest priority are planned.
+    draws: it needs a key.
+    budgeted: it needs a budget of candidates, and is exempt from the keep-everything rule, which would exceed it.
+    reads_tokens: `ChunkView.tokens` is given.
+    """
+
+    choose: Callable[[ChunkView], Bool[Array, " S"]]
+    plan: Callable[[Bool[Array, "K N"], Array | None], Shaped[Array, "K N"]] | None = None
+    draws: bool = False
+    budgeted: bool = False
+    reads_tokens: bool = False
+
+
+def keep_all(view: ChunkView) -> Bool[Array, " S"]:
+    return view.mask
+
+
+def keep_drawn(view: ChunkView) -> Bool[Array, " S"]:
+    return view.noise < view.keep_prob
+
+
+def keep_likely(view: ChunkView) -> Bool[Array, " S"]:
+    return view.keep_prob > 0.5
+
+
+def keep_above_threshold(view: ChunkView) -> Bool[Array, " S"]:
+    return view.keep_prob > view.threshold
+
+
+def keep_share(view: ChunkView) -> Bool[Array, " S"]:
+    """The most probable ceil(budget left / chunks left) candidates."""
+    share = -(-jnp.asarray(view.budget_left) // jnp.maximum(view.chunks_left, 1))
+    return _rank(jnp.where(view.mask, -view.keep_prob, 1.0)) < share
+
+
+def keep_planned(view: ChunkView) -> Bool[Array, " S"]:
+    return view.planned
+
+
+def random_priority(mask: Bool[Array, "K N"], key: Array | None) -> Shaped[Array, "K N"]:
+    assert key is not None
+    return jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
+
+
+def document_order(mask: Bool[Array, "K N"], key: Array | None = None) -> Shaped[Array, "K N"]:
+    place = (jnp.cumsum(mask) - 1).astype(jnp.uint32).reshape(mask.shape)
+    return jnp.where(mask, place, jnp.uint32(2**32 - 1))
+
+
+def spread_order(mask: Bool[Array, "K N"], key: Array | None = None) -> Shaped[Array, "K N"]:
+    """Candidate i gets i / golden ratio modulo 1, times 2^32: those below any bound are evenly spread."""
+    place = (jnp.cumsum(mask) - 1).astype(jnp.uint32).reshape(mask.shape)
+    return jnp.where(mask, place * jnp.uint32(2_654_435_769), jnp.uint32(2**32 - 1))
+
+
+SAMPLE = Policy(keep_drawn, draws=True)
+GREEDY = Policy(keep_likely)
+ALL = Policy(keep_all)
+# By the name that a config gives. Three keep a fixed plan of `budget` candidates; "topk" keeps the most probable of
+# each chunk, and spends less than the budget only when the last chunk is too short for its share.
+POLICIES: dict[str, Policy] = {
+    "sample": SAMPLE,
+    "greedy": GREEDY,
+    "threshold": Policy(keep_above_threshold),
+    "all": ALL,
+    "topk": Policy(keep_share, budgeted=True),
+    "random": Policy(keep_planned, random_priority, draws=True, budgeted=True),
+    "first": Policy(keep_planned, document_order, budgeted=True),
+    "spaced": Policy(keep_planned, spread_order, budgeted=True),
+}
+
+
 def select(
     selector: Params,
     hidden: Float[Array, "K S D"],
     candidate_mask: Bool[Array, "K N"],
     chunk_mask: Bool[Array, " K"],
     *,
-    policy: str,
+    policy: Policy,
     key: Array | None = None,
     budget: Int[Array, ""] | int | None = None,
     threshold: float = 0.5,
-    empty_chunk: str = "all",
+    fill_empty: bool = True,
+    tokens: Int[Array, "K S"] | None = None,
     action: Bool[Array, "K N"] | None = None,
 ) -> Selection:
-    """Walks over the chunks; the state before chunk k is the mean of g and all states selected before it.
+    """Scans over the chunks; the state before chunk k is the mean of g and all states selected before it.
 
-    Policies: `sample` draws each action; `greedy` keeps what is likelier kept than not; `threshold` keeps
-    what is kept with more than that probability; `all` keeps everything. Four spend a `budget` of candidates:
-    `random` keeps that many of the document's, evenly drawn, `first` its first ones, `spaced` evenly spread ones, and
-    `topk` the most probable of each chunk, of which chunk k's share is ceil(budget left / chunks left); it spends
-    less only when the last chunk is too short for its share.
-
-    Source: method.md "Select". As in the released code a chunk of which nothing was kept, and the only
-    chunk of a document, keeps everything, with the log-probabilities of keeping.
-    Deviation: policies with a budget don't follow that rule (it would be exceeded), and
-    `empty_chunk="none"` switches it off for chunks of which nothing was kept.
+    Source: docs/method.md, "Select". As in the released code, a chunk of which nothing was kept, and the only chunk of
+    a document, keep everything, with the log-probabilities of keeping.
+    Deviation: policies with a budget do not follow that rule, and `fill_empty=False` switches it off for chunks of
+    which nothing was kept.
 
     Args:
       hidden: the encoder's states.
       candidate_mask: which of positions 1..S-1 may be kept.
-      key: for `sample` and `random`.
+      key: for policies that draw.
       budget: number of candidates, for the policies that spend one; may be traced.
-      action: replaces the policy's choice, as drawn, before the keep-everything rule.
+      tokens: for policies that read them.
+      action: replaces the choice of the policy, before the keep-everything rule.
 
     Raises:
-      ValueError: unknown policy, or one without the key or the budget it needs.
+      ValueError: a policy without the key, the budget or the tokens that it needs.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r}: expected one of {', '.join(POLICIES)}")
-    if policy in ("sample", "random") and key is None and action is None:
-        raise ValueError(f"policy={policy!r} needs a key")
-    if policy in BUDGETED and budget is None and action is None:
-        raise ValueError(f"policy={policy!r} needs a budget (a number of candidates)")
-    if action is not None:
-        given = action
-    elif policy in ("random", "first", "spaced"):
+    rule = policy if action is None else Policy(keep_planned)
+    if rule.draws and key is None:
+        raise ValueError("this policy needs a key")
+    if rule.budgeted and budget is None:
+        raise ValueError("this policy needs a budget (a number of candidates)")
+    if rule.reads_tokens and tokens is None:
+        raise ValueError("this policy needs the tokens of the document")
+    planned = jnp.zeros_like(candidate_mask) if action is None else action
+    if rule.plan is not None:
         assert budget is not None
-        given = _rank(_turn(policy, candidate_mask, key).ravel()).reshape(candidate_mask.shape) < budget
-    else:
-        given = jnp.zeros_like(candidate_mask)
-    # All S positions, of which the first is no candidate: cutting it off would lay all states out anew, one row on.
-    first_skipped = lambda x, fill: jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((1, 0),), constant_values=fill)
+        priority = rule.plan(candidate_mask, key)
+        planned = _rank(priority.ravel()).reshape(candidate_mask.shape) < budget
+    scanned = _scan_chunks(
+        selector,
+        hidden,
+        candidate_mask,
+        planned,
+        chunk_mask,
+        rule,
+        jax.random.key(0) if key is None else key,
+        budget if rule.budgeted else None,
+        tokens if rule.reads_tokens else None,
+        threshold,
+        fill_empty,
+    )
+    drop_first = lambda x: x[:, 1:]
+    return scanned._replace(
+        action=drop_first(scanned.action),
+        log_prob=drop_first(scanned.log_prob),
+        keep_prob=drop_first(scanned.keep_prob),
+        candidate_mask=candidate_mask,
+    )
+
+
+def _scan_chunks(
+    selector: Params,
+    hidden: Float[Array, "K S D"],
+    candidate_mask: Bool[Array, "K N"],
+    planned: Bool[Array, "K N"],
+    chunk_mask: Bool[Array, " K"],
+    policy: Policy,
+    key: Array,
+    budget: Int[Array, ""] | int | None,
+    tokens: Int[Array, "K S"] | None,
+    threshold: float,
+    fill_empty: bool,
+) -> Selection:
+    """`select` over all S positions; slicing off BOS would force a relayout of the states, so its mask is False."""
     hidden = constrain(hidden, None, "tokens", None)
     chunk_count = chunk_mask.sum()
-    keys = jax.random.split(jax.random.key(0) if key is None else key, hidden.shape[0])
-    draws = jax.vmap(lambda key: jax.random.uniform(key, candidate_mask.shape[1:]))(keys)
+    keys = jax.random.split(key, hidden.shape[0])
+    noise = jax.vmap(lambda key: jax.random.uniform(key, candidate_mask.shape[1:]))(keys)
     actor, params = _actor(selector), {"params": selector["actor"]}
-    part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
-    obeys_budget = action is None and policy in BUDGETED
-
-    def choose(keep_prob: Array, mask: Array, draws: Array, given: Array, k: Array, spent: Array) -> Array:
-        if action is not None or policy in ("random", "first", "spaced"):
-            return given
-        if policy == "sample":
-            return draws < keep_prob
-        if policy == "greedy":
-            return keep_prob > 0.5
-        if policy == "threshold":
-            return keep_prob > threshold
-        if policy == "topk":
-            share = -(-(jnp.asarray(budget) - spent) // jnp.maximum(chunk_count - k, 1))
-            return _rank(jnp.where(mask, -keep_prob, 1.0)) < share
-        return mask
+    candidate_part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
 
     def step(carry: tuple, inputs: tuple) -> tuple:
         total, count = carry
-        part, states, mask, draws, given, k = inputs
+        candidate_part, states, mask, noise, planned, ids, k = inputs
         state = total / count
-        log_probs = jax.nn.log_softmax(actor.apply(params, part, state, method="rest"), axis=-1)
+        log_probs = jax.nn.log_softmax(actor.apply(params, candidate_part, state, method="rest"), axis=-1)
         keep_prob = jnp.exp(log_probs[:, 1])
-        action = choose(keep_prob, mask, draws, given, k, count.astype(jnp.int32) - 1) & mask
-        if not obeys_budget:
-            keep_all = chunk_count == 1
-            if empty_chunk == "all":
-                keep_all |= ~action.any()
-            action = jnp.where(keep_all, mask, action)
+        budget_left = None if budget is None else jnp.asarray(budget) - (count.astype(jnp.int32) - 1)
+        view = ChunkView(keep_prob, mask, noise, planned, budget_left, chunk_count - k, threshold, ids)
+        action = policy.choose(view) & mask
+        if not policy.budgeted:
+            everything = chunk_count == 1
+            if fill_empty:
+                everything |= ~action.any()
+            action = jnp.where(everything, mask, action)
         log_prob = jnp.where(action, log_probs[:, 1], log_probs[:, 0])
-        # A product, not where + sum: no [N, D] temporary.
+        # A product, not where + sum: no [S, D] temporary.
         total = total + action.astype(jnp.float32) @ states.astype(jnp.float32)
         return (total, count + action.sum()), Selection(action, log_prob, keep_prob, state, mask)
 
     carry = (document_state(hidden, chunk_mask), jnp.ones(()))
-    a_candidate = (first_skipped(candidate_mask, False), first_skipped(draws, 1.0), first_skipped(given, False))
-    inputs = (part, hidden, *(constrain(x, None, "tokens") for x in a_candidate), jnp.arange(hidden.shape[0]))
-    taken: Selection = lax.scan(step, carry, inputs)[1]
-    action, log_prob, keep_prob = (x[:, 1:] for x in taken[:3])
-    return Selection(action, log_prob, keep_prob, taken.state, candidate_mask)
-
-
-def _turn(policy: str, mask: Bool[Array, "K N"], key: Array | None) -> Array:
-    """Who is kept first where the states do not matter: the lowest numbers [K, N]."""
-    if policy == "random":
-        assert key is not None
-        return jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0)
-    place = (jnp.cumsum(mask) - 1).astype(jnp.uint32).reshape(mask.shape)
-    if policy == "spaced":
-        # i / golden ratio modulo 1, times 2^32: numbers below any bound belong to evenly spread i.
-        place = place * jnp.uint32(2_654_435_769)
-    return jnp.where(mask, place, jnp.uint32(2**32 - 1))
-
-
-def _rank(x: Shaped[Array, " N"]) -> Int[Array, " N"]:
-    """0 for the smallest, ties in order."""
-    order = jnp.argsort(x, stable=True)
-    return jnp.zeros_like(order).at[order].set(jnp.arange(x.shape[0]))
+    per_candidate = ((candidate_mask, False), (noise, 1.0), (planned, False))
+    with_bos = [jnp.pad(x, ((0, 0), (1, 0)), constant_values=fill) for x, fill in per_candidate]
+    spread = (constrain(x, None, "tokens") for x in with_bos)
+    inputs = (candidate_part, hidden, *spread, tokens, jnp.arange(hidden.shape[0]))
+    scanned: Selection = lax.scan(step, carry, inputs)[1]
+    return scanned
 
 
 def most_probable(selection: Selection, limit: int) -> Bool[Array, "K N"]:
@@ -220,15 +317,15 @@ class Compacted(NamedTuple):
 
     states: Float[Array, "C D"]
     mask: Bool[Array, " C"]
-    index: Int[Array, " M"]  # type: ignore[assignment]  # of each further row into the K * N candidates; K * N where there is none; M = C - 1
-    overflow: Int[Array, ""]  # selected candidates that found no place
+    index: Int[Array, " M"]  # type: ignore[assignment]  # rows 1.. as indices into the K * N candidates, K * N where empty; M = C - 1
+    overflow: Int[Array, ""]  # selected candidates beyond the capacity
 
 
 def _rows_at(hidden: Float[Array, "K S D"], position: Int[Array, " M"]) -> Float[Array, "M D"]:
     """The rows at those positions of the document, zeros beyond its end.
 
-    Each piece of the mesh axis "chunk" gives the rows that it holds, and their sum goes round: no state leaves its
-    device but those that were selected.
+    Each piece of the mesh axis "chunk" contributes the rows that it holds, and the pieces are summed: only selected
+    states leave their device.
     """
     pieces = chunk_pieces(hidden.shape[0])
     parts = constrain(hidden.reshape(pieces, -1, hidden.shape[-1]), "chunks", None, None)
@@ -259,7 +356,7 @@ def compact(
     everything = chunks * per_chunk
     rows = everything if capacity is None else min(capacity - 1, everything)
     if rows < 1:
-        raise ValueError(f"capacity={capacity}: expected at least 2 (the document's state and one candidate)")
+        raise ValueError(f"capacity={capacity}: expected at least 2 (the document state and one candidate)")
     kept = most_probable(selection, rows).ravel()
     (index,) = jnp.nonzero(kept, size=rows, fill_value=everything)
     real = index < everything

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.layers import unstack_layers
+from jax_simcas.backbones.ops.stacks import unstack_layers
 from jax_simcas.checkpoints.hub import Pretrained, completed, load
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
@@ -20,9 +21,10 @@ from jax_simcas.common.sharding import put, state_shardings
 from jax_simcas.data import batches, formats, synthetic
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.evaluation.predict import Predictor
-from jax_simcas.method.model import check_fits, init_params
+from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
+from jax_simcas.run.method_config import check_fits
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
@@ -98,10 +100,11 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     notes: tuple[str, ...] = ()
     saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
     if settings.pretrained:
-        loaded = completed(load_weights(settings.pretrained), settings.pretrained, key, settings.simcas)
+        loaded = completed(load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position)
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
-        params, notes = put(loaded.params, state_shardings(mesh, loaded.params)), tuple(loaded.notes)
+        rules = settings.model().sharding_rules
+        params, notes = put(loaded.params, state_shardings(mesh, loaded.params, rules)), tuple(loaded.notes)
         check_vocabulary(tokenizer, settings, settings.pretrained)
     else:
         tokenizer = saved or make_tokenizer(settings, cache)
@@ -113,8 +116,10 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     except ValueError as error:
         raise UserError(f"config.simcas.{error}") from None
     if params is None:
-        fresh = lambda key: init_params(key, settings.bart, settings.simcas)
-        params = jax.jit(fresh, out_shardings=state_shardings(mesh, jax.eval_shape(fresh, key)))(key)
+        model = settings.model()
+        fresh = partial(init_params, model=model)
+        shardings = state_shardings(mesh, jax.eval_shape(fresh, key), model.sharding_rules)
+        params = jax.jit(fresh, out_shardings=shardings)(key)
     return Model(settings, params, tokenizer, notes)
 
 
@@ -174,7 +179,7 @@ def load_model(source: str, step: Any = "best") -> Model:
       UserError: no model, or what is there does not fit together.
     """
     default = Settings(pretrained=source)
-    loaded = completed(load_weights(source, step), source, jax.random.key(0), default.simcas)
+    loaded = completed(load_weights(source, step), source, jax.random.key(0))
     if loaded.extra:
         default = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
     settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
@@ -188,8 +193,7 @@ def predictor(model: Model) -> Predictor:
     settings = model.settings
     return Predictor(
         model.params,
-        settings.bart,
-        settings.simcas,
+        settings.model(),
         model.tokenizer,
         pipeline_config(settings),
         settings.generate,

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
@@ -21,8 +22,8 @@ from jax_simcas.data import formats
 from jax_simcas.data.rows import Fields
 from jax_simcas.data.synthetic import EmbeddedConfig
 from jax_simcas.method.beam_search import GenerateConfig
-from jax_simcas.method.model import SimcasConfig
-from jax_simcas.method.steps import UpdateConfig
+from jax_simcas.method.model import SimCAS
+from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Settings:
     """One run. `pretrained` is a folder, another run's workdir or a hub id; "" trains `bart` from scratch."""
 
     pretrained: str = ""
+    backbone: str = "bart"  # or package.module:name of a (bart config, attention) -> Backbone of your own
     bart: BartConfig = field(default_factory=BartConfig)
     simcas: SimcasConfig = field(default_factory=SimcasConfig)
     optimizer: UpdateConfig = field(default_factory=UpdateConfig)
@@ -128,6 +130,15 @@ class Settings:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def model(self) -> SimCAS:
+        """Backbone and method, as values.
+
+        Raises:
+          UserError: a name that cannot be resolved.
+        """
+        backbone: Backbone = backbone_of(self.backbone, self.bart, self.simcas.attention)
+        return self.simcas.model(backbone)
 
 
 def default_config() -> config_dict.ConfigDict:

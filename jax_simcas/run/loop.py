@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_simcas.backbones.bart.layers import stack_layers
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log, plots
 from jax_simcas.common.errors import UserError
@@ -27,10 +26,10 @@ from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.rows import First
+from jax_simcas.method.document import Example
 from jax_simcas.method.steps import (
     batch_loss,
     init_state,
-    learning_rate,
     selector_step,
     transformer_step,
 )
@@ -58,7 +57,6 @@ FREE_ON_RESUME = (
     "generate.",
     "mesh.",
 )
-STEP_FIELDS = ("input_ids", "token_mask", "chunk_mask", "target_ids", "target_mask")  # what steps see of a batch
 
 Totals = dict[str, tuple[float, float]]  # name -> (sum, count)
 
@@ -168,7 +166,7 @@ def check_none_lost(workdir: Path, checkpoints: epath.Path, restored: int | None
     return [f"{checkpoints / str(newest)}: it was there and is gone"] if lost else []
 
 
-def validate(evaluate: Callable, params: Any, batches: Iterator[dict]) -> dict[str, float]:
+def validate(evaluate: Callable, params: Any, batches: Iterator[Example]) -> dict[str, float]:
     """Teacher-forced figures on validation documents, with the policy of inference."""
     totals: Totals = {}
     for batch in batches:
@@ -230,7 +228,7 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
     say(*model.notes)
 
-    loop, bart, simcas = settings.loop, settings.bart, settings.simcas
+    loop, update, spec = settings.loop, settings.optimizer, settings.model()
     config = pipeline_config(settings)
     source = open_source(settings, settings.data.train_split, cache)
     held_out = open_source(settings, settings.data.validation_split, cache)
@@ -241,11 +239,14 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
         rows_a_step = config.batch_size * settings.optimizer.accumulate_step
         loop = dataclasses.replace(loop, steps=-(-loop.epochs * len(source) // rows_a_step))
 
-    fresh = lambda params: init_state(stack_layers(params), settings.optimizer, jax.random.key(loop.seed))
-    shardings = state_shardings(job.mesh, jax.eval_shape(fresh, model.params))
+    optimizer, selector_optimizer = update.transformer(loop.steps), update.selector()
+    fresh = lambda params: init_state(
+        spec.backbone.stack(params), optimizer, selector_optimizer, jax.random.key(loop.seed)
+    )
+    shardings = state_shardings(job.mesh, jax.eval_shape(fresh, model.params), spec.sharding_rules)
     state = jax.jit(fresh, out_shardings=shardings)(model.params)
     model = model._replace(params=None)  # or they would lie there twice
-    arrays = lambda batch: job.put(batch, STEP_FIELDS, model.tokenizer.pad_token_id)
+    arrays = lambda batch: job.put(batch, model.tokenizer.pad_token_id)
     with Checkpointer(
         folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
     ) as checkpoints:
@@ -287,14 +288,13 @@ def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache:
             places=job.places,
             cache=cached,
         )
-        evaluate = jax.jit(
-            lambda params, batch: batch_loss(params, batch, bart, simcas, settings.optimizer.label_smoothing)[1]
-        )
-        options: Any = {"bart": bart, "simcas": simcas, "config": settings.optimizer}
+        evaluate = jax.jit(lambda params, batch: batch_loss(params, batch, spec, update.label_smoothing)[1])
         compiled = partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(job.mesh)))
-        transformer = compiled(partial(transformer_step, **options))
-        selector = compiled(partial(selector_step, **options))
-        rate = learning_rate(settings.optimizer)
+        transformer = compiled(
+            partial(transformer_step, model=spec, optimizer=optimizer, label_smoothing=update.label_smoothing)
+        )
+        selector = compiled(partial(selector_step, model=spec, optimizer=selector_optimizer, ppo=update.ppo))
+        rate = update.learning_rate(loop.steps)
         window = Window(totals)
         seen_tokens, since = window.tokens(), time.monotonic()  # of the window, before the clock was set
         validation: dict[str, float] = {}

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
-from jax_simcas.data.batches import Features, widen
+from jax_simcas.data.batches import Features, as_example, widen
+from jax_simcas.method.document import Example
 from jax_simcas.run import failures
 
 HEARTBEAT_SECONDS = 30  # so long after one process dies the others end at the latest
@@ -30,14 +31,14 @@ class Job(NamedTuple):
     batch_size: int
     places: tuple[int, ...]
 
-    def put(self, batch: Features, names: tuple[str, ...], pad: int) -> dict[str, jax.Array]:
-        """This process's rows of a batch -> global arrays of the named fields, equally wide in all processes."""
+    def put(self, batch: Features, pad: int) -> Example:
+        """This process's rows of a batch -> global arrays, equally wide in all processes."""
         chunks, target = batch["input_ids"].shape[1], batch["target_ids"].shape[1]
         if jax.process_count() > 1:
             chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
         along = self.mesh.shape["chunk"]
         batch = widen(batch, -(-int(chunks) // along) * along, int(target), pad)
-        return put_batch({name: batch[name] for name in names}, self.mesh, self.places, self.batch_size)
+        return put_batch(as_example(batch), self.mesh, self.places, self.batch_size)
 
 
 def join(where: str) -> None:

@@ -11,30 +11,24 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.encoder import checkpointed
 from jax_simcas.backbones.bart.layers import (
-    TRANSPOSED,
     Attention,
     FeedForward,
-    LayerNorm,
     Params,
-    attend,
-    attend_few_rows,
     dropout_embedding,
     embed,
-    few_rows,
     final_norm,
     init_stack,
-    layers_apart,
-    stacked_layers,
     sublayer,
-    unstack_layers,
 )
+from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_with_weights, attention
+from jax_simcas.backbones.ops.layers import TRANSPOSED, LayerNorm, few_rows
+from jax_simcas.backbones.ops.stacks import checkpointed, layers_apart, stacked_layers, unstack_layers
 from jax_simcas.common.sharding import constrain
 
 
 class CrossCache(NamedTuple):
-    """Keys and values of the selected states in each layer, computed once a document and shared by all beams."""
+    """Keys and values of the selected states in each layer, computed once per document and shared by all beams."""
 
     key: tuple[Float[Array, "H Dh C"], ...]
     value: tuple[Float[Array, "H Dh C"], ...]
@@ -42,7 +36,7 @@ class CrossCache(NamedTuple):
 
 
 class SelfCache(NamedTuple):
-    """One layer's keys and values of the tokens decoded so far; slot b's of step t lies in row t * beams + b."""
+    """One layer's keys and values of the tokens decoded so far; row t * beams + b holds slot b of step t."""
 
     key: Float[Array, "H R Dh"]
     value: Float[Array, "H R Dh"]
@@ -53,12 +47,13 @@ class DecoderLayer(nn.Module):
 
     config: BartConfig
     dtype: Any = jnp.float32
+    attend: Attend = attention
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = Attention(c.decoder_attention_heads, c, self.dtype)
+        self.self_attn = Attention(c.decoder_attention_heads, c, self.dtype, self.attend)
         self.self_attn_layer_norm = LayerNorm(self.dtype)
-        self.encoder_attn = Attention(c.decoder_attention_heads, c, self.dtype)
+        self.encoder_attn = Attention(c.decoder_attention_heads, c, self.dtype, self.attend)
         self.encoder_attn_layer_norm = LayerNorm(self.dtype)
         self.mlp = FeedForward(c.decoder_ffn_dim, c, self.dtype)
         nn.share_scope(self, self.mlp)
@@ -112,10 +107,10 @@ class DecoderLayer(nn.Module):
             start = (0, position * y.shape[0], 0)
             write = lambda old, row: lax.dynamic_update_slice(old, row.astype(old.dtype), start)
             cache = jax.tree.map(write, cache, SelfCache(*new))
-            # Every beam looks at every slot's rows, and the mask leaves it its own ancestors: a product and a
-            # mask instead of a gather that would copy the cache.
+            # Each beam scores the rows of all slots and the mask keeps those of its ancestors: a product and a mask
+            # instead of a gather that would copy the cache.
             query = self.self_attn.query(y).astype(cache.key.dtype)
-            context, _ = attend(query, cache.key, cache.value, history)
+            context, _ = attend_with_weights(query, cache.key, cache.value, history)
             return self.self_attn.merge(context)
 
         def cross(y: Array) -> Array:
@@ -142,7 +137,8 @@ def logits_of(params: Params, x: Float[Array, "T D"], dtype: Any) -> Float[Array
     else:
         embedding = shared["embedding"].astype(dtype)
         products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
-    return products + params["final_logits_bias"][0]
+    # The output bias is a buffer in BART, not a parameter.
+    return products + lax.stop_gradient(params["final_logits_bias"])[0]
 
 
 def decode(
@@ -157,12 +153,13 @@ def decode(
     dtype: Any = jnp.float32,
     remat: str = "none",
     with_weights: bool = True,
+    attend: Attend = attention,
 ) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
     """Teacher forcing: logits at t predict target t + 1.
 
     Returns:
       logits in float32, and (`with_weights`, else None) the cross-attention weights averaged over layers,
-      heads and real target positions: one weight a selected state; they sum to 1.
+      heads and real target positions: one weight per selected state; they sum to 1.
     """
     decoder = params["model"]["decoder"]
     deterministic = key is None
@@ -171,7 +168,7 @@ def decode(
     selected = constrain(selected, None, None)
     x = embed(params["model"]["shared"], decoder, config, target_ids, positions, dtype)
     x = dropout_embedding(x, config, None if deterministic else keys[-1])
-    layer = DecoderLayer(config, dtype)
+    layer = DecoderLayer(config, dtype, attend)
     share = target_mask / jnp.maximum(target_mask.sum(), 1)
 
     def step(x: Array, inputs: tuple) -> tuple[Array, Array | None]:
@@ -180,7 +177,7 @@ def decode(
         x, weights = layer.apply(
             {"params": layer_params}, x, selected.astype(dtype), selected_mask, deterministic, with_weights, rngs=rngs
         )
-        x = constrain(x, None, None)  # left free, it would be spread over the chunk axis, which is idle here
+        x = constrain(x, None, None)  # left free, the partitioner would spread it over the idle chunk axis
         if not with_weights:
             return x, None
         return x, jnp.einsum("htc,t->c", weights, share) / config.decoder_attention_heads
@@ -209,10 +206,10 @@ def cross_cache(
 
 
 def init_self_cache(config: BartConfig, beams: int, max_length: int) -> tuple[SelfCache, ...]:
-    """An empty cache a layer, for `max_length` tokens of each beam.
+    """One empty KV cache per layer, for `max_length` tokens of each beam.
 
-    In float32 whatever the compute type: to write a row into a bfloat16 array XLA:CPU converts all of it (at 512 tokens
-    1.3 times the time of everything).
+    In float32 whatever the compute type: to write a row of a bfloat16 array, XLA:CPU converts all of it (at 512 tokens,
+    1.3 times the time of a whole step).
     """
     heads = config.decoder_attention_heads
     shape = (heads, max_length * beams, config.d_model // heads)
@@ -231,12 +228,12 @@ def decode_step(
 ) -> tuple[Float[Array, "beams V"], tuple[SelfCache, ...]]:
     """Logits after one more token of every beam.
 
-    Layer by layer, without a scan: a step takes as long as its weights take to read, and a scan copies them first.
+    An unrolled loop over layers: a step is bound by reading its weights, and a scan would copy them first.
 
     Args:
-      params: the whole tree; for a loop bring it into shape once, outside, with `for_generation`.
+      params: the whole tree; before a loop prepare it once with `for_generation`.
       token: the token at `position` (0 is the decoder start token).
-      ancestors: row t of beam b's history lies in cache slot ancestors[b, t]; None: in slot b.
+      ancestors: cache slot ancestors[b, t] holds step t of the history of beam b; None: slot b does.
     """
     decoder = params["model"]["decoder"]
     beams = token.shape[0]
@@ -261,9 +258,9 @@ def decode_step(
 
 
 def for_generation(params: Params, dtype: Any) -> Params:
-    """The tree as `decode_step` reads it: the decoder's layers apart, and all that a step multiplies as W^T in `dtype`.
+    """The tree as `decode_step` reads it: decoder layers unstacked, and its kernels transposed and in `dtype`.
 
-    `cross_cache` wants the tree as it was.
+    `cross_cache` takes the original tree.
     """
     model = unstack_layers(params)["model"]
 

@@ -1,0 +1,170 @@
+"""BART and mBART behind the `Backbone` protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_simcas.backbones.bart import decoder, encoder, layers
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.ops import stacks
+from jax_simcas.backbones.ops.attention import Attend, attention
+from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
+
+SHARDING_RULES: tuple[ShardingRule, ...] = (
+    (r"shared/embedding", ("vocabulary", "width")),
+    (r"embed_positions/embedding", (None, "width")),
+    (r"[qkv]_proj/kernel", ("width", "heads")),
+    (r"[qkv]_proj/bias", ("heads",)),
+    (r"(encoder|self)_attn/out_proj/kernel", ("heads", "width")),
+    (r"fc1/kernel", ("width", "inner")),
+    (r"fc1/bias", ("inner",)),
+    (r"fc2/kernel", ("inner", "width")),
+    (r"(_attn/out_proj|fc2)/bias", (None,)),
+    (r"layer_?norm(_embedding)?/(scale|bias)", (None,)),
+    (r"final_logits_bias", (None, "vocabulary")),
+)
+
+
+@dataclass(frozen=True)
+class Bart:
+    """A BART-like encoder-decoder; parameters lie in the tree of the published Flax BART.
+
+    attend: how states attend to states where no attention weights are asked for.
+    """
+
+    config: BartConfig
+    attend: Attend = attention
+
+    encoder_path = ("model", "encoder")
+    sharding_rules = SHARDING_RULES
+
+    @property
+    def width(self) -> int:
+        return self.config.d_model
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def positions(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def init_std(self) -> float:
+        return self.config.init_std
+
+    @property
+    def encoder_depth(self) -> int:
+        return self.config.encoder_layers
+
+    @property
+    def has_dropout(self) -> bool:
+        config = self.config
+        return config.dropout > 0 or config.attention_dropout > 0 or config.activation_dropout > 0
+
+    @property
+    def tokens(self) -> Tokens:
+        c = self.config
+        return Tokens(
+            c.pad_token_id,
+            c.bos_token_id,
+            c.eos_token_id,
+            c.decoder_start_token_id,
+            c.forced_bos_token_id,
+            c.forced_eos_token_id,
+        )
+
+    def init(self, key: Array) -> Params:
+        config = self.config
+        embedding_key, encoder_key, decoder_key = jax.random.split(key, 5)[:3]  # the method draws from the other two
+        embedding = config.init_std * jax.random.normal(embedding_key, (config.vocab_size, config.d_model))
+        return {
+            "model": {
+                "shared": {"embedding": embedding.at[config.pad_token_id].set(0.0)},
+                "encoder": encoder.init_encoder(encoder_key, config),
+                "decoder": decoder.init_decoder(decoder_key, config),
+            },
+            "final_logits_bias": jnp.zeros((1, config.vocab_size)),
+        }
+
+    def stack(self, params: Params) -> Params:
+        return stacks.stack_layers(params)
+
+    def unstack(self, params: Params) -> Params:
+        return stacks.unstack_layers(params)
+
+    def embed(
+        self, params: Params, ids: Int[Array, " S"], added: Float[Array, " D"] | None, dtype: Any, key: Array | None
+    ) -> Float[Array, "S D"]:
+        model, positions = params["model"], jnp.arange(ids.shape[0])
+        x = layers.embed(model["shared"], model["encoder"], self.config, ids, positions, dtype, added)
+        return layers.dropout_embedding(x, self.config, key)
+
+    def encoder_layers(self, params: Params) -> Params:
+        return stacks.stacked_layers(params["model"]["encoder"])
+
+    def encoder_layer(
+        self, layer: Params, x: Float[Array, "S D"], mask: Bool[Array, " S"], dtype: Any, key: Array | None
+    ) -> Float[Array, "S D"]:
+        rngs = None if key is None else {"dropout": key}
+        module = encoder.EncoderLayer(self.config, dtype, self.attend)
+        return module.apply({"params": layer}, x, mask, key is None, rngs=rngs)
+
+    def encoder_end(self, params: Params, x: Float[Array, "K S D"], dtype: Any) -> Float[Array, "K S D"]:
+        return layers.final_norm(params["model"]["encoder"], self.config, x, dtype)
+
+    def decode(
+        self,
+        params: Params,
+        states: Float[Array, "C D"],
+        mask: Bool[Array, " C"],
+        target_ids: Int[Array, " T"],
+        target_mask: Bool[Array, " T"],
+        *,
+        key: Array | None = None,
+        dtype: Any = jnp.float32,
+        remat: str = "none",
+        with_weights: bool = True,
+    ) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
+        return decoder.decode(
+            params,
+            self.config,
+            states,
+            mask,
+            target_ids,
+            target_mask,
+            key=key,
+            dtype=dtype,
+            remat=remat,
+            with_weights=with_weights,
+            attend=self.attend,
+        )
+
+    def for_generation(self, params: Params, dtype: Any) -> Params:
+        return decoder.for_generation(params, dtype)
+
+    def cross_cache(
+        self, params: Params, states: Float[Array, "C D"], mask: Bool[Array, " C"], dtype: Any
+    ) -> decoder.CrossCache:
+        return decoder.cross_cache(params, self.config, states, mask, dtype)
+
+    def init_cache(self, beams: int, length: int) -> tuple[decoder.SelfCache, ...]:
+        return decoder.init_self_cache(self.config, beams, length)
+
+    def decode_step(
+        self,
+        params: Params,
+        token: Int[Array, " beams"],
+        position: Int[Array, ""],
+        cache: tuple[decoder.SelfCache, ...],
+        cross: decoder.CrossCache,
+        ancestors: Int[Array, "beams T"] | None = None,
+        dtype: Any = jnp.float32,
+    ) -> tuple[Float[Array, "beams V"], tuple[decoder.SelfCache, ...]]:
+        return decoder.decode_step(params, self.config, token, position, cache, cross, ancestors, dtype)

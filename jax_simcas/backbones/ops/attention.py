@@ -1,0 +1,157 @@
+"""Attention of one sequence to another, in float32 softmax: a value that backbones take as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_batching import custom_vmap, sequential_vmap
+from jaxtyping import Array, Bool, Float
+
+from jax_simcas.backbones.ops.memory import CONTEXT, materialise
+from jax_simcas.common.sharding import chunk_pieces
+
+CHUNKS_AT_ONCE = 4  # their scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
+
+# (query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> context [H, T, Dh]. `chunks` is True
+# within a chunk of the encoder, which `vmap` maps over the chunks of a document; an implementation may ignore it.
+Attend = Callable[[Array, Array, Array, Array, bool], Array]
+
+
+def masked_scores(
+    query: Float[Array, "H T Dh"], key: Float[Array, "H C Dh"], mask: Bool[Array, "#T #C"]
+) -> Float[Array, "H T C"]:
+    """q k^T / sqrt(Dh) in float32, and float32's lowest number where the mask is False."""
+    scores = _products("htd,hcd->htc", query, key) * query.shape[-1] ** -0.5
+    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+
+
+def attend_with_weights(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+) -> tuple[Float[Array, "H T Dh"], Float[Array, "H T C"]]:
+    """softmax(q k^T / sqrt(Dh)) v, with the softmax in float32.
+
+    A row whose mask is all False attends evenly to everything: finite, and for the caller to ignore.
+    """
+    weights = jax.nn.softmax(masked_scores(query, key, mask), axis=-1)
+    context = _products("htc,hcd->htd", weights.astype(value.dtype), value)
+    return context.astype(value.dtype), weights
+
+
+def attend_few_rows(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H Dh C"],
+    value: Float[Array, "H Dh C"],
+    mask: Bool[Array, "#T C"],
+) -> Float[Array, "H T Dh"]:
+    """`attend_with_weights` for few queries, with keys and values laid out as `few_rows` would have them."""
+    scores = _products("htd,hdc->htc", query, key) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    context = _products("hdc,htc->hdt", value, weights.astype(value.dtype))
+    return lax.optimization_barrier(context).swapaxes(1, 2).astype(value.dtype)
+
+
+def in_groups(function: Callable, chunks: bool) -> Callable:
+    """Identity on unbatched inputs. Under vmap, maps over groups of the batch so that their scores fit in fast memory.
+
+    On a CPU the groups are single elements under every `vmap`; on a TPU they are `CHUNKS_AT_ONCE` elements, and only
+    under the `vmap` over the `chunks` of a document.
+    """
+    some = _grouped(function) if chunks else function
+    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=some, default=function)
+
+
+def _grouped(function: Callable) -> Callable:
+    """Under vmap, loops over groups of chunks; each piece of the mesh axis "chunk" has its own groups."""
+
+    def under_vmap(size: int, batched: list[bool], *inputs: Array) -> tuple[Any, Any]:
+        pieces = chunk_pieces(size)
+        groups, rest = divmod(size // pieces, CHUNKS_AT_ONCE)
+        inputs = tuple(
+            x if mapped else jnp.broadcast_to(x, (size, *x.shape)) for x, mapped in zip(inputs, batched, strict=True)
+        )
+        if rest or groups < 2:
+            out = jax.vmap(function)(*inputs)
+        else:
+            split = lambda x: x.reshape(pieces, groups, CHUNKS_AT_ONCE, *x.shape[1:]).swapaxes(0, 1)
+            group = jax.vmap(jax.vmap(function), spmd_axis_name="chunk" if pieces > 1 else None)
+            out = lax.map(lambda some: group(*some), tuple(map(split, inputs)))
+            out = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[3:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    some = custom_vmap(function)
+    some.def_vmap(under_vmap)
+    return some
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+    chunks: bool = False,
+) -> Float[Array, "H T Dh"]:
+    """`attend_with_weights` without the weights. The backward pass recomputes the scores, transposed, and saves none.
+
+    With S^T = K Q^T / sqrt(Dh), P^T = exp(S^T - log_z), and the cotangent G of the context O:
+    dV = P^T G, dS^T = P^T (V G^T - rowsum(G O)), dK = dS^T Q / sqrt(Dh), dQ^T = K^T dS^T / sqrt(Dh),
+    so that no [T, C] array is ever transposed, and all products take their operands in the dtype of the states.
+
+    Args:
+      chunks: True within a chunk of the encoder, which `vmap` maps over the chunks of a document.
+    """
+    return _attention_forward(query, key, value, mask, chunks)[0]
+
+
+def _attention_forward(
+    query: Array, key: Array, value: Array, mask: Array, chunks: bool
+) -> tuple[Array, tuple[Array, ...]]:
+    def forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, Array]:
+        # Together with the query, which differs per layer: alone, XLA would hoist the mask of all scores out of the
+        # loop over layers and keep it in memory.
+        query, mask = materialise((query, mask))
+        scores = masked_scores(query, key, mask)
+        highest = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        # A column of ones in the values makes the product return the sum as well: on a TPU it uses their padding.
+        with_ones = jnp.pad(value, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+        products = _products("htc,hcd->htd", weights.astype(value.dtype), with_ones)
+        context, total = products[..., :-1], products[..., -1:]
+        return (context / total).astype(value.dtype), (highest + jnp.log(total))[..., 0]
+
+    context, log_z = in_groups(forward, chunks)(query, key, value, mask)
+    context, log_z = (checkpoint_name(x, CONTEXT) for x in (context, log_z))
+    return context, (query, key, value, mask, context, log_z)
+
+
+def _attention_backward(chunks: bool, saved: tuple[Array, ...], cotangent: Array) -> tuple[Array | None, ...]:
+    def backward(
+        query: Array, key: Array, value: Array, mask: Array, context: Array, log_z: Array, cotangent: Array
+    ) -> tuple[Array, ...]:
+        dtype, scale = query.dtype, query.shape[-1] ** -0.5
+        weights = jnp.exp(masked_scores(key, query, mask.T) - log_z[:, None, :])
+        inner = (cotangent.astype(jnp.float32) * context.astype(jnp.float32)).sum(axis=-1)
+        d_value = _products("hct,htd->hcd", weights.astype(dtype), cotangent)
+        d_scores = weights * (_products("hcd,htd->hct", value, cotangent) - inner[:, None, :]) * scale
+        d_scores = jnp.where(mask.T, d_scores, 0.0).astype(dtype)
+        d_key = _products("hct,htd->hcd", d_scores, query)
+        d_query = _products("hdc,hct->hdt", key.swapaxes(1, 2), d_scores).swapaxes(1, 2)
+        return d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype)
+
+    return (*in_groups(backward, chunks)(*saved, cotangent), None)
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _products(indices: str, *operands: Array) -> Array:
+    return jnp.einsum(indices, *operands, preferred_element_type=jnp.float32)

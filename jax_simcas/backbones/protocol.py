@@ -1,0 +1,142 @@
+"""What the method and the programs may know of a backbone: a pretrained encoder-decoder, one family per folder.
+
+A backbone is a frozen, hashable value (a static argument of `jit`) whose methods are pure functions of its parameters.
+Everything is for ONE chunk or ONE document; `vmap` makes the rest. docs/extending.md has a backbone of 40 lines.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Params = Any  # nested dict of arrays
+Cache = Any  # tree of arrays
+# The end of a parameter's path ("model/encoder/...", a regular expression) and what its last dimensions mean
+# (common.sharding.RULES); earlier dimensions, such as that of stacked layers, stay whole.
+ShardingRule = tuple[str, tuple[str | None, ...]]
+
+
+class Tokens(NamedTuple):
+    """Special tokens: `bos` and `eos` bound every chunk; the others serve the decoder."""
+
+    pad: int
+    bos: int
+    eos: int
+    decoder_start: int
+    forced_bos: int | None = None
+    forced_eos: int | None = None
+
+
+@runtime_checkable  # for the type checks of the tests
+class Backbone(Protocol):
+    """An encoder-decoder. Letters: S tokens of a chunk, D width, C selected states, T target tokens, V vocabulary.
+
+    Methods that take `key` apply dropout; None switches it off. `dtype` is the compute type of products and states.
+    """
+
+    @property
+    def width(self) -> int:
+        """D: the width of encoder states, which the selector and the decoder's cross-attention read."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that a chunk or a target may have; None without a position table."""
+
+    @property
+    def init_std(self) -> float:
+        """The scale of fresh token embeddings, which chunk positions match."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    @property
+    def encoder_depth(self) -> int:
+        """The number of encoder layers."""
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training draws dropout masks."""
+
+    @property
+    def encoder_path(self) -> tuple[str, ...]:
+        """Where the encoder's dict lies in the tree; learned chunk positions are kept in it."""
+
+    @property
+    def sharding_rules(self) -> tuple[ShardingRule, ...]:
+        """A rule for every parameter."""
+
+    # Parameters
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Fresh float32 parameters, a dict with no entry `selector`."""
+
+    def stack(self, params: Params) -> Params:
+        """The tree with a leading axis over layers, as training scans it; other methods take either form."""
+
+    def unstack(self, params: Params) -> Params:
+        """The published layout of a tree that `stack` may have changed."""
+
+    # Encoder, one chunk
+
+    def embed(
+        self, params: Params, ids: Int[Array, " S"], added: Float[Array, " D"] | None, dtype: Any, key: Array | None
+    ) -> Float[Array, "S D"]:
+        """Embeds one chunk at positions 0..S-1; `added` (the position of the chunk) is added to all its tokens."""
+
+    def encoder_layers(self, params: Params) -> Params:
+        """The parameters of the encoder layers with a leading layer axis."""
+
+    def encoder_layer(
+        self, layer: Params, x: Float[Array, "S D"], mask: Bool[Array, " S"], dtype: Any, key: Array | None
+    ) -> Float[Array, "S D"]:
+        """One layer over one chunk; `mask` is False where nothing may attend to."""
+
+    def encoder_end(self, params: Params, x: Float[Array, "K S D"], dtype: Any) -> Float[Array, "K S D"]:
+        """What follows the last layer, such as a final norm."""
+
+    # Decoder, one document
+
+    def decode(
+        self,
+        params: Params,
+        states: Float[Array, "C D"],
+        mask: Bool[Array, " C"],
+        target_ids: Int[Array, " T"],
+        target_mask: Bool[Array, " T"],
+        *,
+        key: Array | None,
+        dtype: Any,
+        remat: str,
+        with_weights: bool,
+    ) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
+        """Teacher-forced float32 logits (those at t predict target t + 1) and, if asked for, cross-attention weights.
+
+        The weights are averaged over layers, heads and real target positions: one per selected state.
+        """
+
+    # Generation: one token per beam and step
+
+    def for_generation(self, params: Params, dtype: Any) -> Params:
+        """The tree as `decode_step` reads it fastest."""
+
+    def cross_cache(self, params: Params, states: Float[Array, "C D"], mask: Bool[Array, " C"], dtype: Any) -> Cache:
+        """What all steps and beams share: keys and values of the selected states. Takes the original tree."""
+
+    def init_cache(self, beams: int, length: int) -> Cache:
+        """An empty cache for `length` tokens of each beam."""
+
+    def decode_step(
+        self,
+        params: Params,
+        token: Int[Array, " beams"],
+        position: Int[Array, ""],
+        cache: Cache,
+        cross: Cache,
+        ancestors: Int[Array, "beams T"] | None,
+        dtype: Any,
+    ) -> tuple[Float[Array, "beams V"], Cache]:
+        """Logits after one more token per beam; `ancestors[b, t]` is the slot that holds step t of beam b's history."""

@@ -1,0 +1,29 @@
+"""What goes through the model: a chunked document and its target."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Int
+
+
+class Document(NamedTuple):
+    """One document of K chunks, `[BOS] content [EOS]` with S tokens each; masks are True where something is real."""
+
+    input_ids: Int[Array, "*B K S"]
+    token_mask: Bool[Array, "*B K S"]
+    chunk_mask: Bool[Array, "*B K"]
+
+
+class Target(NamedTuple):
+    """T target tokens, from the decoder start token on."""
+
+    ids: Int[Array, "*B T"]
+    mask: Bool[Array, "*B T"]
+
+
+class Example(NamedTuple):
+    """One document and its target; a batch is the same with a leading axis B in every array."""
+
+    document: Document
+    target: Target
