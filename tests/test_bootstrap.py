@@ -47,7 +47,7 @@ def test_no_interval_without_two_values():
 def test_blocks_do_not_change_the_draw(monkeypatch):
     values = list(range(7))
     whole = bootstrap.mean_interval(values, key_seed=3, samples=100)
-    monkeypatch.setattr(metrics, "_BLOCK", 1)
+    monkeypatch.setattr(bootstrap, "_BLOCK", 1)
     assert bootstrap.mean_interval(values, key_seed=3, samples=100) == whole
 
 

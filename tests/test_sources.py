@@ -11,6 +11,7 @@ import pytest
 from helpers import read_config
 
 from jax_simcas.common.errors import UserError
+from jax_simcas.data import rows as rows_lib
 from jax_simcas.data.rows import Fields, First, JsonlSource, Row
 
 ROWS = [
@@ -109,8 +110,8 @@ def test_the_pass_over_the_rows_is_kept_by_content(source, tmp_path, monkeypatch
     again = lambda **fields: JsonlSource(source.path, Fields(**fields), tmp_path / "cache")
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_scan", None)
-        patch.setattr(rows, "_unpack", None)
+        patch.setattr(rows_lib, "_scan", None)
+        patch.setattr(rows_lib, "_unpack", None)
         assert again().fingerprint == source.fingerprint
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before
     assert again(query="").fingerprint == source.fingerprint
