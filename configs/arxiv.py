@@ -8,7 +8,7 @@ In place of files: --config.data.source=tfds:scientific_papers/arxiv or
 chunks, --config.data.source=chunked:JW-X/arxiv_bart_512
 Published test result of BART-base: ROUGE-1/2/L 47.22/19.35/42.25, BERTScore 63.51. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config

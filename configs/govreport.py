@@ -8,7 +8,7 @@ authors' own chunks, --config.data.source=chunked:JW-X/govreport_bart_512 (tenso
 not do: its summaries are empty).
 Published test result of BART-base: ROUGE-1/2/L 59.30/25.95/27.07, BERTScore 68.17. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config

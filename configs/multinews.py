@@ -7,7 +7,7 @@ In place of files: --config.data.source=tfds:multi_news, which has these fields,
 --config.data.source=chunked:JW-X/multinews_bart_512 (their parts' order is fixed).
 Published test result of BART-base: ROUGE-1/2/L 48.88/20.01/25.32, BERTScore 65.05. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config

@@ -8,7 +8,7 @@ In place of files: --config.data.source=tfds:scientific_papers/pubmed or
 chunks, --config.data.source=chunked:JW-X/pubmed_bart_512
 Published test result of BART-base: ROUGE-1/2/L 48.17/21.11/43.90, BERTScore 66.33. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config

@@ -9,7 +9,7 @@ In place of files: the authors' own chunks, --config.data.source=chunked:JW-X/su
 --config.data.fields.summary=recap, once it has been prepared where TensorFlow is installed.
 Published test result of BART-base: ROUGE-1/2/L 43.45/12.74/18.38, BERTScore 62.46. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config

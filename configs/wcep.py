@@ -7,7 +7,7 @@ In place of files: the authors' own chunks, --config.data.source=chunked:JW-X/wc
 fixed); tensorflow-datasets lacks this set.
 Published test result of BART-base: ROUGE-1/2/L 45.68/22.80/37.71, BERTScore 70.59. BART-large:
 --config.pretrained=facebook/bart-large
-Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see README).
+Accelerator memory, a document at a time: 4.4 GiB, BART-large 10.7 (compiled for a TPU v5e; see docs/performance.md).
 """
 
 from jax_simcas.run.presets import published_config
