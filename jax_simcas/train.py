@@ -24,8 +24,8 @@ from ml_collections import config_flags
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.run import config as config_lib
-from jax_simcas.run.loop import say, train
-from jax_simcas.run.processes import guarded, is_main, join
+from jax_simcas.run.loop import train
+from jax_simcas.run.processes import guarded, is_main, join, notify
 
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
 
@@ -41,7 +41,7 @@ def main(config: Any, workdir: str, distributed: str = "") -> int:
     join(distributed)
     outcome = train(settings, workdir, cli.cache_dir())
     if outcome.preempted:
-        say(f"stopped by SIGTERM; step {outcome.step} is saved, the same command goes on")
+        notify(f"stopped by SIGTERM; step {outcome.step} is saved, the same command goes on")
         return EXIT_PREEMPTED
     if outcome.metrics and is_main():
         figures = ", ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items() if k in ("nll", "loss"))

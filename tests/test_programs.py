@@ -134,7 +134,7 @@ def test_a_deleted_checkpoint_is_told_and_the_one_before_goes_on(workdir, cache,
     shutil.rmtree(folder / "checkpoints" / "4")
     go_on(folder, cache)
     err = capsys.readouterr().err
-    assert f"warning: {folder}/checkpoints/4: it was there and is gone\nresuming at step 2 of 5" in err
+    assert f"warning: {folder}/checkpoints/4: metrics.jsonl records it, and it is gone\nresuming at step 2 of 5" in err
     assert [row["step"] for row in figures(folder) if row["split"] == "train"] == [1, 2, 3, 4, 5]
 
 
@@ -145,7 +145,7 @@ def test_training_does_not_start_over_where_checkpoints_were(workdir, cache, tmp
     shutil.rmtree(folder / "checkpoints")
     if keep_folder:
         (folder / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=rf"no checkpoint there, but .* of one of step 4: .* move {folder} away"):
+    with pytest.raises(UserError, match=rf"no checkpoint there, but .* records one of step 4: .* move {folder} away"):
         go_on(folder, cache)
     assert (folder / "metrics.jsonl").read_bytes() == before
 

@@ -191,7 +191,7 @@ def run_progress(clock, steps=30, seconds=2.0, **options):
                 {
                     "loss": 3.0 - step / 100,
                     "reward": 12.0,
-                    "selection/kept": 0.25,
+                    "kept": 0.25,
                     "tokens_per_second": 12_345.0,
                 }
             )

@@ -37,6 +37,14 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def with_kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with `kept`, the share of the candidates that the decoder sees: what was chosen and found a place."""
+    chosen = figures.get("selection/kept")
+    if chosen is None or "kept" in figures:
+        return dict(figures)
+    return {**figures, "kept": chosen * (1 - (figures.get("selection/overflow") or 0.0))}
+
+
 class MetricsWriter:
     """Context manager that appends figures to `workdir`/metrics.jsonl and `workdir`/tensorboard.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jax_simcas.common.files import PathLike, replace_file
-from jax_simcas.common.metric_log import read_metrics
+from jax_simcas.common.metric_log import read_metrics, with_kept
 from jax_simcas.common.progress import Number
 from jax_simcas.common.tables import Interval
 
@@ -33,7 +33,7 @@ PANELS = (
     Panel("loss", "loss", "Loss (smoothed labels)", "nats/token"),
     Panel("nll", "nll", "Negative log-likelihood", "nats/token"),
     Panel("reward", "reward", "Reward of the selection", "R, mean over documents"),
-    Panel("kept", "selection/kept", "Kept by the selector", "share of candidates"),
+    Panel("kept", "kept", "Kept: what the decoder sees", "share of candidates"),
     Panel("kl", "ppo/approx_kl", "KL of a selector update", "nats/candidate"),
     Panel("entropy", "ppo/entropy", "Entropy of the selector", "nats/candidate"),
 )
@@ -126,7 +126,7 @@ def plot_training(metrics_jsonl: PathLike, folder: PathLike) -> list[Path]:
     Raises:
       UserError: the metrics cannot be read, or the images not written.
     """
-    rows = list(read_metrics(metrics_jsonl))
+    rows = [with_kept(row) for row in read_metrics(metrics_jsonl)]  # older runs did not log it
     panels = [(panel, series) for panel in PANELS if (series := _series(rows, panel.name))]
     if not panels:
         return []

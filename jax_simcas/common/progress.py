@@ -14,7 +14,7 @@ from jax_simcas.common.pairs import Number
 _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda x: f"loss {x:.3f}"),
     ("reward", lambda x: f"reward {x:.4g}"),
-    ("selection/kept", lambda x: f"kept {100 * x:.1f}%"),
+    ("kept", lambda x: f"kept {100 * x:.1f}%"),
     ("tokens_per_second", lambda x: f"{_thousands(x)} tok/s"),
 )
 
@@ -76,7 +76,7 @@ class Progress:
                 initial=self._done,
                 file=self._stream,
                 ncols=_columns(self._stream),
-                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}| {remaining} left{postfix}",
+                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}|{postfix}",
             )
         self._print_if_due()
         return self
@@ -84,24 +84,40 @@ class Progress:
     def update(self, count: int = 1) -> None:
         """Counts what was done since the last call."""
         self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
         self._first = self._first or (self._clock(), self._done)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._said(self._clock()), refresh=False)
+            self._bar.update(count)
         self._print_if_due()
+
+    def leave_out(self, seconds: Number) -> None:
+        """Leaves out of the time left what took so long and will not come again, such as a compilation."""
+        if self._first is not None:
+            self._first = (self._first[0] + seconds, self._first[1])
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def show(self, figures: Mapping[str, Number]) -> None:
         """Shows loss, reward, share kept and tokens a second, those there are, from now on."""
         self._figures = ", ".join(text(float(figures[name])) for name, text in _SHOWN if name in figures)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._figures)
+            self._bar.set_postfix_str(self._said(self._clock()))
 
     def _print_if_due(self, last: bool = False) -> None:
         when, what = self._printed
         now = self._clock()
         if self._lines and what != self._done and (last or now - when >= self._interval):
             self._printed = (now, self._done)
-            parts = [f"{self._done}/{self._total} {self._unit}", self._figures, self._left(now)]
+            parts = (f"{self._done}/{self._total} {self._unit}", self._said(now))
             print(", ".join(part for part in parts if part), file=self._stream, flush=True)
+
+    def _said(self, now: float) -> str:
+        return ", ".join(part for part in (self._figures, self._left(now)) if part)
 
     def _left(self, now: float) -> str:
         if self._first is None or self._done == self._first[1] or self._done >= self._total:

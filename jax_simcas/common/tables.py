@@ -14,6 +14,11 @@ def format_number(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 chunk`, `5 chunks`; `several` where the plural is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
 def format_score(score: Interval, digits: int = 1) -> str:
     """`12.3 [11.0, 13.5]`; only the mean where there is no interval, a dash where there is nothing."""
     mean, low, high, _ = score

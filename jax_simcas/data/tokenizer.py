@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from jax_simcas.common.errors import UserError
@@ -51,6 +51,14 @@ def encode_text(tokenizer: Any, text: str) -> Encoded:
     """Tokens of a text of any length, linear in it."""
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
     return Encoded(np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2))
+
+
+def count_unknown(tokenizer: Any, ids: Int[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]) -> tuple[int, int]:
+    """(unknown, all) tokens of texts, without the special tokens that stand around them."""
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    content = ids[mask & ~np.isin(ids, special)]
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return (0 if unknown is None else int((content == unknown).sum())), content.size
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> Any:

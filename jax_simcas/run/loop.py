@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 
 from jax_simcas.checkpoints.run_state import Checkpointer
-from jax_simcas.common import files, metric_log, plots
+from jax_simcas.common import metric_log, plots
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.pairs import Pair, Totals, add_named, means
 from jax_simcas.common.progress import Progress
-from jax_simcas.common.sharding import replicated, state_shardings
-from jax_simcas.data import batches
-from jax_simcas.data import cache as cache_lib
-from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.rows import First
+from jax_simcas.common.sharding import replicated
+from jax_simcas.common.tables import plural
+from jax_simcas.data.batches import Features
+from jax_simcas.data.tokenizer import count_unknown
 from jax_simcas.method.document import Example
-from jax_simcas.method.steps import (
-    batch_loss,
-    init_state,
-    selector_step,
-    transformer_step,
-)
-from jax_simcas.run import config as config_lib
-from jax_simcas.run.build import new_model, open_source, pipeline_config
+from jax_simcas.method.steps import batch_loss, selector_step, transformer_step
+from jax_simcas.run import advice
 from jax_simcas.run.config import Settings
-from jax_simcas.run.processes import Job, Stop, is_main, make_job, wait_for_all
-from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
-
-SAVED = "checkpoint"  # the split of metrics.jsonl whose lines tell that a checkpoint is on disk
-SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds
-# A resumed run may differ in these: they change how long and how often, not what a step does.
-FREE_ON_RESUME = (
-    "loop.steps",
-    "loop.epochs",
-    "loop.log_every",
-    "loop.eval_every",
-    "loop.eval_documents",
-    "loop.checkpoint_every",
-    "loop.keep_checkpoints",
-    "loop.max_skipped",
-    "data.data_dir",
-    "data.workers",
-    "data.cache",
-    "generate.",
-    "mesh.",
+from jax_simcas.run.prepare import (
+    SAVED,
+    Inputs,
+    Run,
+    Start,
+    claim,
+    open_inputs,
+    prepare,
+    restore_or_start,
+    validation_batches,
 )
+from jax_simcas.run.processes import Stop, is_main, make_job, notify
 
-Totals = dict[str, tuple[float, float]]  # name -> (sum, count)
+SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds
 
 
 class Outcome(NamedTuple):
@@ -69,40 +51,240 @@ class Outcome(NamedTuple):
     preempted: bool
 
 
-def add(totals: Totals, metrics: dict[str, tuple[Any, Any]]) -> Totals:
-    """Adds (sum, count) pairs, in double precision on the host."""
-    out = dict(totals)
-    for name, (total, count) in metrics.items():
-        before = out.get(name, (0.0, 0.0))
-        out[name] = (before[0] + float(total), before[1] + float(count))
-    return out
+class Steps(NamedTuple):
+    """The compiled functions of a run."""
+
+    transformer: Callable[[Any, Any], tuple[Any, dict[str, Pair]]]
+    selector: Callable[[Any, Any], tuple[Any, dict[str, Pair]]]
+    validation: Callable[[Any, Any], dict[str, Pair]]
 
 
-def means(totals: Totals) -> dict[str, float]:
-    """sum / count of every pair with a count."""
-    return {name: total / count for name, (total, count) in totals.items() if count}
+class Every(NamedTuple):
+    """What the loop does every so many steps and after the last one; `do` gets the step, and whether training ends."""
+
+    steps: int
+    do: Callable[[int, bool], None]
+    when_stopped: bool = False  # also where SIGTERM ends training
+
+    def due(self, step: int, last: bool, stopping: bool) -> bool:
+        return step % self.steps == 0 or last or (stopping and self.when_stopped)
 
 
-def cut_shares(batch: dict[str, np.ndarray]) -> Totals:
-    """How many documents and targets of a batch were longer than the limits, and so cut."""
-    rows = float(batch["row_mask"].sum())
-    return {f"data/{name}": (float((batch[name] > 0).sum()), rows) for name in ("cut_tokens", "cut_target")}
+def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool = True) -> Outcome:
+    """Trains for `settings.loop.steps` optimizer steps, or `epochs` passes over the rows.
+
+    Resumes from the newest good checkpoint if there is one, on whatever devices there are now. Each of several
+    processes calls this alike. A first attempt that fails before its first step leaves the folder to any other.
+
+    Raises:
+      UserError: anything that the user can mend; too many non-finite steps in a row.
+    """
+    job = make_job(settings.mesh, settings.data.batch_size)
+    with jax.set_mesh(job.mesh):
+        run = prepare(job, settings, where, cache, progress)
+        loop = settings.loop
+        with Checkpointer(
+            run.folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
+        ) as checkpoints:
+            start = restore_or_start(run, checkpoints)
+            run = run._replace(model=run.model._replace(params=None))  # or they would lie there twice
+            if start.step >= run.steps:
+                flag = "epochs" if loop.epochs else "steps"
+                notify(f"step {start.step} of {run.steps} is done; raise --config.loop.{flag} to go on")
+                return Outcome(start.step, {}, False)
+            inputs = open_inputs(run, start.step)
+            introduce(run, start)
+            claim(run)
+            return train_on(run, start, inputs, checkpoints)
 
 
-def say_cut(figures: dict[str, float], settings: Settings, said: set[str]) -> None:
-    """Warns, once each, of documents and targets that are longer than the limits."""
-    for name, what, limit in (
-        ("cut_tokens", "documents", "max_input_len"),
-        ("cut_target", "targets", "max_target_len"),
+def introduce(run: Run, start: Start) -> None:
+    """Prints how long the run is, and what its settings cannot do well."""
+    settings, size = run.settings, run.settings.data.batch_size
+    per_step = f"{plural(run.batches_per_step, 'batch', 'batches')} of {plural(size, 'document')}"
+    passes = run.steps * run.batches_per_step * size / len(run.training)
+    notify(
+        f"{plural(run.steps - start.step, 'step')} to train, {per_step} each; "
+        f"{plural(len(run.training), 'row')} to learn from ({passes:.3g} passes in all)"
+    )
+    rate = settings.optimizer.learning_rate(run.steps)
+    notify(*(f"warning: {warning}" for warning in advice.on_settings(settings, run.steps, rate)))
+
+
+def compile_steps(run: Run, shardings: Any) -> Steps:
+    """The steps, jitted for the run's mesh; they donate the state."""
+    model, update = run.settings.model(), run.settings.optimizer
+    jitted = partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(run.job.mesh)))
+
+    def validation(params: Any, batch: Example) -> dict[str, Pair]:
+        return batch_loss(params, batch, model, update.label_smoothing)[1]
+
+    transformer = {"optimizer": update.transformer(run.steps), "label_smoothing": update.label_smoothing}
+    return Steps(
+        jitted(partial(transformer_step, model=model, **transformer)),
+        jitted(partial(selector_step, model=model, optimizer=update.selector(), ppo=update.ppo)),
+        jax.jit(validation),
+    )
+
+
+def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) -> Outcome:
+    """The loop, from `start` to the last step or to SIGTERM."""
+    loop, stop = run.settings.loop, Stop()
+    with (
+        stop,
+        metric_log.MetricsWriter(run.folder.local, resume_step=start.step)
+        if is_main()
+        else contextlib.nullcontext() as writer,
+        Progress(run.steps, initial=start.step, disable=not (run.progress and is_main())) as bar,
     ):
-        share = figures.get(f"data/{name}", 0.0)
-        if share and name not in said:
-            said.add(name)
-            tokens = getattr(settings.simcas, limit)
-            say(
-                f"warning: {100 * share:.0f} % of the {what} are cut to {tokens} tokens (config.simcas.{limit}); "
-                f"data/{name} in metrics.jsonl goes on counting"
-            )
+        training = Training(run, start, inputs, checkpoints, writer, bar)
+        hooks = (
+            Every(loop.log_every, training.log),
+            Every(loop.eval_every, training.validate),
+            Every(loop.checkpoint_every, training.save, when_stopped=True),
+            Every(loop.checkpoint_every, training.publish, when_stopped=True),
+        )
+        for step in range(start.step + 1, run.steps + 1):
+            training.step(step)
+            bar.update(1)
+            training.log_saved()
+            # Read once: a signal from here on counts at the next step. What is logged and validated stays the
+            # same whether a run is stopped or not; sums go on in the checkpoint.
+            last, stopping = step == run.steps, stop.now(step)
+            for hook in hooks:
+                if hook.due(step, last, stopping):
+                    hook.do(step, last or stopping)
+            if stopping:
+                break
+        checkpoints.wait()
+        training.log_saved()
+        if writer:
+            run.folder.publish()
+    return Outcome(step, training.validation, preempted=step < run.steps)
+
+
+class Training:
+    """A training under way: its state, its figures, and what the loop does with them."""
+
+    def __init__(
+        self,
+        run: Run,
+        start: Start,
+        inputs: Inputs,
+        checkpoints: Checkpointer,
+        writer: metric_log.MetricsWriter | None,
+        bar: Progress,
+    ) -> None:
+        self._run, self._inputs, self._checkpoints = run, inputs, checkpoints
+        self._writer, self._bar = writer, bar
+        self._steps = compile_steps(run, start.shardings)
+        self._rate = run.settings.optimizer.learning_rate(run.steps)
+        self._state = start.state
+        self._window = Window(start.totals)
+        self._speed = Speed(self._window.tokens())
+        self._compiled: set[tuple[str, int, int]] = set()  # (program, chunks, target tokens)
+        self._given: set[str] = set()  # warnings
+        self._drawn = time.monotonic()
+        self._validated = 0  # the step
+        self.validation: dict[str, float] = {}
+
+    def step(self, step: int) -> None:
+        """One optimizer step of the transformer, and of the selector where it is its turn."""
+        every = self._run.settings.loop.selector_every
+        learn_selection = every and step % every == 0
+        for batch in itertools.islice(self._inputs.training, self._run.batches_per_step):
+            placed = self._placed(batch)
+            with self._compiling("transformer's step", placed):
+                self._state, figures = self._steps.transformer(self._state, placed)
+            self._window.push(figures)
+            if learn_selection:
+                with self._compiling("selector's step", placed):
+                    self._state, figures = self._steps.selector(self._state, placed)
+                # Its draw is another one; the transformer's own counts what was kept.
+                self._window.push({k: v for k, v in figures.items() if not k.startswith("selection/")})
+            self._window.push(batch_figures(batch, self._run.model.tokenizer))
+
+    def log(self, step: int, _: bool) -> None:
+        """Writes and shows the means since the last log line; warns of what they show.
+
+        Raises:
+          UserError: too many non-finite batches in a row.
+        """
+        totals = self._window.take()
+        speed = self._speed.take(totals["tokens"][0])
+        figures = metric_log.with_kept(means(totals))
+        figures |= {"learning_rate": float(self._rate(step - 1)), "tokens_per_second": speed}
+        if self._writer:
+            self._writer.write(step, "train", figures)
+        self._warn(advice.on_figures(figures, self._run.settings))
+        self._bar.show(figures)
+        give_up_if_not_finite(int(self._state.skipped_in_row), step, self._run.settings, self._checkpoints)
+
+    def validate(self, step: int, _: bool) -> None:
+        """Teacher-forced figures on validation documents, with the policy of inference."""
+        totals: Totals = {}
+        for batch in validation_batches(self._run, self._inputs.cached_validation):
+            placed = self._placed(batch)
+            with self._compiling("validation", placed):
+                figures = self._steps.validation(self._state.params, placed)
+            totals = add_named(totals, jax.device_get(figures))
+        self.validation, self._validated = metric_log.with_kept(means(totals)), step
+        if self._writer:
+            self._writer.write(step, "validation", self.validation)
+        self._warn(advice.on_figures(self.validation, self._run.settings))
+        self._speed = Speed(self._window.tokens())
+
+    def save(self, step: int, _: bool) -> None:
+        """Saves a checkpoint, with the step's validation figures if it has some."""
+        scored = self.validation if self._validated == step else None
+        self._checkpoints.save(step, self._state, scored, {"window": self._window.totals()})
+
+    def publish(self, _: int, ends: bool) -> None:
+        """Draws the curves, not too often, and copies the small files to a bucket."""
+        if not self._writer:
+            return
+        if ends or time.monotonic() - self._drawn > SECONDS_BETWEEN_PLOTS:
+            plots.plot_training(self._run.folder.local / metric_log.METRICS, self._run.folder.local)
+            self._drawn = time.monotonic()
+        self._run.folder.publish()
+
+    def log_saved(self) -> None:
+        """Logs stall and write time of each checkpoint that finished since the last call."""
+        for saved in self._checkpoints.finished():
+            if self._writer:
+                times = {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds}
+                self._writer.write(saved.step, SAVED, times)
+
+    def _placed(self, batch: Features) -> Example:
+        return self._run.job.put(batch, self._run.model.tokenizer.pad_token_id)
+
+    @contextlib.contextmanager
+    def _compiling(self, name: str, batch: Example) -> Iterator[None]:
+        """Says once per shape what is compiled on the first call, and leaves that out of the time left and speed."""
+        chunks, target = batch.document.input_ids.shape[1], batch.target.ids.shape[1]
+        if (name, chunks, target) in self._compiled:
+            yield
+            return
+        self._compiled.add((name, chunks, target))
+        self._note(f"compiling the {name} for {plural(chunks, 'chunk')} and {plural(target, 'target token')}")
+        started = time.monotonic()
+        yield
+        seconds = time.monotonic() - started
+        self._bar.leave_out(seconds)
+        self._speed.leave_out(seconds)
+        shapes = {(chunks, target) for _, chunks, target in self._compiled}
+        if note := advice.on_shapes(shapes, self._run.settings):
+            self._warn({"shapes": note})
+
+    def _warn(self, warnings: Mapping[str, str]) -> None:
+        for name, text in warnings.items():
+            if name not in self._given:
+                self._given.add(name)
+                self._note(f"warning: {text}")
+
+    def _note(self, text: str) -> None:
+        if is_main():
+            self._bar.note(text)
 
 
 class Window:
@@ -112,12 +294,12 @@ class Window:
         self._totals = totals
         self._pending: list[dict] = []
 
-    def push(self, metrics: dict) -> None:
-        self._pending.append(metrics)
+    def push(self, figures: dict) -> None:
+        self._pending.append(figures)
 
     def totals(self) -> Totals:
-        for metrics in jax.device_get(self._pending):
-            self._totals = add(self._totals, metrics)
+        for figures in jax.device_get(self._pending):
+            self._totals = add_named(self._totals, figures)
         self._pending = []
         return self._totals
 
@@ -129,245 +311,28 @@ class Window:
         return totals
 
 
-def check_workdir(settings: Settings, workdir: Path) -> None:
-    """Writes the settings to the workdir, or checks that it belongs to a run with the same.
+class Speed:
+    """Tokens per second since it was made or taken; `seen` of the window's tokens came before."""
 
-    Raises:
-      UserError: it holds a run that differs in more than length, frequency and devices.
-    """
-    path = workdir / CONFIG
-    if path.exists():
-        changed = config_lib.differences(config_lib.read_json(path), settings)
-        changed = [line for line in changed if not line.startswith(FREE_ON_RESUME)]
-        if changed:
-            raise UserError(
-                f"--workdir={workdir} holds a run with other settings ({'; '.join(changed)}): "
-                "use these, or another workdir"
-            )
-    if is_main():
-        files.replace_file(path, config_lib.to_json(settings).encode())
+    def __init__(self, seen: float) -> None:
+        self._seen, self._since = seen, time.monotonic()
+
+    def leave_out(self, seconds: float) -> None:
+        self._since += seconds
+
+    def take(self, tokens: float) -> float:
+        now = time.monotonic()
+        speed = (tokens - self._seen) / max(now - self._since, 1e-9)
+        self._seen, self._since = 0.0, now
+        return speed
 
 
-def check_none_lost(workdir: Path, checkpoints: epath.Path, restored: int | None) -> list[str]:
-    """Warns if a checkpoint newer than the restored step was on disk once, as metrics.jsonl tells, and is gone.
-
-    Raises:
-      UserError: none is left of those that were there: to start over in silence would waste them.
-    """
-    path = workdir / metric_log.METRICS
-    rows = metric_log.read_metrics(path) if path.exists() else []
-    newest = max((row["step"] for row in rows if row["split"] == SAVED), default=0)
-    if newest and restored is None:
-        raise UserError(
-            f"{checkpoints}: no checkpoint there, but {path} tells of one of step {newest}: "
-            f"bring it back, or move {workdir} away to start over"
-        )
-    lost = restored is not None and newest > restored and not (checkpoints / str(newest)).exists()
-    return [f"{checkpoints / str(newest)}: it was there and is gone"] if lost else []
-
-
-def validate(evaluate: Callable, params: Any, batches: Iterator[Example]) -> dict[str, float]:
-    """Teacher-forced figures on validation documents, with the policy of inference."""
-    totals: Totals = {}
-    for batch in batches:
-        totals = add(totals, jax.device_get(evaluate(params, batch)))
-    return means(totals)
-
-
-def kept_tokens(
-    source: Any, tokenizer: Any, config: batches.PipelineConfig, cache: Path, passes: float, bar: Progress
-) -> cache_lib.TokenCache | None:
-    """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be kept."""
-    options = (source, tokenizer, config, cache / "tokens")
-    found = cache_lib.find(*options)
-    if found or (passes <= 1 and not config.bucket_batches):
-        return found
-    try:
-        with bar:
-            made = cache_lib.token_cache(*options, bar.update)
-    except OSError as error:
-        say(
-            f"warning: {cache / 'tokens'}: tokens cannot be kept there ({error.strerror or error}): rows are tokenised "
-            "whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
-        )
-        return None
-    say(f"the tokens of {len(source)} rows are kept in {made.folder} ({made.size / 1e6:.1f} MB)")
-    return made
-
-
-def say(*notes: str) -> None:
-    """Tells the user, once for all processes."""
-    if is_main():
-        for note in notes:
-            print(note, file=sys.stderr)
-
-
-def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool = True) -> Outcome:
-    """Trains for `settings.loop.steps` optimizer steps, or `epochs` passes over the rows.
-
-    Goes on from the newest good checkpoint if there is one, on whatever devices there are now. Of several processes
-    each calls this alike.
-
-    Raises:
-      UserError: anything that the user can mend; too many non-finite steps in a row.
-    """
-    job = make_job(settings.mesh, settings.data.batch_size)
-    with jax.set_mesh(job.mesh):
-        return train_on(job, settings, where, cache, progress)
-
-
-def train_on(job: Job, settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool) -> Outcome:
-    """`train` on the mesh of a job."""
-    folder = Workdir.at(where, cache)
-    workdir = folder.local
-    model = new_model(settings, cache, job.mesh, workdir / TOKENIZER)
-    settings = model.settings
-    check_workdir(settings, workdir)
-    wait_for_all("models are made")  # from the saved tokenizer, or from none: not from one that is being written
-    if is_main():
-        tokenizer_lib.save_tokenizer(model.tokenizer, workdir / TOKENIZER)
-    say(*model.notes)
-
-    loop, update, spec = settings.loop, settings.optimizer, settings.model()
-    config = pipeline_config(settings)
-    source = open_source(settings, settings.data.train_split, cache)
-    held_out = open_source(settings, settings.data.validation_split, cache)
-    say(*(f"warning: {note}" for rows in (source, held_out) for note in getattr(rows, "notes", ())))
-    if settings.data.train_rows:
-        source = First(source, settings.data.train_rows)
-    if loop.epochs:
-        rows_a_step = config.batch_size * settings.optimizer.accumulate_step
-        loop = dataclasses.replace(loop, steps=-(-loop.epochs * len(source) // rows_a_step))
-
-    optimizer, selector_optimizer = update.transformer(loop.steps), update.selector()
-    fresh = lambda params: init_state(
-        spec.backbone.stack(params), optimizer, selector_optimizer, jax.random.key(loop.seed)
-    )
-    shardings = state_shardings(job.mesh, jax.eval_shape(fresh, model.params), spec.sharding_rules)
-    state = jax.jit(fresh, out_shardings=shardings)(model.params)
-    model = model._replace(params=None)  # or they would lie there twice
-    arrays = lambda batch: job.put(batch, model.tokenizer.pad_token_id)
-    with Checkpointer(
-        folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"
-    ) as checkpoints:
-        restored = checkpoints.restore(state)
-        step, totals = 0, {}
-        if restored is not None:
-            step, state = restored.step, restored.state
-            totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
-        warnings = checkpoints.warnings if restored is None else restored.warnings
-        lost = check_none_lost(workdir, checkpoints.folder, None if restored is None else step)
-        say(*(f"warning: {warning}" for warning in (*warnings, *lost)))
-        if step:
-            say(f"resuming at step {step} of {loop.steps}")
-        if step >= loop.steps:
-            flag = "epochs" if loop.epochs else "steps"
-            say(f"step {step} of {loop.steps} is done; raise --config.loop.{flag} to go on")
-            return Outcome(step, {}, False)
-
-        examined = First(held_out, loop.eval_documents)
-        cached = validated = None
-        if settings.data.cache and getattr(source, "fingerprint", None):
-            progress_of = partial(Progress, unit="rows tokenised", disable=not (progress and is_main()))
-            kept = partial(kept_tokens, tokenizer=model.tokenizer, cache=cache)
-            if cache_lib.joined_anew(source, config):
-                say("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
-            else:
-                passes = loop.steps * config.batch_size * settings.optimizer.accumulate_step / len(source)
-                cached = kept(source, config=config, passes=passes, bar=progress_of(len(source)))
-            # A few rows in order: not worth starting processes.
-            alone = dataclasses.replace(config, workers=0, bucket_batches=0)
-            passes = loop.steps / loop.eval_every
-            validated = kept(examined, config=alone, passes=passes, bar=progress_of(len(examined)))
-        training = batches.make_iterator(
-            source,
-            model.tokenizer,
-            config,
-            training=True,
-            start=step * settings.optimizer.accumulate_step,
-            places=job.places,
-            cache=cached,
-        )
-        evaluate = jax.jit(lambda params, batch: batch_loss(params, batch, spec, update.label_smoothing)[1])
-        compiled = partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(job.mesh)))
-        transformer = compiled(
-            partial(transformer_step, model=spec, optimizer=optimizer, label_smoothing=update.label_smoothing)
-        )
-        selector = compiled(partial(selector_step, model=spec, optimizer=selector_optimizer, ppo=update.ppo))
-        rate = update.learning_rate(loop.steps)
-        window = Window(totals)
-        seen_tokens, since = window.tokens(), time.monotonic()  # of the window, before the clock was set
-        validation: dict[str, float] = {}
-        first, stop, said, drawn = step + 1, Stop(), set[str](), time.monotonic()
-        with (
-            stop,
-            metric_log.MetricsWriter(workdir, resume_step=step) if is_main() else contextlib.nullcontext() as writer,
-            Progress(loop.steps, initial=step, disable=not (progress and is_main())) as bar,
-        ):
-            for step in range(first, loop.steps + 1):
-                learn_selection = loop.selector_every and step % loop.selector_every == 0
-                for batch in itertools.islice(training, settings.optimizer.accumulate_step):
-                    placed = arrays(batch)
-                    state, metrics = transformer(state, placed)
-                    window.push(metrics)
-                    if learn_selection:
-                        state, metrics = selector(state, placed)
-                        # Its draw is another one; the transformer's own counts what was kept.
-                        window.push({k: v for k, v in metrics.items() if not k.startswith("selection/")})
-                    window.push(cut_shares(batch))
-                bar.update(1)
-                write_saved(writer, checkpoints)
-                # Read once: a signal from here on counts at the next step. What is logged and validated stays the
-                # same whether a run is stopped or not; sums go on in the checkpoint.
-                last, stopping = step == loop.steps, stop.now(step)
-                if step % loop.log_every == 0 or last:
-                    totals = window.take()
-                    now = time.monotonic()
-                    speed = (totals["tokens"][0] - seen_tokens) / (now - since)
-                    seen_tokens, since = 0.0, now
-                    figures = means(totals) | {"learning_rate": float(rate(step - 1)), "tokens_per_second": speed}
-                    if writer:
-                        writer.write(step, "train", figures)
-                    say_cut(figures, settings, said)
-                    bar.show(figures)
-                    give_up_if_not_finite(int(state.skipped_in_row), step, settings, checkpoints)
-                if step % loop.eval_every == 0 or last:
-                    held = batches.make_iterator(
-                        examined,
-                        model.tokenizer,
-                        config,
-                        training=False,
-                        places=job.places,
-                        cache=validated,
-                    )
-                    validation = validate(evaluate, state.params, map(arrays, held))
-                    if writer:
-                        writer.write(step, "validation", validation)
-                    since, seen_tokens = time.monotonic(), window.tokens()
-                if step % loop.checkpoint_every == 0 or last or stopping:
-                    scored = validation if step % loop.eval_every == 0 or last else None
-                    checkpoints.save(step, state, scored, {"window": window.totals()})
-                    if writer and (last or stopping or time.monotonic() - drawn > SECONDS_BETWEEN_PLOTS):
-                        plots.plot_training(workdir / metric_log.METRICS, workdir)
-                        drawn = time.monotonic()
-                    if writer:
-                        folder.publish()
-                if stopping:
-                    break
-            checkpoints.wait()
-            write_saved(writer, checkpoints)
-            if writer:
-                folder.publish()
-    return Outcome(step, validation, preempted=step < loop.steps)
-
-
-def write_saved(writer: metric_log.MetricsWriter | None, checkpoints: Checkpointer) -> None:
-    """A line for every checkpoint that came to be on disk: how long training stood still, and until it was there."""
-    for saved in checkpoints.finished():
-        if writer:
-            writer.write(
-                saved.step, SAVED, {"stall_seconds": saved.stall_seconds, "write_seconds": saved.write_seconds}
-            )
+def batch_figures(batch: Features, tokenizer: Any) -> Totals:
+    """How many documents and targets of a batch were cut at the limits; how many tokens the tokenizer does not know."""
+    rows = float(batch["row_mask"].sum())
+    unknown, tokens = count_unknown(tokenizer, batch["input_ids"], batch["token_mask"])
+    cut: Totals = {f"data/{name}": (float(np.sum(batch[name] > 0)), rows) for name in ("cut_tokens", "cut_target")}
+    return cut | {"data/unknown": (float(unknown), float(tokens))}
 
 
 def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoints: Checkpointer) -> None:

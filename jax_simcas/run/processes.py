@@ -80,6 +80,13 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def notify(*lines: str) -> None:
+    """Prints to standard error, once for all processes."""
+    if is_main():
+        for line in lines:
+            print(line, file=sys.stderr)
+
+
 def wait_for_all(what: str) -> None:
     """Until every process has come here."""
     if jax.process_count() > 1:

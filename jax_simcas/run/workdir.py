@@ -16,6 +16,7 @@ from etils import epath
 
 from jax_simcas.common import files
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.metric_log import METRICS
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
 
@@ -49,6 +50,13 @@ class Workdir(NamedTuple):
         except Exception as error:  # whatever the bucket's library raises
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
         return cls(local, f"{name}/{CHECKPOINTS}", remote)
+
+    def begun(self) -> bool:
+        """Whether a run has taken a step here: figures were logged, or a checkpoint begun."""
+        figures, checkpoints = self.local / METRICS, epath.Path(self.checkpoints)
+        return (figures.exists() and figures.stat().st_size > 0) or (
+            checkpoints.is_dir() and any(path.name[0].isdigit() for path in checkpoints.iterdir())
+        )
 
     def publish(self) -> None:
         """Writes the small files to the bucket, if the folder is in one."""

@@ -1,0 +1,75 @@
+"""What training warns of: settings that cannot work well, and figures that show that something is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from jax_simcas.common.tables import plural
+from jax_simcas.run.config import Settings
+
+MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
+MANY_WITHOUT_A_PLACE = 0.2  # of the candidates that the selector chose
+MANY_SHAPES = 4  # compiled, where no buckets are set
+
+
+def on_settings(settings: Settings, steps: int, rate: Callable[[int], float]) -> list[str]:
+    """Warnings about a run of so many steps before its first one; `rate` is the optimizer's schedule."""
+    optimizer = settings.optimizer
+    if optimizer.warmup <= steps:
+        return []
+    return [
+        f"config.optimizer.warmup={optimizer.warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
+        f"rate would peak at max_lr / sqrt(warmup) = {float(rate(optimizer.warmup - 1)):.2g} and ends at "
+        f"{float(rate(steps - 1)):.2g}; lower warmup, or raise steps"
+    ]
+
+
+def on_figures(figures: Mapping[str, float], settings: Settings) -> dict[str, str]:
+    """Warnings about the figures of a log line, by the figure that shows it: each is worth giving once."""
+    simcas = settings.simcas
+    found: dict[str, str] = {}
+    cut = (("data/cut_tokens", "documents", "max_input_len"), ("data/cut_target", "targets", "max_target_len"))
+    for name, what, limit in cut:
+        if share := figures.get(name, 0.0):
+            most = f"config.simcas.{limit}={getattr(simcas, limit)}"
+            found[name] = f"{_percent(share)} of the {what} are longer than {most} and cut"
+    if (share := figures.get("data/unknown", 0.0)) > MANY_UNKNOWN:
+        found["data/unknown"] = unknown_tokens(share)
+    if (share := figures.get("selection/overflow", 0.0)) > MANY_WITHOUT_A_PLACE:
+        found["selection/overflow"] = (
+            f"{_percent(share)} of what the selector chooses finds no place in config.simcas.capacity="
+            f"{simcas.capacity}, and the decoder does not see it"
+        )
+    return found
+
+
+def unknown_tokens(share: float) -> str:
+    """What a share of unknown tokens means."""
+    return f"{_percent(share)} of the documents' tokens are not in the tokenizer's vocabulary and read as unknown"
+
+
+def on_shapes(shapes: Collection[tuple[int, int]], settings: Settings) -> str:
+    """How to compile less often, where batches of (chunks, target tokens) have come in many shapes; else ""."""
+    data = settings.data
+    if len(shapes) < MANY_SHAPES or (data.chunk_buckets and data.target_buckets):
+        return ""
+    fields = [
+        f"--config.data.{name}={suggested_buckets(sizes)}"
+        for name, sizes, given in (
+            ("chunk_buckets", [chunks for chunks, _ in shapes], data.chunk_buckets),
+            ("target_buckets", [target for _, target in shapes], data.target_buckets),
+        )
+        if not given
+    ]
+    return f"batches have come in {len(shapes)} shapes, and each is compiled; {' '.join(fields)} would give fewer"
+
+
+def suggested_buckets(sizes: Collection[int]) -> str:
+    """The middle and the largest of the sizes seen, as a tuple for a flag."""
+    ordered = sorted(set(sizes))
+    buckets = sorted({ordered[(len(ordered) - 1) // 2], ordered[-1]})
+    return f"({','.join(map(str, buckets))},)"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

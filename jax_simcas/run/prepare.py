@@ -1,0 +1,246 @@
+"""What stands before the first step: model, rows and folder of a run, and the state that it starts or resumes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jax_simcas.checkpoints.run_state import Checkpointer
+from jax_simcas.common import files, metric_log
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.pairs import Totals
+from jax_simcas.common.progress import Progress
+from jax_simcas.common.sharding import state_shardings
+from jax_simcas.data import batches
+from jax_simcas.data import cache as cache_lib
+from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.data.batches import Features
+from jax_simcas.data.rows import First
+from jax_simcas.method.steps import init_state
+from jax_simcas.run import config as config_lib
+from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
+from jax_simcas.run.config import Settings
+from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
+from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
+
+SAVED = "checkpoint"  # the split of metrics.jsonl with one line per checkpoint on disk
+# A resumed run may differ in these: they change how long and how often, not what a step does.
+FREE_ON_RESUME = (
+    "loop.steps",
+    "loop.epochs",
+    "loop.log_every",
+    "loop.eval_every",
+    "loop.eval_documents",
+    "loop.checkpoint_every",
+    "loop.keep_checkpoints",
+    "loop.max_skipped",
+    "data.data_dir",
+    "data.workers",
+    "data.cache",
+    "generate.",
+    "mesh.",
+)
+
+
+class Run(NamedTuple):
+    """A training run: what it is made of, and where it lies."""
+
+    job: Job
+    folder: Workdir
+    model: Model
+    steps: int  # optimizer steps, as `loop.steps` or `loop.epochs` has them
+    training: Any  # rows
+    validation: Any  # rows
+    cache: Path
+    progress: bool
+
+    @property
+    def settings(self) -> Settings:
+        return self.model.settings
+
+    @property
+    def batches_per_step(self) -> int:
+        return self.settings.optimizer.accumulate_step
+
+
+class Start(NamedTuple):
+    """Where training starts: after `step`, with the sums since the last log line."""
+
+    step: int
+    state: Any
+    shardings: Any
+    totals: Totals
+
+
+class Inputs(NamedTuple):
+    """Training batches from the first one that is due; rows and tokens on disk that validation reads."""
+
+    training: Iterator[Features]
+    cached_validation: cache_lib.TokenCache | None
+
+
+def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool) -> Run:
+    """Makes the model and opens the rows; writes nothing to the folder, which another run may still take.
+
+    Raises:
+      UserError: the folder holds another run; model, tokenizer or rows that cannot be used.
+    """
+    folder = Workdir.at(where, cache)
+    begun = folder.begun()
+    # A tokenizer that a first attempt left, and that no step has used, may belong to other settings.
+    model = new_model(settings, cache, job.mesh, folder.local / TOKENIZER if begun else None)
+    settings = model.settings
+    if begun:
+        check_same_run(settings, folder.local)
+    training = open_source(settings, settings.data.train_split, cache)
+    validation = open_source(settings, settings.data.validation_split, cache)
+    notify(*(f"warning: {note}" for rows in (training, validation) for note in getattr(rows, "notes", ())))
+    if settings.data.train_rows:
+        training = First(training, settings.data.train_rows)
+    steps = settings.loop.steps
+    if settings.loop.epochs:
+        rows_per_step = settings.data.batch_size * settings.optimizer.accumulate_step
+        steps = -(-settings.loop.epochs * len(training) // rows_per_step)
+    validation = First(validation, settings.loop.eval_documents)
+    return Run(job, folder, model, steps, training, validation, cache, progress)
+
+
+def check_same_run(settings: Settings, workdir: Path) -> None:
+    """Raises UserError if the folder holds a run that differs in more than length, frequency and devices."""
+    path = workdir / CONFIG
+    if not path.exists():
+        return
+    changed = config_lib.differences(config_lib.read_json(path), settings)
+    changed = [line for line in changed if not line.startswith(FREE_ON_RESUME)]
+    if changed:
+        raise UserError(
+            f"--workdir={workdir} holds a run with other settings ({'; '.join(changed)}): use these, or another workdir"
+        )
+
+
+def restore_or_start(run: Run, checkpoints: Checkpointer) -> Start:
+    """The newest good checkpoint on the devices there are now, or a fresh state of the model's parameters.
+
+    Raises:
+      UserError: there are checkpoints but no good one; there were some, as metrics.jsonl records, and none is left.
+    """
+    model, update, seed = run.settings.model(), run.settings.optimizer, run.settings.loop.seed
+
+    def fresh(params: Any) -> Any:
+        optimizers = (update.transformer(run.steps), update.selector())
+        return init_state(model.backbone.stack(params), *optimizers, jax.random.key(seed))
+
+    shardings = state_shardings(run.job.mesh, jax.eval_shape(fresh, run.model.params), model.sharding_rules)
+    state = jax.jit(fresh, out_shardings=shardings)(run.model.params)
+    restored = checkpoints.restore(state)
+    warnings = checkpoints.warnings if restored is None else restored.warnings
+    gone = check_none_lost(run.folder.local, checkpoints, None if restored is None else restored.step)
+    if restored is None:
+        notify(*run.model.notes)
+    notify(*(f"warning: {warning}" for warning in (*warnings, *gone)))
+    if restored is None:
+        return Start(0, state, shardings, {})
+    notify(f"resuming at step {restored.step} of {run.steps}")
+    totals: Totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
+    return Start(restored.step, restored.state, shardings, totals)
+
+
+def check_none_lost(workdir: Path, checkpoints: Checkpointer, restored: int | None) -> list[str]:
+    """Warns if metrics.jsonl records a newer checkpoint than the restored one that no longer exists.
+
+    Raises:
+      UserError: none of those recorded is left: to start over in silence would waste them.
+    """
+    path, folder = workdir / metric_log.METRICS, checkpoints.folder
+    rows = metric_log.read_metrics(path) if path.exists() else []
+    newest = max((row["step"] for row in rows if row["split"] == SAVED), default=0)
+    if newest and restored is None:
+        raise UserError(
+            f"{folder}: no checkpoint there, but {path} records one of step {newest}: "
+            f"bring it back, or move {workdir} away to start over"
+        )
+    lost = restored is not None and newest > restored and not (folder / str(newest)).exists()
+    return [f"{folder / str(newest)}: metrics.jsonl records it, and it is gone"] if lost else []
+
+
+def open_inputs(run: Run, step: int) -> Inputs:
+    """Training's batches from `step` on, the first of them made: rows that cannot be read end here."""
+    config = pipeline_config(run.settings)
+    cached_training, cached_validation = token_caches(run, config)
+    training = batches.make_iterator(
+        run.training,
+        run.model.tokenizer,
+        config,
+        training=True,
+        start=step * run.batches_per_step,
+        places=run.job.places,
+        cache=cached_training,
+    )
+    return Inputs(_with_first_made(training), cached_validation)
+
+
+def _with_first_made(iterator: Iterator[Features]) -> Iterator[Features]:
+    first = next(iterator)
+
+    def every() -> Iterator[Features]:
+        yield first
+        yield from iterator
+
+    return every()
+
+
+def validation_batches(run: Run, cached: cache_lib.TokenCache | None) -> Iterator[Features]:
+    """The validation documents, once, in order."""
+    config = pipeline_config(run.settings)
+    return batches.make_iterator(
+        run.validation, run.model.tokenizer, config, training=False, places=run.job.places, cache=cached
+    )
+
+
+def token_caches(
+    run: Run, config: batches.PipelineConfig
+) -> tuple[cache_lib.TokenCache | None, cache_lib.TokenCache | None]:
+    """The tokens of training's and validation's rows on disk, where that pays."""
+    if not (run.settings.data.cache and getattr(run.training, "fingerprint", None)):
+        return None, None
+    cached = None
+    if cache_lib.joined_anew(run.training, config):
+        notify("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
+    else:
+        passes = run.steps * config.batch_size * run.batches_per_step / len(run.training)
+        cached = cached_tokens(run, run.training, config, passes)
+    # A few rows in order: not worth starting processes.
+    in_process = dataclasses.replace(config, workers=0, bucket_batches=0)
+    return cached, cached_tokens(run, run.validation, in_process, run.steps / run.settings.loop.eval_every)
+
+
+def cached_tokens(run: Run, source: Any, config: batches.PipelineConfig, passes: float) -> cache_lib.TokenCache | None:
+    """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be kept."""
+    options = (source, run.model.tokenizer, config, run.cache / "tokens")
+    found = cache_lib.find(*options)
+    if found or (passes <= 1 and not config.bucket_batches):
+        return found
+    try:
+        with Progress(len(source), unit="rows tokenised", disable=not (run.progress and is_main())) as bar:
+            made = cache_lib.token_cache(*options, bar.update)
+    except OSError as error:
+        notify(
+            f"warning: {run.cache / 'tokens'}: tokens cannot be kept there ({error.strerror or error}): rows are "
+            "tokenised whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
+        )
+        return None
+    notify(f"the tokens of {len(source)} rows are kept in {made.folder} ({made.size / 1e6:.1f} MB)")
+    return made
+
+
+def claim(run: Run) -> None:
+    """Writes settings and tokenizer to the folder: from here on it belongs to this run."""
+    wait_for_all("every process has read what was there")
+    if is_main():
+        files.replace_file(run.folder.local / CONFIG, config_lib.to_json(run.settings).encode())
+        tokenizer_lib.save_tokenizer(run.model.tokenizer, run.folder.local / TOKENIZER)
