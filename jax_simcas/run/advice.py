@@ -15,7 +15,7 @@ MANY_SHAPES = 4  # compiled, where no buckets are set
 def on_settings(settings: Settings, steps: int, rate: Callable[[int], float]) -> list[str]:
     """Warnings about a run of so many steps before its first one; `rate` is the optimizer's schedule."""
     optimizer = settings.optimizer
-    if optimizer.warmup <= steps:
+    if optimizer.schedule != "inverse_sqrt" or optimizer.warmup <= steps:
         return []
     return [
         f"config.optimizer.warmup={optimizer.warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
