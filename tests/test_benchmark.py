@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark import checkpoint
+from jax_simcas.benchmark import checkpoint, growth, measure
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
@@ -30,7 +30,7 @@ def test_the_document_has_the_length_that_was_asked_for():
 
 
 @pytest.mark.parametrize("stage", TRAINING_STAGES)
-def test_training_stages_go_on_from_their_own_state(stage):
+def test_training_stages_continue_from_their_own_state(stage):
     run, seconds = compiled(small(stage))
     assert seconds > 0
     changed = "selector" if stage == "selector" else "model"
@@ -48,7 +48,7 @@ def test_checkpoints_are_timed(tmp_path, capsys):
     assert "not empty; give a new one" in capsys.readouterr().err
 
 
-def test_the_input_side_is_measured_and_goes_on_in_its_folder(tmp_path, capsys):
+def test_the_input_pipeline_is_measured_and_reuses_its_folder(tmp_path, capsys):
     flags = [
         f"--folder={tmp_path}",
         "--rows=48",
@@ -88,8 +88,8 @@ def test_half_of_the_tokens_are_selected_and_fit():
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
 def test_exponents(power):
     lengths = [1, 10, 100]
-    assert benchmark.exponent(lengths, [3 * n**power for n in lengths]) == pytest.approx(power)
-    assert math.isnan(benchmark.exponent([5], [1.0]))
+    assert growth.exponent(lengths, [3 * n**power for n in lengths]) == pytest.approx(power)
+    assert math.isnan(growth.exponent([5], [1.0]))
 
 
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
@@ -111,7 +111,7 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
         ("--sides=tensorflow", "--sides=tensorflow: expected some of jax, torch, released"),
         ("--dtypes=float16", "--dtypes=float16: expected some of float32"),
         ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
-        ("--lengths=many", "many"),
+        ("--lengths=many", "--lengths=many: expected whole numbers"),
         ("--output=/proc/nowhere", "cannot be written"),
     ],
 )
@@ -129,6 +129,14 @@ def test_the_peers_stages_run(stage):
     run = prepared(small(stage, side="torch"))
     out = run()
     assert torch.isfinite(out.states if stage == "select" else out).all()
+
+
+def test_without_pytorch_the_peer_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main(["--sides=jax,torch", f"--output={tmp_path / 'out'}"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "error: --sides=torch: needs PyTorch; pip install 'jax_simcas[torch]'\n"
+    assert captured.out == "" and not (tmp_path / "out").exists()
 
 
 def test_a_stage_that_the_peer_lacks_is_named():
@@ -187,7 +195,7 @@ def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_p
     pytest.importorskip("torch")
     for name, text in CLONE.items():
         (tmp_path / name).write_text(text)
-    worker = benchmark.Worker(small(stage, side="released"), benchmark.Released(tmp_path, sys.executable))
+    worker = measure.Worker(small(stage, side="released"), measure.Released(tmp_path, sys.executable))
     try:
         assert worker.read()["peak_bytes"] > 1e8
         assert worker.run() > 0
@@ -195,7 +203,7 @@ def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_p
         worker.close()
 
 
-def test_the_released_code_is_skipped_with_a_word_where_absent(tmp_path, capfd):
+def test_the_released_code_is_skipped_where_absent(tmp_path, capfd):
     clone = tmp_path / "clone"
     clone.mkdir()
     run = lambda *flags: benchmark.main(["--sides=released", f"--output={tmp_path}/out", *flags])
@@ -207,6 +215,6 @@ def test_the_released_code_is_skipped_with_a_word_where_absent(tmp_path, capfd):
     assert run(f"--released={clone}") == 1 and "lacks torch or transformers 4" in capfd.readouterr().err
 
 
-def test_stages_that_a_side_lacks_are_said(tmp_path, capfd):
+def test_stages_that_a_side_lacks_are_named(tmp_path, capfd):
     assert benchmark.main(["--sides=torch", "--stages=summarize", f"--output={tmp_path}"]) == 1
     assert "skipped: side torch has no stage summarize" in capfd.readouterr().err

@@ -146,5 +146,6 @@ def test_lines_with_intervals_are_an_image(tmp_path):
 
 
 def test_growth_is_an_image(tmp_path):
-    panels = {"seconds": {"encode": [(2048, 1.0), (1024, 0.5)]}, "memory": {"encode": [(1024, 9.0), (2048, 10.0)]}}
+    seconds, memory = plots.Growth(((2048, 1.0), (1024, 0.5)), 1.0), plots.Growth(((1024, 9.0), (2048, 10.0)), 0.15)
+    panels = {"seconds": {"encode": seconds}, "memory": {"encode": memory}}
     assert pixels(plots.plot_growth(panels, tmp_path / "growth.png")).std() > 5

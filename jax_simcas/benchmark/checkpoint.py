@@ -1,11 +1,12 @@
-"""How long a checkpoint holds training up, with the arrays written beside the next steps and with training waiting.
+"""Times how long a checkpoint delays training, when written in the background and when training waits for it.
 
-A training step of the transformer is timed alone; then, after each save, steps until the checkpoint is on disk. What a
-save costs is the time of `save` itself and of these steps, less what the steps take alone.
+First a training step of the transformer is timed alone; then, after each save, the steps until the checkpoint is on
+disk. The cost of a save is the time of `save` itself and of these steps, minus what the steps take alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -31,35 +32,47 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
+class Training:
+    """A compiled training step and its state."""
+
+    def __init__(self, task: Task) -> None:
+        train, (self.state, *self._rest) = prepare(task)
+        self._step = jax.jit(train, donate_argnums=0).lower(self.state, *self._rest).compile()
+
+    def step(self) -> None:
+        self.state = jax.block_until_ready(self._step(self.state, *self._rest)[0])
+
+    def megabytes(self) -> float:
+        arrays = (self.state.params, self.state.transformer_optimizer, self.state.selector_optimizer)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) / 1e6
+
+
+def save_once(training: Training, checkpoints: Checkpointer, number: int, alone: float) -> dict[str, float]:
+    """Seconds of one save, with training steps until it is on disk; `alone`: of a step without a save."""
+    taken, steps = seconds(partial(checkpoints.save, number, training.state, None, {})), 0
+    while not (saved := checkpoints.finished()):
+        taken, steps = taken + seconds(training.step), steps + 1
+    return {
+        "stall": saved[0].stall_seconds,
+        "on disk after": saved[0].write_seconds,
+        "cost": taken - steps * alone,
+    }
+
+
 def measure(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """A row for saving beside training and one for saving while training waits; medians of `repeats` saves."""
-    train, (state, *rest) = prepare(task)
-    compiled = jax.jit(train, donate_argnums=0).lower(state, *rest).compile()
-
-    def step() -> None:
-        nonlocal state
-        state = jax.block_until_ready(compiled(state, *rest)[0])
-
-    step()
-    alone = statistics.median(seconds(step) for _ in range(repeats))
-    rows, number = [], 0
+    """One row for saving beside training and one for training that waits; medians of `repeats` saves."""
+    training = Training(task)
+    training.step()
+    alone = statistics.median(seconds(training.step) for _ in range(repeats))
+    rows, number = [], itertools.count(1)
     for asynchronous in (True, False):
-        found: dict[str, list[float]] = {"stall": [], "on disk after": [], "cost": []}
         with Checkpointer(folder, keep_latest=1, keep_best=0, asynchronous=asynchronous) as checkpoints:
-            for repeat in range(repeats + 1):
-                number += 1
-                taken, steps = seconds(partial(checkpoints.save, number, state, None, {})), 0
-                while not (saved := checkpoints.finished()):
-                    taken, steps = taken + seconds(step), steps + 1
-                if repeat:  # the first one compiles the digests
-                    figures = (saved[0].stall_seconds, saved[0].write_seconds, taken - steps * alone)
-                    for values, value in zip(found.values(), figures, strict=True):
-                        values.append(value)
-        saving = "beside training" if asynchronous else "training waits"
-        rows.append({"saving": saving, **{name: statistics.median(values) for name, values in found.items()}})
-    arrays = (state.params, state.transformer_optimizer, state.selector_optimizer)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    return [{"state MB": size / 1e6, "step alone": alone, **row} for row in rows]
+            save_once(training, checkpoints, next(number), alone)  # compiles the digests
+            saves = [save_once(training, checkpoints, next(number), alone) for _ in range(repeats)]
+        row: dict[str, Any] = {"state MB": training.megabytes(), "step alone": alone}
+        row["saving"] = "beside training" if asynchronous else "training waits"
+        rows.append(row | {name: statistics.median(save[name] for save in saves) for name in saves[0]})
+    return rows
 
 
 def run(arguments: Any) -> int:
@@ -77,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
     parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
     parser.add_argument("--length", type=cli.positive, default=4_096, help="tokens of the document (default 4096)")
-    parser.add_argument("--repeats", type=cli.positive, default=3, help="saves of each kind (default 3)")
+    parser.add_argument("--repeats", type=cli.positive, default=3, help="saves per kind (default 3)")
     parser.add_argument("--folder", type=Path, required=True, help="a new folder on the disk to measure")
     arguments = parser.parse_args(argv)
     return cli.guarded(lambda: run(arguments))

@@ -1,4 +1,4 @@
-"""What is timed on our side: each stage of the method on one random document, as a function to compile."""
+"""The stages timed on our side: each one on one random document, as a function to compile."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ REMAT = "layer"  # in training steps: half the memory of "dots", for a tenth mor
 TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
 TRANSFORMER = UpdateConfig(accumulate_step=1).transformer(steps=1)
 SELECTOR = UpdateConfig().selector()
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ def prepare(task: Task) -> tuple[Callable, tuple]:
 
 
 def compiled(task: Task) -> tuple[Callable[[], Any], float]:
-    """The stage, compiled for its shapes, and the seconds that took; a call runs it once and waits for the result."""
+    """The compiled stage and the seconds of compilation; each call runs it once and waits for the result."""
     run, arguments = prepare(task)
     jax.block_until_ready(arguments)
     trains = task.stage in TRAINING_STAGES

@@ -22,7 +22,7 @@ from jax_simcas.method.beam_search import FORCED, GenerateConfig
 IGNORED = -100  # cross_entropy's mark for targets that don't count
 
 
-class Head(nn.Module):
+class TorchHead(nn.Module):
     """out(tanh(W3 tanh(W1 h + W2 s)))."""
 
     def __init__(self, width: int, outputs: int) -> None:
@@ -64,7 +64,7 @@ class Peer(nn.Module):
         hf_config: Any = HFConfig(**fields)
         hf_config._attn_implementation = "sdpa"
         self.bart = BartForConditionalGeneration(hf_config)
-        self.actor, self.critic = Head(config.d_model, 2), Head(config.d_model, 1)
+        self.actor, self.critic = TorchHead(config.d_model, 2), TorchHead(config.d_model, 1)
         self.config, self.align, self.autocast = config, align, autocast
         selector = ".".join(SELECTOR) + "."
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}

@@ -1,9 +1,9 @@
-"""What is timed on the PyTorch peer's side: the same stages, on the same document with the same parameters."""
+"""The stages timed on the PyTorch peer's side, on the same document and with the same parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,41 +15,73 @@ from jax_simcas.benchmark.torch_peer_ppo import experience, ppo_update, rewards
 from jax_simcas.method.beam_search import GenerateConfig
 from jax_simcas.method.ppo import PPOConfig
 
-LEARNING_RATE = 1e-4  # any: it is the time of a step that counts
+LEARNING_RATE = 1e-4  # any value: only the time of a step matters
+
+
+class Inputs(NamedTuple):
+    """A task's model and document."""
+
+    task: Task
+    peer: Peer
+    ids: torch.Tensor  # [K, S]
+    target: torch.Tensor  # [T]
+    action: torch.Tensor  # [K, N]: a random half
+    generator: torch.Generator
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+
+def inputs_of(task: Task) -> Inputs:
+    """The same parameters and document as on our side."""
+    peer = Peer(task.bart, jax.device_get(fresh_params(task)), autocast=task.dtype == "bfloat16").eval()
+    batch = example(task)
+    ids, target = (
+        torch.from_numpy(np.array(array[0])).long() for array in (batch.document.input_ids, batch.target.ids)
+    )
+    action = torch.from_numpy(half_selected(task, batch)[0])
+    return Inputs(task, peer, ids, target, action, torch.Generator().manual_seed(1))
 
 
 def prepared(task: Task) -> Callable[[], Any]:
-    """The stage, ready to run; a call runs it once."""
-    peer = Peer(task.bart, jax.device_get(fresh_params(task)), autocast=task.dtype == "bfloat16").eval()
-    batch = example(task)
-    ids = torch.from_numpy(np.array(batch.document.input_ids[0])).long()
-    target = torch.from_numpy(np.array(batch.target.ids[0])).long()
-    generator = torch.Generator().manual_seed(1)
-    if task.stage == "encode":
-        return lambda: _without_gradient(lambda: peer.encode(ids))
-    if task.stage == "select":
-        hidden = torch.randn(*ids.shape, task.bart.d_model, generator=generator)
-        return lambda: _without_gradient(lambda: peer.select(hidden))
-    if task.stage == "decode":
-        states = torch.randn(task.selected, task.bart.d_model, generator=generator)
-        return lambda: _without_gradient(lambda: peer.logits(states, target))
-    if task.stage == "reward":
-        action = torch.from_numpy(half_selected(task, batch)[0])
-        logits = torch.randn(task.target, task.bart.vocab_size, generator=generator)
-        attention = torch.full((int(action.sum()) + 1,), 1.0 / (int(action.sum()) + 1))
-        return lambda: _without_gradient(lambda: rewards(logits, attention, action, target))
-    if task.stage == "generate":
-        config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
-        selected = torch.randn(task.selected, task.bart.d_model, generator=generator)
-        return lambda: peer.generate(selected, config)
-    if task.stage == "selector":
-        return _selector(peer, ids, target, task.chunk_length - 1)
-    optimizer = torch.optim.Adam(peer.bart.parameters(), lr=LEARNING_RATE)
-    action = torch.from_numpy(half_selected(task, batch)[0])
+    """The stage, ready to run; each call runs it once."""
+    return STAGES[task.stage](inputs_of(task))
+
+
+def _encode(inputs: Inputs) -> Callable[[], Any]:
+    return lambda: inputs.peer.encode(inputs.ids)
+
+
+def _select(inputs: Inputs) -> Callable[[], Any]:
+    hidden = inputs.random(*inputs.ids.shape, inputs.task.bart.d_model)
+    return lambda: inputs.peer.select(hidden)
+
+
+def _decode(inputs: Inputs) -> Callable[[], Any]:
+    states = inputs.random(inputs.task.selected, inputs.task.bart.d_model)
+    return lambda: inputs.peer.logits(states, inputs.target)
+
+
+def _reward(inputs: Inputs) -> Callable[[], Any]:
+    logits = inputs.random(inputs.task.target, inputs.task.bart.vocab_size)
+    count = int(inputs.action.sum()) + 1
+    attention = torch.full((count,), 1.0 / count)
+    return lambda: rewards(logits, attention, inputs.action, inputs.target)
+
+
+def _generate(inputs: Inputs) -> Callable[[], Any]:
+    task = inputs.task
+    config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
+    selected = inputs.random(task.selected, task.bart.d_model)
+    return lambda: inputs.peer.generate(selected, config)
+
+
+def _transformer(inputs: Inputs) -> Callable[[], torch.Tensor]:
+    optimizer = torch.optim.Adam(inputs.peer.bart.parameters(), lr=LEARNING_RATE)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = peer.loss(ids, target, action)
+        loss = inputs.peer.loss(inputs.ids, inputs.target, inputs.action)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -57,21 +89,36 @@ def prepared(task: Task) -> Callable[[], Any]:
     return step
 
 
-def _selector(peer: Peer, ids: torch.Tensor, target: torch.Tensor, candidates: int) -> Callable[[], torch.Tensor]:
-    config, chunks = PPOConfig(), len(ids)
+def _selector(inputs: Inputs) -> Callable[[], torch.Tensor]:
+    peer, config = inputs.peer, PPOConfig()
+    chunks, candidates = inputs.action.shape
     optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], LEARNING_RATE)
     rounds = -(-candidates // config.minibatch_size)
-    shuffled = lambda length, *shape: torch.rand(*shape, length).argsort(-1)
+
+    def orders(length: int, *shape: int) -> torch.Tensor:
+        return torch.rand(*shape, length).argsort(-1)
 
     def step() -> torch.Tensor:
-        draws = torch.rand(chunks, candidates) < 0.5  # as a fresh actor's
-        seen = experience(peer, ids, target, config, draws)
-        orders = shuffled(candidates, config.epochs, chunks), shuffled(chunks, config.epochs, rounds)
-        return ppo_update(peer, optimizer, seen, *orders, config)
+        sampled = torch.rand(chunks, candidates) < 0.5  # as from a fresh actor
+        seen = experience(peer, inputs.ids, inputs.target, config, sampled)
+        token_orders = orders(candidates, config.epochs, chunks)
+        chunk_orders = orders(chunks, config.epochs, rounds)
+        return ppo_update(peer, optimizer, seen, token_orders, chunk_orders, config)
 
     return step
 
 
-def _without_gradient(run: Callable[[], Any]) -> Any:
-    with torch.no_grad():
-        return run()
+def _without_gradient(prepare: Callable[[Inputs], Callable[[], Any]]) -> Callable[[Inputs], Callable[[], Any]]:
+    """The stage with every run under torch.no_grad."""
+    return lambda inputs: torch.no_grad()(prepare(inputs))
+
+
+STAGES: dict[str, Callable[[Inputs], Callable[[], Any]]] = {
+    "encode": _without_gradient(_encode),
+    "select": _without_gradient(_select),
+    "decode": _without_gradient(_decode),
+    "reward": _without_gradient(_reward),
+    "generate": _generate,
+    "transformer": _transformer,
+    "selector": _selector,
+}

@@ -1,7 +1,7 @@
 """Measures one task in a process of its own, so that its peak memory is its own.
 
-Started by jax_simcas.benchmark with a task as JSON. Writes a line of JSON when compiled, warmed up and measured for
-memory, then one for every line that it reads: the seconds of one more run.
+Started by jax_simcas.benchmark with a task as JSON. Writes one line of JSON once the task is compiled, warmed up and
+measured for memory, then one line per line that it reads: the seconds of another run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def resident(field: str, process: str = "self") -> int:
-    """Bytes of resident memory: now ("VmRSS") or at most since the last `forget_peak` ("VmHWM"); Linux only."""
+    """Bytes of resident memory: now ("VmRSS") or the peak since the last `reset_peak` ("VmHWM"); Linux only."""
     status = Path(f"/proc/{process}/status")
     for line in status.read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -26,8 +26,8 @@ def resident(field: str, process: str = "self") -> int:
     raise OSError(f"{status} has no {field}")
 
 
-def forget_peak() -> None:
-    """Gives free memory back to the kernel and makes it count the peak anew."""
+def reset_peak() -> None:
+    """Returns free memory to the kernel and restarts its count of the peak."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
@@ -35,22 +35,25 @@ def forget_peak() -> None:
 
 
 def serve(prepare: Callable[[], tuple[Callable[[], Any], float]]) -> None:
-    """Prepares a run (and says for how long it compiled), measures its memory, then times one for every line read."""
-    say = lambda **figures: print(json.dumps(figures), flush=True)
+    """Prepares the task, measures its memory, then times one run per line read; `prepare` gives compile seconds too."""
+
+    def report(**figures: float) -> None:
+        print(json.dumps(figures), flush=True)
+
     started = time.monotonic()
     run, compile_seconds = prepare()
     prepare_seconds = time.monotonic() - started
     run()
-    # Memory in a run of its own: one that has to ask the kernel for every page anew is slower.
-    forget_peak()
+    # Memory is measured in a separate run: after trimming, every page must be requested anew, which is slower.
+    reset_peak()
     rest = resident("VmRSS")
     run()
     peak = resident("VmHWM")
-    say(prepare_seconds=prepare_seconds, compile_seconds=compile_seconds, peak_bytes=peak, working_bytes=peak - rest)
+    report(prepare_seconds=prepare_seconds, compile_seconds=compile_seconds, peak_bytes=peak, working_bytes=peak - rest)
     for _ in sys.stdin:
         started = time.monotonic()
         run()
-        say(seconds=time.monotonic() - started)
+        report(seconds=time.monotonic() - started)
 
 
 def main() -> None:

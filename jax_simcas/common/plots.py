@@ -249,11 +249,15 @@ def plot_lines(panels: Mapping[str, Mapping[str, Mapping[Number, Interval]]], ax
     return _save(figure, Path(path))
 
 
-def plot_growth(panels: Mapping[str, Mapping[str, Sequence[tuple[Number, Number]]]], path: PathLike) -> Path:
-    """Draws what grows with length, both axes logarithmic: a panel for each title, in it a line for each label.
+class Growth(NamedTuple):
+    """One line of a growth plot: (tokens, value) points and the fitted exponent."""
 
-    Args:
-      panels: title -> label -> (tokens, value) points.
+    points: tuple[tuple[Number, Number], ...]
+    exponent: float
+
+
+def plot_growth(panels: Mapping[str, Mapping[str, Growth]], path: PathLike) -> Path:
+    """Draws what grows with length, both axes logarithmic: a panel for each title, in it a line for each label.
 
     Raises:
       UserError: the image cannot be written.
@@ -261,8 +265,9 @@ def plot_growth(panels: Mapping[str, Mapping[str, Sequence[tuple[Number, Number]
     figure = _figure(4.8 * len(panels), 3.8)
     for column, (title, lines) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), column)
-        for label, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), linewidth=1.8, marker="o", markersize=4, label=label)
+        for label, line in lines.items():
+            name = f"{label}: {line.exponent:.2f}"
+            axes.plot(*zip(*sorted(line.points), strict=True), linewidth=1.8, marker="o", markersize=4, label=name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_title(title, fontsize=10.5, color=_INK, loc="left")

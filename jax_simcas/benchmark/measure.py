@@ -1,0 +1,143 @@
+"""Runs each task in a process of its own and collects its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.benchmark.stages import Task
+from jax_simcas.common import progress
+from jax_simcas.common.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """The authors' code: the user's clone, and the Python that can run it."""
+
+    clone: Path
+    python: str
+
+    def problem(self) -> str | None:
+        """What is missing to run it; None if nothing is."""
+        if not (self.clone / "modeling_bart_ours.py").is_file():
+            return f"{self.clone} is no clone of xjw-nlp/SimCAS (no modeling_bart_ours.py)"
+        needs = "import torch, transformers; assert transformers.__version__.startswith('4.')"
+        try:
+            probe = subprocess.run([self.python, "-c", needs], capture_output=True, check=False)
+        except OSError as error:
+            return f"--released-python={self.python}: {error.strerror}"
+        if probe.returncode:
+            return f"--released-python={self.python} lacks torch or transformers 4 (the authors used 4.42.4)"
+        return None
+
+
+def check_torch(sides: Sequence[str]) -> None:
+    """Checks that the PyTorch peer can run if it is to be measured.
+
+    Raises:
+      UserError: PyTorch is not installed.
+    """
+    if "torch" in sides and importlib.util.find_spec("torch") is None:
+        raise UserError("--sides=torch: needs PyTorch; pip install 'jax_simcas[torch]'")
+
+
+def worker_argv(task: Task, released: Released | None) -> list[str]:
+    """The command of the task's process."""
+    fields = dataclasses.asdict(task)
+    if task.side != "released":
+        return [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(fields)]
+    assert released is not None
+    fields["bart"] = {k: v for k, v in task.bart.to_hf().items() if k not in ("architectures", "model_type")}
+    script = Path(__file__).with_name("released.py")
+    return [released.python, str(script), json.dumps(fields), str(released.clone.resolve())]
+
+
+class Worker:
+    """A process that holds one compiled task."""
+
+    def __init__(self, task: Task, released: Released | None = None) -> None:
+        self.task = task
+        self._process = subprocess.Popen(
+            worker_argv(task, released), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def read(self) -> dict[str, float]:
+        """The next line of figures: start and memory first, then the seconds of each run.
+
+        Raises:
+          UserError: the process ended instead, most often because it ran out of memory.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise UserError(
+                f"{self.task.stage} ({self.task.side}) at {self.task.length} tokens: the process ended with code {code}"
+            )
+        return json.loads(line)
+
+    def run(self) -> float:
+        """Seconds of one run.
+
+        Raises:
+          UserError: the process ended instead.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("run\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # read() reports how it ended
+        return self.read()["seconds"]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def measure(tasks: Sequence[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
+    """The figures of every task. All are compiled first and then run in turns, so that all see the same noise.
+
+    A task whose process ends, most often for lack of memory, is named on stderr and skipped.
+    """
+    workers: list[Worker] = []
+    try:
+        with progress.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
+            running = []
+            for task in tasks:
+                workers.append(Worker(task, released))
+                running += _first_figures(workers[-1])
+                bar.update(1)
+            for _ in range(repeats):
+                running = [pair for pair in running if _timed(*pair, bar)]
+    finally:
+        for worker in workers:
+            worker.close()
+    return [result for _, result in running]
+
+
+def _first_figures(worker: Worker) -> list[tuple[Worker, dict[str, Any]]]:
+    """The worker with the figures of its start; nothing if its process ended."""
+    try:
+        return [(worker, dataclasses.asdict(worker.task) | worker.read() | {"seconds": []})]
+    except UserError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return []
+
+
+def _timed(worker: Worker, result: dict[str, Any], bar: progress.Progress) -> bool:
+    """Adds the seconds of one run to the result; False if the process ended."""
+    try:
+        result["seconds"].append(worker.run())
+        return True
+    except UserError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return False
+    finally:
+        bar.update(1)
