@@ -25,8 +25,8 @@ def test_every_stage_traces(stage, dtype):
 
 
 def test_the_document_has_the_length_that_was_asked_for():
-    _, (_, ids, mask, real) = prepare(small("encode"))
-    assert ids.shape == (4, 32) and mask.all() and real.all()
+    _, (_, document) = prepare(small("encode"))
+    assert document.input_ids.shape == (4, 32) and document.token_mask.all() and document.chunk_mask.all()
 
 
 @pytest.mark.parametrize("stage", TRAINING_STAGES)
