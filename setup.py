@@ -1,28 +1,59 @@
 """Packaging. Ranges for users; constraints.txt pins what our own runs and figures used."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# 2.13.0: the CPU build that the test oracle was run with; an open range pulls gigabytes of CUDA
-TORCH = ["torch==2.13.0"]
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "jax_simcas/__init__.py").read_text(), re.MULTILINE)[1]
+# An index shows the README without the repository around it: relative images go, relative links keep their text.
+README = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", (ROOT / "README.md").read_text(encoding="utf-8"))
+README = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README)
+
+TORCH = ["torch>=2.6"]  # any build that a user already has; which one is up to them
 
 setup(
     name="jax_simcas",
-    version="0.1.0",
+    version=VERSION,
     description="SimCAS (Chunk, Align, Select) in JAX/Flax: pretrained BART on documents of any length, at linear cost",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["jax_simcas", "jax_simcas.*"]),
+    keywords=["jax", "flax", "summarization", "long documents", "transformers", "bart", "reinforcement learning"],
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2308.13191",
+        "Released code of the paper": "https://github.com/xjw-nlp/SimCAS",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    # The files of configs/ travel as jax_simcas/configs/, so that an installed package has them by name. In a checkout
+    # they stay beside the package.
+    packages=[
+        *find_packages(include=["jax_simcas", "jax_simcas.*"]),
+        "jax_simcas.configs",
+        "jax_simcas.configs.experiments",
+    ],
+    package_dir={"jax_simcas.configs": "configs"},
+    package_data={"jax_simcas": ["py.typed"]},
+    entry_points={"console_scripts": ["simcas = jax_simcas.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.7.2,<0.11",  # 0.11 is reported to break flax 0.12
-        "flax>=0.12,<0.13",
+        "jax>=0.8.2",  # older: an AssertionError at lax.psum under vmap in a scan
+        "flax>=0.12",
         "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.11.20,<0.13",
+        "orbax-checkpoint>=0.11.31,<0.13",  # older: no lightweight_initialize
         "grain>=0.2.16,<0.3",  # older: the state of two workers does not resume
-        "ml-collections>=1.0,<2",
+        "ml-collections>=1.1,<2",  # older: a DeprecationWarning at import
         "transformers>=5,<6",  # tokenizers and hub access; 4 has another tokenizer API
         "tokenizers>=0.22",
         "safetensors>=0.5",
@@ -33,14 +64,16 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "tensorboardX>=2.6",
-        "jaxtyping>=0.3",
+        "jaxtyping>=0.3.3",  # older: its import hook fails
         "absl-py>=2",
     ],
     extras_require={
         # libtpu (700 MB; compile_check needs it, but no TPU) and the CUDA libraries talk at the start of CPU runs.
         # epath-gcs: gcsfs as new as etils wants it, and the clients by which orbax deletes in a bucket (no TensorFlow)
         "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.15"],
-        "cuda": ["jax[cuda12]"],
+        "cuda": ["jax[cuda12]"],  # as cuda12
+        "cuda12": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
         "data": [
             "tensorflow-datasets>=4.9.9",
             "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
