@@ -11,7 +11,9 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -136,38 +138,58 @@ def method() -> Figure:
     return figure
 
 
-def spans_of_words(text: str) -> list[tuple[int, int]]:
-    """[start, end) of every word."""
-    return [match.span() for match in re.finditer(r"\S+", text)]
+class Word(NamedTuple):
+    """One word of a document of the synthetic task; `matters` marks the question and the facts."""
+
+    text: str
+    kept: bool
+    matters: bool
+
+
+def words_of(text: str, kept_spans: list[list[int]]) -> list[Word]:
+    """The words of a document, and which of them were kept."""
+    found = []
+    for match in re.finditer(r"\S+", text):
+        kept = any(start < match.end() and match.start() < end for start, end in kept_spans)
+        found.append(Word(match[0], kept, not match[0].startswith("word-")))
+    return found
+
+
+def draw_word(axes: Axes, x: float, y: float, word: Word) -> None:
+    """A word in its box: blue if it was kept, framed if it matters."""
+    fill = "#bcd6f5" if word.kept else "#f4f6f8"
+    style = {"facecolor": fill, "edgecolor": REWARD if word.matters else fill, "linewidth": 1.3}
+    shape = "round,pad=0,rounding_size=0.08"
+    axes.add_patch(FancyBboxPatch((x + 0.02, y - 0.4), 0.96, 0.8, boxstyle=shape, **style))
+    color = INK if word.kept or word.matters else FAINT
+    axes.text(x + 0.5, y, word.text, ha="center", va="center", fontsize=8, color=color)
 
 
 def kept(text: str, result: dict, words_per_chunk: int) -> Figure:
-    """A document of the synthetic task, one chunk per line: kept words marked, question and facts framed."""
-    spans = spans_of_words(text)
-    lines = -(-len(spans) // words_per_chunk)
-    figure = Figure(figsize=(11.2, 0.34 * lines + 0.85), facecolor="white")
+    """A document of the synthetic task, one chunk per line; chunks of which nothing was kept or matters are counted."""
+    words = words_of(text, result["kept_spans"])
+    chunks = [words[start : start + words_per_chunk] for start in range(0, len(words), words_per_chunk)]
+    shown = [k for k, chunk in enumerate(chunks) if any(word.kept or word.matters for word in chunk)]
+    gaps = [(a, b) for a, b in pairwise([-1, *shown, len(chunks)]) if b - a > 1]
+    lines = len(shown) + 0.62 * len(gaps)
+    figure = Figure(figsize=(11.2, 0.34 * lines + 0.75), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(-0.9, words_per_chunk)
-    axes.set_ylim(lines + 0.75, -0.75)
+    axes.set_xlim(-1.05, words_per_chunk + 0.1)
+    axes.set_ylim(lines + 0.75, -0.9)
     axes.axis("off")
-    for number, (start, end) in enumerate(spans):
-        y, x = divmod(number, words_per_chunk)
-        word = text[start:end]
-        is_kept = any(low < end and start < high for low, high in result["kept_spans"])
-        framed = not word.startswith("word-")
-        fill = "#bcd6f5" if is_kept else "#f4f6f8"
-        shape = "round,pad=0,rounding_size=0.08"
-        edge = REWARD if framed else fill
-        axes.add_patch(
-            FancyBboxPatch(
-                (x + 0.02, y - 0.4), 0.96, 0.8, boxstyle=shape, facecolor=fill, edgecolor=edge, linewidth=1.3
-            )
-        )
-        axes.text(x + 0.5, y, word, ha="center", va="center", fontsize=8, color=INK if is_kept or framed else FAINT)
-    for y in range(lines):
-        axes.text(-0.08, y, f"chunk {y}", ha="right", va="center", fontsize=8, color=FAINT)
-    caption = f"summary: {result['summary']}      {result['kept']} of {len(spans) + lines} candidates kept"
-    axes.text(0.02, lines + 0.05, caption, va="center", fontsize=9.5, color=INK)
+    y = 0.0
+    for before, k in pairwise([-1, *shown, len(chunks)]):
+        if k - before > 1:
+            many = f"{k - before - 1} chunks" if k - before > 2 else "1 chunk"
+            axes.text(0.02, y - 0.17, f"⋯  {many} of which nothing was kept", va="center", fontsize=8, color=FAINT)
+            y += 0.62
+        if k < len(chunks):
+            axes.text(-0.08, y, f"chunk {k}", ha="right", va="center", fontsize=8, color=FAINT)
+            for x, word in enumerate(chunks[k]):
+                draw_word(axes, x, y, word)
+            y += 1
+    caption = f"summary: {result['summary']}      {result['kept']} of {len(words) + len(chunks)} candidates kept"
+    axes.text(0.02, y + 0.1, caption, va="center", fontsize=9.5, color=INK)
     return figure
 
 
