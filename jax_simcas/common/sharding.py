@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -174,21 +174,31 @@ def path_of(keys: tuple) -> str:
 def state_shardings(mesh: Mesh, state: Any, rules: Sequence[Rule]) -> Any:
     """One NamedSharding per leaf of a training state, or of parameters alone.
 
-    Adam's moments lie where their parameters do, because their paths end alike; scalars and keys are replicated. A
-    dimension that its mesh axes do not divide (50,265 words over 4 devices) stays whole.
+    Moments of the size of a parameter lie where it does; what an optimizer keeps in another size is replicated, as are
+    scalars and keys. A dimension that its mesh axes do not divide (50,265 words over 4 devices) stays whole.
 
     Args:
       state: arrays or, from jax.eval_shape, their shapes.
       rules: one for every parameter, such as `SimCAS.sharding_rules`.
     """
+    params = getattr(state, "params", state)
+    shapes = {path_of(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def one(keys: tuple, leaf: Any) -> NamedSharding:
-        if not leaf.shape:
+        parameter = next((path for path in _ends(path_of(keys)) if path in shapes), None)
+        if not leaf.shape or parameter is None or leaf.shape != shapes[parameter]:
             return replicated(mesh)
-        dimensions = parameter_dimensions(path_of(keys), len(leaf.shape), rules)
+        dimensions = parameter_dimensions(parameter, len(leaf.shape), rules)
         return NamedSharding(mesh, partition(divided(dimensions, leaf.shape, mesh.shape)))
 
     return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _ends(path: str) -> Iterator[str]:
+    """ "a/b/c", "b/c", "c"."""
+    while path:
+        yield path
+        path = path.partition("/")[2]
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:

@@ -13,7 +13,6 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.ops.stacks import unstack_layers
 from jax_simcas.checkpoints.hub import Pretrained, completed, load
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
@@ -166,7 +165,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
         extra = dataclasses.asdict(settings)
-        return Pretrained(settings.bart, unstack_layers(params), folder / TOKENIZER, extra, notes)
+        return Pretrained(settings.bart, settings.model().backbone.unstack(params), folder / TOKENIZER, extra, notes)
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")
     return load(source)

@@ -70,15 +70,7 @@ class Bart:
 
     @property
     def tokens(self) -> Tokens:
-        c = self.config
-        return Tokens(
-            c.pad_token_id,
-            c.bos_token_id,
-            c.eos_token_id,
-            c.decoder_start_token_id,
-            c.forced_bos_token_id,
-            c.forced_eos_token_id,
-        )
+        return self.config.tokens
 
     def init(self, key: Array) -> Params:
         config = self.config

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from jax_simcas.backbones.protocol import Tokens
 from jax_simcas.common.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
@@ -55,6 +56,18 @@ class BartConfig:
             token = getattr(self, name)
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} lies outside the vocabulary of {self.vocab_size} tokens")
+
+    @property
+    def tokens(self) -> Tokens:
+        """The special tokens."""
+        return Tokens(
+            self.pad_token_id,
+            self.bos_token_id,
+            self.eos_token_id,
+            self.decoder_start_token_id,
+            self.forced_bos_token_id,
+            self.forced_eos_token_id,
+        )
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], where: str = "config.json") -> BartConfig:
