@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
@@ -36,7 +37,7 @@ EXAMPLES = """\
 DIR holds config.json, weights in any layout, manifest.json and an .npz per case; tests/data/parity is one.
 """
 # What float32 allows.
-STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 2e-4
+STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 1e-4
 SELECTOR_LR = 1e-4  # of the PPO cases
 LABEL_SMOOTHING = 0.1
 
@@ -104,6 +105,16 @@ def largest_gap(a: Any, b: Any) -> float:
     """Largest absolute difference over two trees of the same structure."""
     gap = lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
     return max(jax.tree.leaves(jax.tree.map(gap, a, b)), default=0.0)
+
+
+def without_key_biases(params: Any) -> Any:
+    """The tree without the biases of key projections.
+
+    They shift all scores of a query equally, so their true gradient is 0; what PyTorch's Adam made of its rounding
+    noise differs from model to model.
+    """
+    flat = traverse_util.flatten_dict(params)
+    return {name: leaf for name, leaf in flat.items() if name[-2:] != ("k_proj", "bias")}
 
 
 def check_forward(case: Case) -> Iterator[Check]:
@@ -197,7 +208,8 @@ def check_train(case: Case) -> Iterator[Check]:
     yield case.within("learning rates", rates, arrays["learning_rates"], LOSSES, tiny)
     yield case.within("losses of all steps", losses, arrays["losses"], LOSSES, tiny)
     transformer, selector = steps.split_params(state.params)
-    yield Check(case.name, "transformer afterwards", largest_gap(transformer, after_training(case)), PARAMETERS)
+    gap = largest_gap(without_key_biases(transformer), without_key_biases(after_training(case)))
+    yield Check(case.name, "transformer afterwards", gap, PARAMETERS)
     yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
 
 

@@ -1,5 +1,6 @@
 """What examples/ adds from outside: each trains a few steps, and does what it says."""
 
+import dataclasses
 import importlib
 import re
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, document, model_of, stack, tiny_config, tiny_params
+from helpers import ROOT, TINY, document, model_of, stack, tiny_config, tiny_params
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.protocol import Backbone
@@ -114,7 +115,7 @@ def test_the_toy_is_a_backbone_of_forty_lines():
 @pytest.mark.parametrize("align_name", ["mean", "none"])
 def test_the_toy_aligns_and_selects_as_any_backbone(align_name):
     """The method around it: padding chunks change nothing, alignment crosses chunks, generation ends in a row."""
-    toy = example("backbone_toy").Toy(BartConfig(vocab_size=40, d_model=16, encoder_layers=2))
+    toy = example("backbone_toy").Toy(dataclasses.replace(TINY, encoder_layers=3))
     model = model_of(align=align_name).replace(backbone=toy)
     params = init_params(jax.random.key(0), model)
     one, padded = document(0), document(0, padding_chunks=2)

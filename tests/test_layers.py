@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from helpers import document, model_of, stack, tiny_params
 from jax import lax
+from jax.test_util import check_grads
 
 from jax_simcas.backbones.ops.attention import attend_with_weights, attention
 from jax_simcas.backbones.ops.matmul import product
+from jax_simcas.backbones.ops.memory import with_materialised_cotangent
 from jax_simcas.backbones.ops.stacks import stack_layers, unstack_layers
 from jax_simcas.method import steps
 
@@ -98,6 +100,28 @@ def test_causal_attention_has_the_gradient_of_attend():
         loss(attention)(query, key, value), loss(lambda *x: attend_with_weights(*x)[0])(query, key, value), strict=True
     ):
         close(a, b, jnp.float32)
+
+
+CAUSAL = jnp.tril(jnp.ones((6, 6), bool))
+TWO_PADDED = jnp.arange(6)[None] < 4
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        pytest.param(product, [(5, 4), (4, 3)], id="product"),
+        pytest.param(jax.vmap(product, (0, None)), [(2, 5, 4), (4, 3)], id="product of a batch"),
+        pytest.param(lambda q, k, v: attention(q, k, v, CAUSAL), [(2, 6, 4)] * 3, id="causal attention"),
+        pytest.param(lambda q, k, v: attention(q, k, v, TWO_PADDED), [(2, 6, 4)] * 3, id="attention past padding"),
+        pytest.param(
+            jax.vmap(lambda q, k, v: attention(q, k, v, TWO_PADDED, True)), [(3, 2, 6, 4)] * 3, id="attention in chunks"
+        ),
+        pytest.param(lambda x: jnp.sin(with_materialised_cotangent(x)), [(7,)], id="materialised cotangent"),
+    ],
+)
+def test_every_derivative_of_our_own_agrees_with_finite_differences(function, shapes):
+    operands = [normal(seed, *shape) for seed, shape in enumerate(shapes)]
+    check_grads(jax.jit(function), operands, order=1, modes=["rev"], atol=2e-2, rtol=2e-2, eps=1e-2)
 
 
 def test_stacked_layers_hold_the_same_model():
