@@ -85,7 +85,7 @@ def run(arguments: Any) -> int:
     shown = dict.fromkeys(measure for of_run in scores.values() for measure in of_run)
     print("\n" + "\n".join(map(metrics.labelled, shown)))
     if arguments.plot:
-        print(f"plot: {plots.plot_comparison(scores, arguments.plot)}")
+        print(f"plot: {plots.plot_comparison(scores, arguments.plot, metrics.measure_of)}")
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jax_simcas.common import cli, files, plots, progress
+from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import First
 from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
@@ -133,8 +133,7 @@ def run_compare(arguments: Any) -> int:
     if encoder:
         print(f"BERTScore reads at most {encoder.limit} tokens of a text")
     if arguments.plot:
-        drawn = {name: (*of.difference[:3], of.difference.count) for name, of in compared.items()}
-        print(f"plot: {plots.plot_differences(drawn, arguments.plot)}")
+        print(f"plot: {paired_bootstrap.plot(compared, arguments.plot, *map(str, paths))}")
     return 0
 
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark import checkpoint, growth, measure
+from jax_simcas.benchmark import checkpoint, growth, timing
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
 
@@ -40,7 +40,7 @@ def test_training_stages_continue_from_their_own_state(stage):
 
 @pytest.mark.slow
 def test_checkpoints_are_timed(tmp_path, capsys):
-    rows = checkpoint.measure(small("transformer"), tmp_path, repeats=1)
+    rows = checkpoint.time_saves(small("transformer"), tmp_path, repeats=1)
     assert [row["saving"] for row in rows] == ["beside training", "training waits"]
     for row in rows:
         assert 0 < row["stall"] <= row["on disk after"] and row["cost"] < 60 and row["state MB"] > 1
@@ -132,7 +132,7 @@ def test_the_peers_stages_run(stage):
 
 
 def test_without_pytorch_the_peer_is_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(measure.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(timing.importlib.util, "find_spec", lambda name: None)
     assert benchmark.main(["--sides=jax,torch", f"--output={tmp_path / 'out'}"]) == 1
     captured = capsys.readouterr()
     assert captured.err == "error: --sides=torch: needs PyTorch; pip install 'jax_simcas[torch]'\n"
@@ -195,7 +195,7 @@ def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_p
     pytest.importorskip("torch")
     for name, text in CLONE.items():
         (tmp_path / name).write_text(text)
-    worker = measure.Worker(small(stage, side="released"), measure.Released(tmp_path, sys.executable))
+    worker = timing.Worker(small(stage, side="released"), timing.Released(tmp_path, sys.executable))
     try:
         assert worker.read()["peak_bytes"] > 1e8
         assert worker.run() > 0

@@ -10,8 +10,8 @@ from typing import Any
 
 from jax_simcas.backbones.ops.stacks import REMAT as REMATS
 from jax_simcas.benchmark import growth
-from jax_simcas.benchmark.measure import Released, check_torch, measure
 from jax_simcas.benchmark.stages import DTYPES, REMAT, SIDES, SIZES, STAGES, Task
+from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
 from jax_simcas.common import cli, files, plots, tables
 from jax_simcas.common.errors import UserError
 
@@ -104,7 +104,7 @@ def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))
-        print(f"\nplot: {plots.plot_growth(growth.panels(results), folder / 'benchmark.png')}")
+        print(f"\nplot: {plots.plot_growth(growth.panels(results), folder / 'benchmark.png', machine())}")
     print(f"figures: {folder / 'benchmark.json'}")
 
 
@@ -116,7 +116,7 @@ def run(arguments: Any) -> int:
     sides, released = choose_sides(arguments, stages)
     tasks = tasks_of(arguments, sides, stages)
     folder = files.make_folder(Path(arguments.output), "--output")
-    results = measure(tasks, arguments.repeats, released)
+    results = time_tasks(tasks, arguments.repeats, released)
     if not results:
         raise UserError("every process ended before it was measured; their messages are above")
     print_results(results, folder)

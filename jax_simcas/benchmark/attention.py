@@ -127,7 +127,7 @@ def kernel_bundles(schedule: str) -> int:
     return int(found[1]) if found and of_kernel else 0
 
 
-def measure(kind: str, shape: AttentionShape, where: str, backward: bool) -> int:
+def cycles_of(kind: str, shape: AttentionShape, where: str, backward: bool) -> int:
     """Cycles. Call it in a process of its own, since libtpu reads its flags once."""
     with tempfile.TemporaryDirectory() as folder:
         only_kernels = backward and kind != "ours"
@@ -153,7 +153,7 @@ def run(arguments: Any) -> int:
         cycles = []
         for backward in (False, True):
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                cycles.append(pool.submit(measure, kind, shape, arguments.topology, backward).result() / 1e6)
+                cycles.append(pool.submit(cycles_of, kind, shape, arguments.topology, backward).result() / 1e6)
         bound = "" if kind == "ours" else "≥ "
         rows.append({"attention": kind, "forward": f"{cycles[0]:.2f}", "and backward": f"{bound}{cycles[1]:.2f}"})
     print(markdown_table(rows, list(rows[0])))

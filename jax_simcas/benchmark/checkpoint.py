@@ -59,7 +59,7 @@ def save_once(training: Training, checkpoints: Checkpointer, number: int, alone:
     }
 
 
-def measure(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
+def time_saves(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
     """One row for saving beside training and one for training that waits; medians of `repeats` saves."""
     training = Training(task)
     training.step()
@@ -81,7 +81,7 @@ def run(arguments: Any) -> int:
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
     cli.prepare()
-    rows = measure(Task("transformer", size=arguments.size, length=arguments.length), folder, arguments.repeats)
+    rows = time_saves(Task("transformer", size=arguments.size, length=arguments.length), folder, arguments.repeats)
     print(markdown_table(rows, list(rows[0])))
     return 0
 

@@ -1,12 +1,25 @@
-"""Markdown tables of figures with intervals."""
+"""Markdown tables of numbers with intervals, and what the numbers are called."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `metrics.Score`
+Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `bootstrap.Score`
+
+
+class Measure(NamedTuple):
+    """What a number is called on axes: a title, its unit, and the largest value it can have."""
+
+    title: str
+    unit: str = ""
+    maximum: float | None = None
+
+
+def measure_named(name: str) -> Measure:
+    """A measure that is called as it is named."""
+    return Measure(name)
 
 
 def format_number(value: float, digits: int = 1) -> str:

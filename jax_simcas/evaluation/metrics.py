@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jax_simcas.common.pairs import Pair
+from jax_simcas.common.tables import Measure
 from jax_simcas.evaluation.bootstrap import Score, pool_scores
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -28,6 +29,12 @@ _WORDS = {
     "rougeLsum": "ROUGE-Lsum F1, stemmed, sentence by sentence",
     "exact_match": "SQuAD exact match, best of the answers",
     "f1": "SQuAD F1, best of the answers",
+}
+_OTHERS = {
+    "nll": Measure("Negative log-likelihood", "nats per token"),
+    "kept %": Measure("Kept candidates", "%", 100.0),
+    "evidence recall %": Measure("Evidence recall", "%", 100.0),
+    "evidence precision %": Measure("Evidence precision", "%", 100.0),
 }
 
 
@@ -73,8 +80,8 @@ def _listed(texts: str | Sequence[str], name: str) -> Sequence[str]:
     return listed
 
 
-def _a_sentence_a_line(text: str) -> str:
-    """`text` if its lines say where sentences end, else one sentence a line."""
+def one_sentence_per_line(text: str) -> str:
+    """The text itself if it has several lines, else one line per sentence."""
     text = text.strip()
     return text if "\n" in text else "\n".join(split_sentences(text))
 
@@ -87,8 +94,8 @@ def rouge(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
     Raises:
       ValueError: no reference.
     """
-    references = [_a_sentence_a_line(text) for text in _listed(reference, "reference")]
-    scores = _rouge_scorer().score_multi(references, _a_sentence_a_line(prediction))
+    references = [one_sentence_per_line(text) for text in _listed(reference, "reference")]
+    scores = _rouge_scorer().score_multi(references, one_sentence_per_line(prediction))
     return {name: 100.0 * float(scores[name].fmeasure) for name in ROUGE_TYPES}
 
 
@@ -100,7 +107,7 @@ def _word_tokenizer() -> Callable[[str], list[str]]:
 
 
 def as_authors(text: str) -> str:
-    """A text as the released code prepares it for scoring: nltk's words between spaces, a sentence a line.
+    """A text as the released code prepares it for scoring: nltk's words between spaces, one sentence per line.
 
     Line breaks become spaces; then sentences, their words ("don't" is "do n't", "cannot" is "can not"), and sentences
     of these again. Source: released main.py, `process`.
@@ -191,13 +198,29 @@ def answer_scores(prediction: str, answers: str | Sequence[str]) -> dict[str, fl
 
 
 def labelled(name: str) -> str:
-    """`name: which measure it is`, in words; a name that is not of ours comes back as it is."""
+    """`name: the measure in words`; a name that is not of a measure here is returned unchanged."""
+    words = _in_words(name)
+    return f"{name}: {words}" if words else name
+
+
+def measure_of(name: str) -> Measure:
+    """The title, unit and maximum of a score or of another measure of an evaluation."""
+    if name in _OTHERS:
+        return _OTHERS[name]
+    words = _in_words(name)
+    if not words:
+        return Measure(name)
+    prepared = ", released preparation" if name.startswith(AUTHORS) else ""
+    return Measure(words.split(",")[0] + prepared, "%", 100.0)
+
+
+def _in_words(name: str) -> str:
     if name.startswith(BERTSCORE):
         model, _, layer = name.removeprefix(BERTSCORE).rpartition("@")
-        return f"{name}: BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
+        return f"BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
     plain = name.removeprefix(AUTHORS)
-    how = "" if plain == name else ", texts prepared as in the released code"
-    return f"{name}: {_WORDS[plain]}{how}" if plain in _WORDS else name
+    prepared = "" if plain == name else ", texts prepared as in the released code"
+    return _WORDS[plain] + prepared if plain in _WORDS else ""
 
 
 # What the selection kept

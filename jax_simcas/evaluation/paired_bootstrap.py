@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax_simcas.common import pairs, tables
+from jax_simcas.common import pairs, plots, tables
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.files import PathLike
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
 
@@ -179,6 +180,31 @@ def table(compared: dict[str, Compared]) -> str:
         for name, found in compared.items()
     ]
     return tables.markdown_table(rows, list(rows[0]))
+
+
+def plot(compared: dict[str, Compared], path: PathLike, a: str, b: str) -> Path:
+    """Draws the differences with their p; scores of prepared texts only where the plain score is missing.
+
+    Raises:
+      UserError: the image cannot be written.
+    """
+    shown = {
+        name: found.difference
+        for name, found in compared.items()
+        if not name.startswith(metrics.AUTHORS) or name.removeprefix(metrics.AUTHORS) not in compared
+    }
+    return plots.plot_differences(
+        {name: difference.score for name, difference in shown.items()},
+        path,
+        a,
+        b,
+        metrics.measure_of,
+        {
+            name: f"p = {format_p(difference.p)}".replace("= <", "<")
+            for name, difference in shown.items()
+            if not math.isnan(difference.p)
+        },
+    )
 
 
 def format_p(p: float, resamples: int = RESAMPLES) -> str:

@@ -10,6 +10,7 @@ from jax_simcas.common import files, plots
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.pairs import Number
 from jax_simcas.common.tables import Interval
+from jax_simcas.evaluation import metrics
 from jax_simcas.experiments import statistics, table
 from jax_simcas.experiments.plan import Command, evaluation_folder
 from jax_simcas.experiments.runner import seconds_of
@@ -60,14 +61,14 @@ def draw(rows: Sequence[TableRow], axis: str, path: Path) -> None:
     """Lines against x where cells have one, else bars."""
     if all(row.cell.x is None for row in rows):
         scores = {row.cell.label: {n: found.score for n, found in row.statistics.items()} for row in rows}
-        plots.plot_comparison(scores, path)
+        plots.plot_comparison(scores, path, metrics.measure_of)
         return
     panels: dict[str, dict[str, dict[Number, Interval]]] = {}
     for row in rows:
         if row.cell.x is not None:
             for name, found in row.statistics.items():
                 panels.setdefault(name, {}).setdefault(row.cell.line, {})[row.cell.x] = found.score
-    plots.plot_lines(panels, axis, path)
+    plots.plot_lines(panels, axis, path, metrics.measure_of)
 
 
 def write(title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,6 +48,12 @@ def check_torch(sides: Sequence[str]) -> None:
     """
     if "torch" in sides and importlib.util.find_spec("torch") is None:
         raise UserError("--sides=torch: needs PyTorch; pip install 'jax_simcas[torch]'")
+
+
+def machine() -> str:
+    """The processor and its cores, such as `AMD EPYC 9B14, 2 cores`."""
+    models = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return f"{models.group(1) if models else platform.machine()}, {os.cpu_count()} cores"
 
 
 def worker_argv(task: Task, released: Released | None) -> list[str]:
@@ -101,7 +110,7 @@ class Worker:
         self._process.communicate()
 
 
-def measure(tasks: Sequence[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
+def time_tasks(tasks: Sequence[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
     """The figures of every task. All are compiled first and then run in turns, so that all see the same noise.
 
     A task whose process ends, most often for lack of memory, is named on stderr and skipped.
