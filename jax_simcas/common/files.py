@@ -1,10 +1,12 @@
-"""Files: the one atomic writer, writable folders, and values that JSON can hold."""
+"""Files: atomic writes, locks, writable folders, and values that JSON can hold."""
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ PathLike = str | os.PathLike[str]
 
 @contextmanager
 def writing(path: PathLike) -> Iterator[None]:
+    """Turns an OSError into a UserError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -25,16 +28,52 @@ def writing(path: PathLike) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that replaces it if all goes well; of several writers the last one wins.
+
+    Its folder is created. The file gets the usual permissions, whatever a library that writes it chooses.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(permissions)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half of it may fill the rest of a full disk
+
+
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a whole file or none: what is killed half way leaves the old one."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a whole file or none: a writer that is killed leaves the old one.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with writing(path), replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Holds an exclusive lock, and yields its file descriptor; a killed process releases the lock.
+
+    Args:
+      path: the lock file, which is created.
+      on_wait: called if another process holds the lock.
+    """
+    with path.open("w") as file:
         try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)  # half of it may fill the rest of a full disk
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def json_ready(value: Any) -> Any:
@@ -46,6 +85,18 @@ def json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def probe_folder(folder: Any) -> None:
+    """Creates `folder` (of pathlib or epath) and a file in it, which it removes again.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".writable-{uuid.uuid4().hex}"
+    probe.write_text("")
+    probe.unlink()
+
+
 def make_folder(folder: Path, name: str) -> Path:
     """Creates `folder` and checks that it can be written to.
 
@@ -53,10 +104,7 @@ def make_folder(folder: Path, name: str) -> Path:
       UserError: it cannot; `name` is the flag that gave it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        probe_folder(folder)
     except OSError as error:
         raise UserError(f"{name}={folder}: cannot be written ({error.strerror}); choose another folder") from None
     return folder

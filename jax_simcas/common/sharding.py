@@ -24,6 +24,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jax_simcas.common.trees import path_of
+
 DOCUMENTS = ("data", "fsdp")  # the mesh axes that documents lie on; `vmap(spmd_axis_name=DOCUMENTS)`
 
 # What a dimension means -> the mesh axes that it is split over.
@@ -164,11 +166,6 @@ def parameter_dimensions(path: str, rank: int, rules: Iterable[Rule]) -> tuple[s
     raise ValueError(
         f"parameter {path} with {rank} dimensions: no sharding rule fits; add one to those of the backbone"
     )
-
-
-def path_of(keys: tuple) -> str:
-    """ "params/model/shared/embedding" for a key path of jax.tree_util."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys)
 
 
 def state_shardings(mesh: Mesh, state: Any, rules: Sequence[Rule]) -> Any:

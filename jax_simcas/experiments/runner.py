@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import subprocess
@@ -149,10 +148,6 @@ def exit_on_sigterm() -> Iterator[None]:
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[int]:
     """Waits until no other process works in the folder; yields the lock, for children to hold too."""
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting: another process works in {workdir}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    note = f"waiting: another process works in {workdir}"
+    with files.locked(workdir / ".lock", lambda: print(note, file=sys.stderr, flush=True)) as lock:
+        yield lock

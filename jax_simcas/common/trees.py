@@ -1,0 +1,37 @@
+"""Trees by name: every leaf under its path, "params/model/shared/embedding"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def path_of(keys: tuple) -> str:
+    """The name of a key path of jax.tree_util: "params/model/shared/embedding"."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Path -> leaf, for any registered tree.
+
+    Raises:
+      ValueError: two leaves with the same path, or a leaf without one.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {path_of(keys): leaf for keys, leaf in leaves}
+    if len(named) != len(leaves) or "" in named:
+        raise ValueError("expected a tree whose paths, joined by '/', differ")
+    return named
+
+
+def nest(named: dict[str, Any]) -> dict[str, Any]:
+    """Path -> leaf as nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
