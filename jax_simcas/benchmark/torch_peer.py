@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import SELECTOR, to_state_dict
+from jax_simcas.checkpoints.hub import TORCH_SELECTOR, to_state_dict
 from jax_simcas.method.beam_search import FORCED, GenerateConfig
 
 IGNORED = -100  # cross_entropy's mark for targets that don't count
@@ -66,17 +66,16 @@ class Peer(nn.Module):
         self.bart = BartForConditionalGeneration(hf_config)
         self.actor, self.critic = TorchHead(config.d_model, 2), TorchHead(config.d_model, 1)
         self.config, self.align, self.autocast = config, align, autocast
-        selector = ".".join(SELECTOR) + "."
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
         missing, unexpected = self.bart.load_state_dict(
-            {k: v for k, v in weights.items() if not k.startswith(selector)}, strict=False
+            {k: v for k, v in weights.items() if not k.startswith(TORCH_SELECTOR)}, strict=False
         )
         tied = ("embed_tokens.weight", "lm_head.weight")
         if unexpected or not all(name.endswith(tied) for name in missing):
             raise ValueError(f"parameters do not fit: missing {missing}, unexpected {unexpected}")
         self.bart.tie_weights()
         for name, head in (("actor", self.actor), ("critic", self.critic)):
-            own = f"{selector}{name}."
+            own = f"{TORCH_SELECTOR}{name}."
             head.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
 
     @contextlib.contextmanager

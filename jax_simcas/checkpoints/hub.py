@@ -1,7 +1,7 @@
-"""Checkpoints in and out: Hugging Face folders, the authors' trainer files, Flax msgpack.
+"""Pretrained folders in and out: Hugging Face's, the released trainer's (xjw-nlp/SimCAS), Flax msgpack.
 
-Names: Flax `model/encoder/layers/0/fc1/kernel` is PyTorch `model.encoder.layers.0.fc1.weight`, transposed; norms'
-`scale` and embeddings' `embedding` are `weight`. The selector is `model.encoder.agent.{actor,critic}` there.
+Flax's `model/encoder/layers/0/fc1/kernel` is PyTorch's `model.encoder.layers.0.fc1.weight`, transposed; `TO_FLAX` and
+`TO_TORCH` hold the rules.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import serialization, traverse_util
+from flax import serialization
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.stacks import unstack_layers
+from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_of
-from jax_simcas.method.chunk_position import NAME as CHUNK_POSITIONS
-from jax_simcas.method.chunk_position import ChunkPosition
+from jax_simcas.method.chunk_position import NAME, ChunkPosition
 from jax_simcas.method.model import SimCAS, init_params
 from jax_simcas.method.select import init_selector
 
 Params = Any
-StateDict = dict[str, np.ndarray]  # PyTorch names
-Path_ = tuple[str, ...]
+StateDict = dict[str, np.ndarray]  # by PyTorch names
+Flat = dict[str, Any]  # by Flax paths, "model/shared/embedding"
+Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
 
 SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
 HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
@@ -38,14 +39,27 @@ WEIGHTS = (SAFETENSORS, MSGPACK, HUB_BIN, RELEASED_BIN)
 EXTRA = "jax_simcas.json"
 HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
-OPTIONAL = ("model", "encoder", "chunk_positions", "embedding")
-SELECTOR = ("model", "encoder", "agent")
+CHUNK_POSITIONS = f"model/encoder/{NAME}/embedding"
+TORCH_SELECTOR = "model.encoder.agent."
+SHARED, LOGITS_BIAS = "model/shared/embedding", "final_logits_bias"
 TIED = re.compile(r"(^|\.)(lm_head|(encoder|decoder)\.embed_tokens)\.weight$")
 IGNORED = re.compile(r"(^|\.)((encoder|decoder)\.version|embed_positions\.position_ids)$")
+# (pattern, replacement, what becomes of the array); all that match are applied, in order.
+TO_FLAX: tuple[Rule, ...] = (
+    (f"^{re.escape(TORCH_SELECTOR)}", "selector.", None),
+    (r"([^.]*norm[^.]*)\.weight$", r"\1.scale", None),
+    (r"(^|\.)(shared|embed_positions|chunk_positions)\.weight$", r"\1\2.embedding", None),
+    (r"\.weight$", ".kernel", np.transpose),
+)
+TO_TORCH: tuple[Rule, ...] = (
+    (r"^selector\.", TORCH_SELECTOR, None),
+    (r"\.kernel$", ".weight", np.transpose),
+    (r"\.(scale|embedding)$", ".weight", None),
+)
 
 
 class Pretrained(NamedTuple):
-    """What a checkpoint holds; `extra` is its jax_simcas.json, `notes` are worth telling the user."""
+    """What a checkpoint holds; `extra` is its jax_simcas.json, `notes` are for the user."""
 
     config: BartConfig
     params: Params
@@ -62,34 +76,33 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     """
     folder = find_folder(str(source))
     config = BartConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
-    path, params = _read_weights(folder)
-    flat = traverse_util.flatten_dict(params)
-    _check(flat, config, path)
+    path, flat = _read_weights(folder)
+    _check_fit(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
-    broken = [".".join(name) for name, value in flat.items() if not np.isfinite(value).all()]
+    broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
     if broken:
-        raise UserError(f"{path}: not finite: {', '.join(broken)}")
+        raise UserError(f"{path}: not finite: {first_of(broken)}")
     extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
-    return Pretrained(config, traverse_util.unflatten_dict(flat), folder, extra, ())
+    return Pretrained(config, trees.nest(flat), folder, extra, ())
 
 
 def from_pretrained(
     source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
 ) -> Pretrained:
-    """`load`, and what is not there made fresh."""
-    return completed(load(source), source, key, chunk_position)
+    """`load`, with fresh parameters for those that the checkpoint lacks."""
+    return fill_missing_params(load(source), source, key, chunk_position)
 
 
-def completed(
+def fill_missing_params(
     loaded: Pretrained, source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
 ) -> Pretrained:
-    """With a fresh selector, and learned chunk positions if asked for, where it has none; notes on `source` say so."""
+    """Adds a fresh selector, and the parameters of `chunk_position`, to a checkpoint without them; notes each."""
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))
         notes.append(f"{source}: no selector in this checkpoint; a fresh one was made (it keeps about half)")
     fresh = {} if chunk_position is None else chunk_position.init(key, Bart(loaded.config))
-    if fresh and CHUNK_POSITIONS not in params["model"]["encoder"]:
+    if fresh and NAME not in params["model"]["encoder"]:
         encoder = {**params["model"]["encoder"], **jax.device_get(fresh)}
         params["model"] = {**params["model"], "encoder": encoder}
         notes.append(f"{source}: no chunk positions in this checkpoint; fresh ones were made")
@@ -108,7 +121,7 @@ def find_folder(source: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     texts = ["config.json", EXTRA, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
-    # The hub's client lets through whatever its network library raises, so every kind of error is caught.
+    # The hub's client lets any error of its network library through.
     try:
         names = {file.rfilename for file in HfApi().model_info(source, timeout=HUB_TIMEOUT).siblings or ()}
         weights = next((name for name in WEIGHTS if name in names), f"{SAFETENSORS}.index.json")
@@ -124,31 +137,30 @@ def find_folder(source: str) -> Path:
         ) from None
 
 
-def expected_shapes(config: BartConfig) -> dict[Path_, tuple[int, ...]]:
-    """Shape of every parameter, selector included."""
+def expected_shapes(config: BartConfig) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter, selector included."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(Bart(config))))
-    return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree).items()}
+    return {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
 
 
-def _check(flat: dict[Path_, np.ndarray], config: BartConfig, where: Path) -> None:
+def _check_fit(flat: Flat, config: BartConfig, where: Path) -> None:
     expected = expected_shapes(config)
-    if not any(name[0] == "selector" for name in flat):
-        expected = {name: shape for name, shape in expected.items() if name[0] != "selector"}
-    named = "/".join
-    if OPTIONAL in flat:
-        expected[OPTIONAL] = (flat[OPTIONAL].shape[0], config.d_model)
-    missing = [f"missing {named(name)} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
-    unexpected = [f"unexpected {named(name)}" for name in sorted(flat.keys() - expected.keys())]
+    if not any(name.startswith("selector/") for name in flat):
+        expected = {name: shape for name, shape in expected.items() if not name.startswith("selector/")}
+    if CHUNK_POSITIONS in flat:
+        expected[CHUNK_POSITIONS] = (*flat[CHUNK_POSITIONS].shape[:1], config.d_model)
+    missing = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
+    unexpected = [f"unexpected {name}" for name in sorted(flat.keys() - expected.keys())]
     wrong = []
     for name in sorted(expected.keys() & flat.keys()):
         value = flat[name]
         if value.shape != expected[name]:
-            wrong.append(f"{named(name)} has shape {list(value.shape)}, expected {list(expected[name])}")
+            wrong.append(f"{name} has shape {list(value.shape)}, expected {list(expected[name])}")
         elif not np.issubdtype(value.dtype, np.floating) and value.dtype.name != "bfloat16":
-            wrong.append(f"{named(name)} is {value.dtype}, expected floating point")
+            wrong.append(f"{name} is {value.dtype}, expected floating point")
     problems = [first_of(kind) for kind in (missing, unexpected, wrong) if kind]
     if problems:
-        rows = flat.get(("model", "shared", "embedding"), np.empty(0)).shape[:1]
+        rows = flat[SHARED].shape[:1] if SHARED in flat else ()
         if rows and rows[0] != config.vocab_size:
             problems.insert(0, f"a vocabulary of {rows[0]} tokens where config.json says {config.vocab_size}")
         raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")
@@ -166,14 +178,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_weights(folder: Path) -> tuple[Path, Params]:
+def _read_weights(folder: Path) -> tuple[Path, Flat]:
     index = folder / f"{SAFETENSORS}.index.json"
-    readers: list[tuple[Path, Callable[[Path], Params]]] = [
-        (folder / SAFETENSORS, lambda path: from_state_dict(_safetensors(path), path)),
-        (index, lambda path: from_state_dict(_sharded(path), path)),
+    readers: list[tuple[Path, Callable[[Path], Flat]]] = [
+        (folder / SAFETENSORS, lambda path: flat_params(_safetensors(path), path)),
+        (index, lambda path: flat_params(_sharded(path), path)),
         (folder / MSGPACK, _msgpack),
-        (folder / HUB_BIN, lambda path: from_state_dict(_torch(path), path)),
-        (folder / RELEASED_BIN, lambda path: from_state_dict(_torch(path), path)),
+        (folder / HUB_BIN, lambda path: flat_params(_torch(path), path)),
+        (folder / RELEASED_BIN, lambda path: flat_params(_torch(path), path)),
     ]
     for path, read in readers:
         if path.is_file():
@@ -187,38 +199,42 @@ def _safetensors(path: Path) -> StateDict:
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _sharded(path: Path) -> StateDict:
-    files = _read_json(path).get("weight_map")
-    if not isinstance(files, dict):
-        raise UserError(f"{path}: no weight_map in it")
+    parts = _read_json(path).get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
+        raise UserError(f"{path}: no weight_map in it, from parameters to files")
     out: StateDict = {}
-    for name in sorted(set(files.values())):
+    for name in sorted(set(parts.values())):
         if Path(name).name != name:
             raise UserError(f"{path}: names a file outside its folder: {name!r}")
         out |= _safetensors(path.with_name(name))
     return out
 
 
-def _msgpack(path: Path) -> Params:
+def _msgpack(path: Path) -> Flat:
     try:
-        params = serialization.msgpack_restore(path.read_bytes())
-        flat = traverse_util.flatten_dict(params)
+        flat = trees.flatten(serialization.msgpack_restore(path.read_bytes()))
     except Exception as error:  # msgpack raises many kinds on damage
         raise UserError(f"{path}: not a readable Flax msgpack file ({error or type(error).__name__})") from None
     if not all(isinstance(value, np.ndarray) for value in flat.values()):
         raise UserError(f"{path}: holds something other than arrays")
-    return params
+    return flat
 
 
-def _torch(path: Path) -> StateDict:
+def _import_torch(what: str, remedy: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise UserError(f"{path}: reading it needs torch; install it, or convert the weights to safetensors") from None
+        raise UserError(f"{what} needs torch; install it, or {remedy}") from None
+    return torch
+
+
+def _torch(path: Path) -> StateDict:
+    torch = _import_torch(f"{path}: reading it", "convert the weights to safetensors")
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds on damage
@@ -230,57 +246,63 @@ def _torch(path: Path) -> StateDict:
 
 
 def from_state_dict(weights: StateDict, where: str | os.PathLike[str] = "state dict") -> Params:
-    """PyTorch names and layouts -> the Flax tree: the hub's, a bare BartModel's or the authors' trainer's.
+    """PyTorch names and layouts -> the Flax tree: the hub's, a bare BartModel's or the released trainer's.
 
     Raises:
       UserError: `lm_head` or an `embed_tokens` differs from the shared embedding.
     """
-    weights = {name: value for name, value in weights.items() if not IGNORED.search(name)}
-    names = list(weights)
-    if names and all(name.startswith("model.") for name in names) and any("model.model." in n for n in names):
-        weights = {name.removeprefix("model."): value for name, value in weights.items()}
-    elif not any(name.startswith("model.") for name in names):
-        own = ("final_logits_bias", "lm_head.weight")
-        weights = {name if name in own else f"model.{name}": value for name, value in weights.items()}
-    shared = weights.get("model.shared.weight")
-    for name in [name for name in weights if TIED.search(name)]:
-        tied = weights.pop(name)
-        if shared is None:
-            shared = weights["model.shared.weight"] = tied
-        elif tied.shape != shared.shape or not np.array_equal(tied, shared):
-            raise UserError(f"{where}: {name} differs from model.shared.weight; untied embeddings are not supported")
-    flat: dict[Path_, np.ndarray] = {}
+    return trees.nest(flat_params(weights, where))
+
+
+def flat_params(weights: StateDict, where: str | os.PathLike[str]) -> Flat:
+    """`from_state_dict`, by paths."""
+    weights = _without_tied_copies(_hub_names(weights), where)
+    flat: Flat = {}
     for name, value in weights.items():
-        *parents, leaf = name.split(".")
-        if tuple(parents[: len(SELECTOR)]) == SELECTOR:
-            parents = ["selector", *parents[len(SELECTOR) :]]
-        if leaf == "weight":
-            leaf, value = _flax_leaf(parents[-1], value)
-        flat[(*parents, leaf)] = value
-    if shared is not None and ("final_logits_bias",) not in flat:
-        flat[("final_logits_bias",)] = np.zeros((1, shared.shape[0]), np.float32)
-    return traverse_util.unflatten_dict(flat)
+        name, value = _renamed(name, value, TO_FLAX)
+        flat[name.replace(".", "/")] = value
+    if SHARED in flat and LOGITS_BIAS not in flat:
+        flat[LOGITS_BIAS] = np.zeros((1, *flat[SHARED].shape[:1]), np.float32)
+    return flat
 
 
-def _flax_leaf(module: str, value: np.ndarray) -> tuple[str, np.ndarray]:
-    if "norm" in module:
-        return "scale", value
-    if module in ("shared", "embed_positions", "chunk_positions"):
-        return "embedding", value
-    return "kernel", value.T
+def _hub_names(weights: StateDict) -> StateDict:
+    """Names as BartForConditionalGeneration has them."""
+    weights = {name: value for name, value in weights.items() if not IGNORED.search(name)}
+    inside = [name.startswith("model.") for name in weights]
+    if inside and all(inside) and any("model.model." in name for name in weights):  # the released trainer's
+        return {name.removeprefix("model."): value for name, value in weights.items()}
+    if not any(inside):  # a bare BartModel's
+        outside = (LOGITS_BIAS, "lm_head.weight")
+        return {name if name in outside else f"model.{name}": value for name, value in weights.items()}
+    return weights
+
+
+def _without_tied_copies(weights: StateDict, where: str | os.PathLike[str]) -> StateDict:
+    """One shared embedding in place of the copies that `lm_head` and `embed_tokens` are."""
+    copies = {name: value for name, value in weights.items() if TIED.search(name)}
+    weights = {name: value for name, value in weights.items() if name not in copies}
+    for name, value in copies.items():
+        shared = weights.setdefault("model.shared.weight", value)
+        if value.shape != shared.shape or not np.array_equal(value, shared):
+            raise UserError(f"{where}: {name} differs from model.shared.weight; untied embeddings are not supported")
+    return weights
+
+
+def _renamed(name: str, value: np.ndarray, rules: Iterable[Rule]) -> tuple[str, np.ndarray]:
+    for pattern, replacement, transform in rules:
+        name, matches = re.subn(pattern, replacement, name)
+        if matches and transform is not None:
+            value = transform(value)
+    return name, value
 
 
 def to_state_dict(params: Params) -> StateDict:
     """The Flax tree -> the hub's PyTorch names, without tied copies of the shared embedding."""
     out: StateDict = {}
-    for (*parents, leaf), value in traverse_util.flatten_dict(params).items():
-        value = np.asarray(value)
-        if parents and parents[0] == "selector":
-            parents = [*SELECTOR, *parents[1:]]
-        if leaf == "kernel":
-            value = value.T
-        name = "weight" if leaf in ("kernel", "scale", "embedding") else leaf
-        out[".".join([*parents, name])] = np.ascontiguousarray(value)
+    for path, leaf in trees.flatten(params).items():
+        name, value = _renamed(path.replace("/", "."), np.asarray(leaf), TO_TORCH)
+        out[name] = np.ascontiguousarray(value)
     return out
 
 
@@ -292,39 +314,40 @@ def save(
     extra: dict[str, Any] | None = None,
     copy: Iterable[Path] = (),
 ) -> Path:
-    """Writes config.json and the weights in `layout` (hf, flax, released), each file whole or not at all.
+    """Writes config.json and the weights in `layout` (hf, flax, released), each file atomically.
 
     Args:
-      params: layers stacked, as training holds them, or apart.
-      extra: goes into jax_simcas.json.
-      copy: further files (a tokenizer's) to put beside them.
+      params: with stacked layers, as in training, or one by one.
+      extra: content of jax_simcas.json.
+      copy: further files (a tokenizer's) to copy beside them.
 
     Raises:
       UserError: unknown layout, unwritable folder, or torch missing for "released".
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if layout == "released":
+        _import_torch(f"{folder}: the released layout", "choose hf")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _whole(folder / "config.json", lambda path: path.write_text(json.dumps(config.to_hf(), indent=1) + "\n"))
+        _replace(folder / "config.json", partial(_write_json, value=config.to_hf()))
         if extra is not None:
-            _whole(folder / EXTRA, lambda path: path.write_text(json.dumps(extra, indent=1) + "\n"))
+            _replace(folder / EXTRA, partial(_write_json, value=extra))
         for file in copy:
-            _whole(folder / file.name, partial(shutil.copyfile, file))
+            _replace(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]
-        _whole(target, lambda path: _WRITERS[layout](path, unstack_layers(params)))
+        _replace(target, partial(_WRITERS[layout], params=unstack_layers(params)))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     return target
 
 
-def _whole(target: Path, write: Callable[[Path], Any]) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+def _replace(target: Path, write: Callable[[Path], Any]) -> None:
+    with files.replacing(target) as temporary:
+        write(temporary)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _write_safetensors(path: Path, params: Params) -> None:
@@ -338,10 +361,8 @@ def _write_msgpack(path: Path, params: Params) -> None:
 
 
 def _write_released(path: Path, params: Params) -> None:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path.parent}: the released layout needs torch; install it, or choose hf") from None
+    import torch
+
     weights = to_state_dict(params)
     for name in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
         weights[f"{name}.weight"] = weights["model.shared.weight"]

@@ -1,10 +1,10 @@
-"""Checkpoints: a folder a step with the state and a sealed description of it.
+"""Training checkpoints: one folder per step, holding the state and checksummed metadata.
 
     FOLDER/STEP/state/           the arrays as a nested dict of the state's paths (orbax)
-    FOLDER/STEP/meta/metadata    shapes, dtypes, digests, metrics and the caller's meta, sealed
+    FOLDER/STEP/meta/metadata    shapes, dtypes, digests, metrics and the caller's meta, with a checksum
 
-Orbax restores a flipped byte and casts dtypes without a word. Here all that is read is compared with what was
-written; a checkpoint that differs is skipped, by name, for the next older one.
+Orbax silently restores flipped bytes and casts dtypes. Here everything read is compared with what was written; a
+checkpoint that differs is skipped, with a warning, for the next older one.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from etils import epath
 from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
+from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_of
 
 Mode = Literal["min", "max"]
 
 
 class Restored(NamedTuple):
-    """What `Checkpointer.restore` found; `warnings` name the folders that were skipped, and why."""
+    """What `Checkpointer.restore` found; one warning per folder that was skipped."""
 
     step: int
     state: Any
@@ -45,7 +46,7 @@ class Restored(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A save that is on disk: how long the caller was held up, and how long until it was found there, in seconds."""
+    """A save that is on disk: how long it stalled the caller, and how long it took in all, in seconds."""
 
     step: int
     stall_seconds: float
@@ -55,8 +56,8 @@ class Saved(NamedTuple):
 class Checkpointer:
     """The checkpoints of one run: its `keep_latest` newest, and its `keep_best` best by the metric `best`.
 
-    Saving is asynchronous: leave through `with` or `close`, or the last save is lost. The state may be
-    donated as soon as `save` returns. Every process of a run makes its own Checkpointer and calls it alike.
+    Saving is asynchronous: without `with` or `close` the last save is lost. The state may be donated as soon as
+    `save` returns. Every process of a run makes its own Checkpointer and calls the same methods.
 
     Raises:
         UserError: the folder cannot be written.
@@ -76,10 +77,7 @@ class Checkpointer:
             raise ValueError(f"keep_latest={keep_latest} (>= 1), keep_best={keep_best} (>= 0), mode={mode!r}")
         self.folder = _absolute(folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".writable-{jax.process_index()}"
-            probe.write_text("")
-            probe.unlink()
+            files.probe_folder(self.folder)
             found = sorted(self.folder.iterdir()) if self.folder.exists() else []  # a bucket has no empty folders
         except OSError as error:
             message = f"checkpoint folder {self.folder}: cannot be written ({_reason(error)}); choose another"
@@ -88,10 +86,10 @@ class Checkpointer:
         self.warnings = tuple(f"{path}: skipped, its save never finished" for path in unfinished)
         self._best, self._mode, self._keep = best, mode, (keep_latest, keep_best)
         self._ranks = {step: _rank(body, best, mode) for step, body in _readable(self.folder).items()}
-        self._mine: set[int] = set()  # saved or restored here: saving it again changes nothing
-        self._superseded: set[int] = set()  # newer than what was restored: not kept, may be written again
+        self._ours: set[int] = set()  # saved or restored here: saving it again changes nothing
+        self._superseded: set[int] = set()  # newer than what was restored: the next save deletes them
         self._pending: int | None = None
-        self._begun: tuple[int, float, float] | None = None  # step, when, how long `save` took
+        self._begun: tuple[int, float, float] | None = None  # step, start, seconds that `save` took
         self._saved: list[Saved] = []
         self._quiet = _quiet_orbax()
         # Not orbax's BestN and metrics files: one damaged metrics file stops CheckpointManager's constructor.
@@ -112,15 +110,15 @@ class Checkpointer:
     def save(self, step: int, state: Any, metrics: dict | None, meta: dict) -> None:
         """Saves arrays and typed keys, metrics (or None), and JSON.
 
-        A step saved or restored before is left as it is; it only gets its metrics if it had none.
+        A step saved or restored before is not written again; it only gets its metrics if it had none.
 
         Raises:
-            UserError: this save or the one before could not be written, or the step is another run's.
+            UserError: this save or the previous one could not be written, or the step belongs to another run.
         """
         started = time.monotonic()
         self.wait()
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
-        if step in self._mine:
+        if step in self._ours:
             return self._add_metrics(step, metrics)
         exists = step in self._manager.all_steps()
         if exists and step not in self._superseded:
@@ -128,13 +126,13 @@ class Checkpointer:
             raise UserError(f"{where}: belongs to a run not restored; restore it, or choose another folder")
         arrays, specs = _to_arrays(state)
         body = {"arrays": specs, "metrics": metrics, "best": [self._best, self._mode], "meta": meta}
-        items = {"state": ocp.args.PyTreeSave(_nest(arrays)), "meta": ocp.args.JsonSave(_seal(body))}
+        items = {"state": ocp.args.PyTreeSave(trees.nest(arrays)), "meta": ocp.args.JsonSave(_seal(body))}
         self._pending = step
-        with self._reporting():
+        with self._save_errors():
             if exists:
                 self._manager.delete(step)
             self._superseded.discard(step)
-            self._mine.add(step)
+            self._ours.add(step)
             self._ranks[step] = _rank(body, self._best, self._mode)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._begun = step, started, time.monotonic() - started
@@ -142,7 +140,7 @@ class Checkpointer:
     def restore(self, target_state: Any, step: int | None = None) -> Restored | None:
         """The newest good checkpoint (or `step`) in the target's shapes, dtypes, shardings; None without any.
 
-        Steps newer than the one returned are superseded: the next save lets go of them.
+        Steps newer than the one returned are superseded: the next save deletes them.
 
         Raises:
             UserError: there are checkpoints but no good one, or it does not fit the target.
@@ -159,9 +157,9 @@ class Checkpointer:
             _check_fit(folder, target, body)
             return body, _read_arrays(folder, body["arrays"], target)
 
-        wanted = steps if step is None else [step]
-        found, (body, arrays), skipped = _first_good(self.folder, wanted, read)
-        self._mine, self._superseded = {found}, {newer for newer in steps if newer > found}
+        candidates = steps if step is None else [step]
+        found, (body, arrays), skipped = _first_good(self.folder, candidates, read)
+        self._ours, self._superseded = {found}, {newer for newer in steps if newer > found}
         state = jax.tree.unflatten(jax.tree.structure(target_state), [arrays[name] for name in target])
         return Restored(found, state, body["meta"], self.warnings + skipped)
 
@@ -174,12 +172,12 @@ class Checkpointer:
         return next(iter(self._by_rank(set(self._manager.all_steps()) - self._superseded)), None)
 
     def wait(self) -> None:
-        """Waits until the save under way is on disk.
+        """Waits until the current save is on disk.
 
         Raises:
             UserError: it could not be written.
         """
-        with self._reporting():
+        with self._save_errors():
             self._manager.wait_until_finished()
         self._pending = None
         if self._begun is not None:
@@ -187,7 +185,7 @@ class Checkpointer:
             self._saved.append(Saved(step, stall, time.monotonic() - started))
 
     def finished(self) -> list[Saved]:
-        """The saves that came to be on disk since the last call; does not wait for one under way.
+        """The saves that reached the disk since the last call; does not wait for the current one.
 
         Raises:
             UserError: one could not be written.
@@ -206,11 +204,11 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            with self._quiet, contextlib.suppress(Exception):  # that a save failed, `wait` has said
+            with self._quiet, contextlib.suppress(Exception):  # `wait` has reported a failed save
                 self._manager.close()
 
     def should_preserve(self, checkpoints: Iterable[Any], *, context: Any) -> list[bool]:
-        """Orbax asks: which of these checkpoints, in the order they were written, are to be kept?"""
+        """Orbax's preservation policy: which of these checkpoints, in the order they were written, to keep."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         current = [step for step in steps if step not in self._superseded]
         kept = {*current[-self._keep[0] :], *self._by_rank(current)[: self._keep[1]]}
@@ -222,7 +220,7 @@ class Checkpointer:
 
     def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self._pending = step
-        with self._reporting():
+        with self._save_errors():
             body = _read_body(self.folder / str(step))
             if metrics and not body["metrics"]:
                 body["metrics"] = metrics
@@ -233,18 +231,18 @@ class Checkpointer:
                     new.replace(new.with_name("metadata"))
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Turns a save that failed into one line that names the last good checkpoint."""
+    def _save_errors(self) -> Iterator[None]:
+        """Turns a failed save into a UserError that names the last good checkpoint."""
         try:
             yield
         except Exception as error:
             failed, self._pending, self._begun = self._pending, None, None
             if failed is None:
                 raise
-            self._mine.discard(failed)
+            self._ours.discard(failed)
             self._ranks.pop(failed, None)
             self._manager.reload()
-            self._quiet.pop_all()  # for good: the writes still under way fail and tell it until the process ends
+            self._quiet.pop_all()  # for good: pending writes fail and log it until the process ends
             last = self.latest_step()
             kept = "there is none before" if last is None else f"the last good one is {self.folder / str(last)}"
             raise UserError(
@@ -276,7 +274,7 @@ def load_params(
     def read(path: epath.Path) -> tuple[dict, dict]:
         body = _read_body(path)
         specs = {name: spec for name, spec in body["arrays"].items() if name.startswith("params/")}
-        return _nest(_read_arrays(path, specs, {}))["params"], body["meta"]
+        return trees.nest(_read_arrays(path, specs, {}))["params"], body["meta"]
 
     with _quiet_orbax():
         found, (params, meta), skipped = _first_good(root, steps, read)
@@ -291,7 +289,7 @@ def array_digest(x: Shaped[Array, "*shape"]) -> UInt32[Array, " 2"]:
     for axis, size in enumerate(words.shape):
         index = index * np.uint32(size) + lax.broadcasted_iota(jnp.uint32, words.shape, axis)
 
-    def mix(h: Array) -> Array:  # Murmur3's last step: one-to-one, so that no change of one word is lost
+    def mix(h: Array) -> Array:  # Murmur3's finaliser: one-to-one, so no change of one word is lost
         h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
         h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
         return h ^ (h >> 16)
@@ -301,12 +299,12 @@ def array_digest(x: Shaped[Array, "*shape"]) -> UInt32[Array, " 2"]:
 
 
 def _quiet_orbax() -> contextlib.ExitStack:
-    """Keeps orbax's warnings and tracebacks from standard error until closed: what matters, a UserError says."""
+    """Keeps orbax's warnings and tracebacks from standard error until closed: failures become UserErrors."""
 
-    def wanted(record: logging.LogRecord) -> bool:
+    def shown(record: logging.LogRecord) -> bool:
         return record.levelno < logging.WARNING or "orbax" not in record.pathname + record.getMessage()
 
-    def unraisable(late: Any) -> None:  # writes that fail after the first one, when orbax no longer listens
+    def unraisable(late: Any) -> None:  # writes that fail after the first one, which orbax no longer handles
         if str(late.exc_value) != "Event loop is closed":
             usual(late)
 
@@ -314,8 +312,8 @@ def _quiet_orbax() -> contextlib.ExitStack:
     usual, sys.unraisablehook = sys.unraisablehook, unraisable
     undo.callback(setattr, sys, "unraisablehook", usual)
     for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
-        logger.addFilter(wanted)
-        undo.callback(logger.removeFilter, wanted)
+        logger.addFilter(shown)
+        undo.callback(logger.removeFilter, shown)
     return undo
 
 
@@ -341,7 +339,7 @@ def _seal(value: Any) -> dict[str, str]:
 def _unseal(sealed: dict[str, str]) -> Any:
     value = json.loads(sealed["json"])
     if _seal(value) != sealed:
-        raise ValueError("its description is not what was saved")
+        raise ValueError("its metadata is not what was saved")
     return value
 
 
@@ -352,19 +350,19 @@ def _read_body(folder: epath.Path) -> dict[str, Any]:
 def _readable(root: epath.Path) -> dict[int, dict[str, Any]]:
     bodies = {}
     for step in _steps(root):
-        with contextlib.suppress(Exception):  # damage is named when the checkpoint is asked for
+        with contextlib.suppress(Exception):  # restoring reports damage
             bodies[step] = _read_body(root / str(step))
     return bodies
 
 
 def _rank(body: dict[str, Any], best: str, mode: Mode) -> float:
-    """The metric, negated where more is better; inf when it is not known."""
+    """The metric, negated where more is better; inf if unknown."""
     value = body["metrics"].get(best, math.nan)
     return math.inf if not math.isfinite(value) else value if mode == "min" else -value
 
 
 def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple[int, Any, tuple[str, ...]]:
-    """(step, what `read` made of its folder, why those before were skipped) of the first without damage."""
+    """(step, result of `read`, warnings about those skipped) of the first checkpoint without damage."""
     skipped: tuple[str, ...] = ()
     for step in steps:
         try:
@@ -374,35 +372,21 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
         except Exception as error:  # damage makes orbax raise anything, even a bare Exception
             skipped += (f"{root / str(step)}: skipped, damaged ({_reason(error)})",)
     raise UserError(
-        f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back, or move the folder away and train anew"
+        f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back, or move the folder away and start over"
     )
 
 
 def _flatten(state: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    if len(named) != len(leaves) or "" in named:
-        raise ValueError("a state is a tree whose paths, joined by '/', differ")
-    return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in named.items()}
+    """Path -> leaf; Python scalars as arrays."""
+    return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in trees.flatten(state).items()}
 
 
-def _nest(named: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def _shown(leaf: Any) -> str:
+def _described(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def _to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]:
-    """Every leaf as a jax array (a typed key as its words), and its description."""
+    """Every leaf as a jax array (a typed key as its words), and its shape, dtype and digest."""
     arrays, specs = {}, {}
     for name, leaf in _flatten(state).items():
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -411,7 +395,7 @@ def _to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]
             key, arrays[name] = None, jnp.asarray(leaf)
             if arrays[name].dtype != leaf.dtype:
                 raise ValueError(f"{name}: {leaf.dtype} would become {arrays[name].dtype}; convert it first")
-        specs[name] = {"is": _shown(leaf), "key": key}
+        specs[name] = {"is": _described(leaf), "key": key}
     for name, digest in jax.device_get({name: array_digest(array) for name, array in arrays.items()}).items():
         specs[name]["digest"] = digest.tolist()
     return arrays, specs
@@ -419,7 +403,7 @@ def _to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]
 
 def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any]) -> None:
     given = {name: spec["is"] for name, spec in body["arrays"].items()}
-    expected = {name: _shown(leaf) for name, leaf in target.items()}
+    expected = {name: _described(leaf) for name, leaf in target.items()}
     differing = [
         f"{name} (given {given.get(name, 'nothing')}, expected {expected.get(name, 'nothing')})"
         for name in sorted(given.keys() | expected.keys())
@@ -435,14 +419,14 @@ def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any])
 def _read_arrays(folder: epath.Path, specs: dict[str, dict], target: dict[str, Any]) -> dict[str, Any]:
     """The arrays of `specs`, checked by their digests; in the target's shardings, numpy without a target.
 
-    Read with tensorstore: where one array is damaged, orbax leaves the other reads to fail on standard error.
+    Read with tensorstore: if one array is damaged, orbax lets the other reads fail on standard error.
     """
     base = f"{folder / 'state'}/"
-    files = {"driver": "ocdbt", "base": base if "://" in base else {"driver": "file", "path": base}}
+    store = {"driver": "ocdbt", "base": base if "://" in base else {"driver": "file", "path": base}}
     context = tensorstore.Context()
 
     def read(name: str) -> Any:
-        kvstore = {**files, "path": name.replace("/", ".") + "/"}
+        kvstore = {**store, "path": name.replace("/", ".") + "/"}
         stored = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, context=context).result()
         if not target:
             return stored.read().result()
@@ -455,6 +439,6 @@ def _read_arrays(folder: epath.Path, specs: dict[str, dict], target: dict[str, A
     for name, spec in specs.items():
         if spec["key"]:
             arrays[name] = jax.random.wrap_key_data(arrays[name], impl=spec["key"])
-        if digests[name].tolist() != spec["digest"] or _shown(arrays[name]) != spec["is"]:
-            raise ValueError(f"array {name} is not what was saved")
+        if digests[name].tolist() != spec["digest"] or _described(arrays[name]) != spec["is"]:
+            raise ValueError(f"array {name} differs from what was saved")
     return arrays
