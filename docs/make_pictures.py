@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from jax_simcas.data.synthetic import EmbeddedSource
+from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.run.config import read_json
 
 IMAGES = Path(__file__).with_name("images")
@@ -196,7 +196,7 @@ def kept(text: str, result: dict, words_per_chunk: int) -> Figure:
 def draw_kept(workdir: str) -> None:
     """images/kept.png, from a trained model of the synthetic task and a document that it has not seen."""
     config = read_json(Path(workdir) / "config.json").data.embedded
-    text = EmbeddedSource("test", dataclasses.replace(config, seed=2_024))[0].document
+    text = SyntheticSource("test", dataclasses.replace(config, seed=2_024))[0].document
     command = [sys.executable, "-m", "jax_simcas.summarize", f"--model={workdir}", "--json"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     figure = kept(text, json.loads(done.stdout), config.words_per_chunk)

@@ -46,7 +46,7 @@ def open_run(arguments: Any) -> Model:
 def open_split(model: Model, split: str, limit: int | None) -> Any:
     """The rows to evaluate."""
     source = open_source(model.settings, split, cli.cache_dir())
-    for note in getattr(source, "notes", ()) if is_main() else ():
+    for note in source.notes if is_main() else ():
         print(f"warning: {note}", file=sys.stderr)
     return First(source, limit) if limit else source
 

@@ -44,11 +44,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from jax_simcas.data.synthetic import EmbeddedSource
+from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.run.config import read_json
 
 config = dataclasses.replace(read_json(Path(sys.argv[1])).data.embedded, seed=2_024)
-print(EmbeddedSource("test", config)[0].document)
+print(SyntheticSource("test", config)[0].document)
 PYTHON
 echo "$out/document.txt asks and says: $(grep -oE '(ask|fact)-[0-9-]+' "$out/document.txt" | sort | tr '\n' ' ')"
 simcas summarize --model="$out/simcas" "$out/document.txt"

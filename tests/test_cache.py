@@ -1,4 +1,4 @@
-"""Tokens on disk: the same batches as without, made whole or not at all, and made anew when anything changes."""
+"""Tokens on disk: the same batches as without, whole or not there, and another cache when anything changes."""
 
 import dataclasses
 import errno
@@ -25,9 +25,11 @@ from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.batches import PipelineConfig, featurize, make_iterator
-from jax_simcas.data.cache import TokenCache, find, joined_anew, token_cache
-from jax_simcas.data.rows import Fields, First, JsonlSource
+from jax_simcas.data.batches import PipelineConfig, make_iterator
+from jax_simcas.data.cache import TokenCache, find, reshuffles_parts, token_cache
+from jax_simcas.data.features import FeatureConfig, featurize
+from jax_simcas.data.rows import Fields, First
+from jax_simcas.data.text_files import JsonlSource
 
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)
@@ -137,7 +139,7 @@ def test_ready_made_chunks(words, tmp_path):
     fields = Fields(document="", chunks="chunks")
     source = JsonlSource(tmp_path / "train.jsonl", fields, tmp_path)
     config = dataclasses.replace(CONFIG, parts_at="|||||")
-    assert not joined_anew(source, config)
+    assert not reshuffles_parts(source, config)
     features = token_cache(source, words, config, tmp_path).read(0)
     expected = featurize(source[0], words, config)
     expected.pop("token_offsets")
@@ -148,7 +150,7 @@ def test_ready_made_chunks(words, tmp_path):
 
 
 def test_every_setting_that_changes_tokens_makes_another_cache(source, words, tmp_path):
-    encoder = tokenizer_lib.TextEncoder.of(words)
+    light = tokenizer_lib.LightTokenizer.of(words)
     changes = {
         "chunk_length": 7,
         "max_input_len": 41,
@@ -160,13 +162,13 @@ def test_every_setting_that_changes_tokens_makes_another_cache(source, words, tm
         "join_parts": " ",
         "draw_answer": True,
     }
-    assert {field.name for field in dataclasses.fields(PipelineConfig)} == {*changes, *cache_lib.BATCHING}
-    key = cache_lib.key_of(source, encoder, CONFIG)
-    others = [cache_lib.key_of(source, encoder, dataclasses.replace(CONFIG, **{k: v})) for k, v in changes.items()]
+    assert {field.name for field in dataclasses.fields(FeatureConfig)} == set(changes)
+    key = cache_lib.key_of(source, light, CONFIG)
+    others = [cache_lib.key_of(source, light, dataclasses.replace(CONFIG, **{k: v})) for k, v in changes.items()]
     assert len({key, *others}) == 1 + len(changes)
     batching = dataclasses.replace(CONFIG, batch_size=9, seed=9, workers=9, bucket_batches=9, chunk_buckets=(9,))
-    assert cache_lib.key_of(source, encoder, batching) == key
-    assert cache_lib.key_of(First(source, 3), encoder, CONFIG) != key
+    assert cache_lib.key_of(source, light, batching) == key
+    assert cache_lib.key_of(First(source, 3), light, CONFIG) != key
 
 
 def test_other_rows_and_another_tokenizer_make_another_cache(source, words, made, tmp_path):
@@ -246,18 +248,18 @@ def test_workers_write_the_same_bytes_and_read_them(source, words, made, tmp_pat
 
 
 def test_it_is_made_once(source, words, tmp_path):
-    """Of several at the same time one makes it, and says so row by row; the others wait and find it."""
-    told = [[] for _ in range(4)]
+    """Of several at the same time one makes it, and reports every row; the others wait and find it."""
+    reported = [[] for _ in range(4)]
     caches = [None] * 4
 
     def make(i):
-        caches[i] = token_cache(source, words, CONFIG, tmp_path, told[i].append)
+        caches[i] = token_cache(source, words, CONFIG, tmp_path, reported[i].append)
 
     threads = [threading.Thread(target=make, args=(i,)) for i in range(4)]
     for step in (threading.Thread.start, threading.Thread.join):
         for thread in threads:
             step(thread)
-    assert sorted(map(sum, told)) == [0, 0, 0, COUNT]
+    assert sorted(map(sum, reported)) == [0, 0, 0, COUNT]
     assert len({cache.folder for cache in caches}) == 1
     assert contents(tmp_path) == sorted(f"{caches[0].folder.name}{end}" for end in (".lock", "/index", "/rows"))
 
@@ -278,18 +280,19 @@ def test_a_bad_row_leaves_nothing(words, tmp_path):
 KILLED = """
 import sys, time, pathlib
 from jax_simcas.data import cache, tokenizer
-from jax_simcas.data import rows
 from jax_simcas.data.batches import PipelineConfig
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.text_files import JsonlSource
 rows, words, folder, lengths = sys.argv[1:]
 def slowly(count):
     print(count, flush=True)
     time.sleep(0.05)
-source = rows.JsonlSource(rows, rows.Fields(), pathlib.Path(rows).parent / "cache")
+source = JsonlSource(rows, Fields(), pathlib.Path(rows).parent / "cache")
 cache.token_cache(source, tokenizer.load_tokenizer(words), PipelineConfig(*eval(lengths)), pathlib.Path(folder), slowly)
 """
 
 
-def test_a_killed_run_leaves_no_cache_and_the_next_goes_on(source, words, made, tmp_path):
+def test_a_killed_run_leaves_no_cache_and_the_next_resumes(source, words, made, tmp_path):
     tokenizer_lib.save_tokenizer(words, tmp_path / "words")
     lengths = (CONFIG.chunk_length, CONFIG.max_input_len, CONFIG.max_target_len)
     arguments = [source.path, tmp_path / "words", tmp_path / "tokens", lengths]
@@ -305,17 +308,17 @@ def test_a_killed_run_leaves_no_cache_and_the_next_goes_on(source, words, made, 
 
 @pytest.mark.parametrize("rows_left", [0, 1, 0.5, 1.0])
 @pytest.mark.parametrize("entries_left", [0, 0.3, 0.701, 1.0])
-def test_what_a_killed_run_left_is_gone_on_with(source, words, made, tmp_path, rows_left, entries_left):
+def test_a_build_resumes_from_what_a_killed_run_left(source, words, made, tmp_path, rows_left, entries_left):
     """Either file may have reached the disk further than the other, and end within a record."""
     folder = Path(shutil.copytree(made.folder, tmp_path / f".{made.folder.name}"))
     sizes = []
     for name, share in (("rows", rows_left), ("index", entries_left)):
         sizes.append(share if share == 1 and type(share) is int else int(share * (folder / name).stat().st_size))
         os.truncate(folder / name, sizes[-1])
-    told = []
-    cache = token_cache(source, words, CONFIG, tmp_path, told.append)
-    whole = int((made._index["end"][: sizes[1] // made._index.itemsize] <= sizes[0]).sum())
-    assert told == [whole] + [1] * (COUNT - whole)
+    reported = []
+    cache = token_cache(source, words, CONFIG, tmp_path, reported.append)
+    whole = int((made.index["end"][: sizes[1] // made.index.itemsize] <= sizes[0]).sum())
+    assert reported == [whole] + [1] * (COUNT - whole)
     assert all((cache.folder / name).read_bytes() == (made.folder / name).read_bytes() for name in ("rows", "index"))
 
 
@@ -340,10 +343,10 @@ def test_a_cache_that_is_not_whole_is_made_anew(source, words, made, tmp_path, n
 def test_damaged_rows_are_tokenised_again(source, words, made, tmp_path):
     """In the middle of a run: a flipped bit in every row, then no file at all."""
     folder = shutil.copytree(made.folder, tmp_path / "tokens")
-    cache = TokenCache(Path(folder), made._encoder, made._config)
+    cache = TokenCache(Path(folder), tokenizer_lib.LightTokenizer.of(words), CONFIG)
     expected = take(make_iterator(source, words, CONFIG, training=True), 12)
     damaged = bytearray((folder / "rows").read_bytes())
-    for end in made._index["end"].tolist():
+    for end in made.index["end"].tolist():
         damaged[end - 1] ^= 1
     (folder / "rows").write_bytes(damaged)
     assert all(cache.read(i) is None for i in range(COUNT))
@@ -354,9 +357,9 @@ def test_damaged_rows_are_tokenised_again(source, words, made, tmp_path):
             (folder / "rows").unlink()
 
 
-def test_a_disk_that_will_be_full_is_told_before(source, words, tmp_path, monkeypatch):
+def test_a_disk_that_would_become_full_is_an_error_before_it_is(source, words, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(cache_lib, "ROWS_BETWEEN_LOOKS", 5)
+    monkeypatch.setattr(cache_lib, "ROWS_PER_CHECK", 5)
     monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda folder: usage._replace(free=100))
     with pytest.raises(OSError, match=r"GB more are needed, 0\.0 GB are free") as caught:
         token_cache(source, words, CONFIG, tmp_path)
@@ -432,16 +435,15 @@ def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_a_warning_and_training_continues(plain, tmp_path, capsys, monkeypatch):
     data, expected, _ = plain
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(cache_lib, "_append", full)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_lib, "ROWS_PER_CHECK", 1)
+    monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda folder: usage._replace(free=0))
     train.train(text_run(data), tmp_path / "run", tmp_path / "cache", progress=False)
     err = capsys.readouterr().err
-    line = f"warning: {tmp_path}/cache/tokens: tokens cannot be kept there (No space left on device): rows are"
+    line = f"warning: {tmp_path}/cache/tokens: tokens cannot be kept there (about 0.0 GB more are needed, "
     assert line in err and "--config.data.cache=False" in err
     assert_same_run(tmp_path / "run", expected)
     assert all(name.endswith(".lock") for name in contents(tmp_path / "cache" / "tokens"))
@@ -450,11 +452,12 @@ def test_a_full_disk_is_told_and_training_goes_on(plain, tmp_path, capsys, monke
 FULL = """
 import sys, pathlib
 from jax_simcas.data import cache, tokenizer
-from jax_simcas.data import rows
 from jax_simcas.data.batches import PipelineConfig
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.text_files import JsonlSource
 rows, words, folder = sys.argv[1:]
-source = rows.JsonlSource(rows, rows.Fields(), pathlib.Path(rows).parent / "cache")
-cache.ROWS_BETWEEN_LOOKS = 10**9
+source = JsonlSource(rows, Fields(), pathlib.Path(rows).parent / "cache")
+cache.ROWS_PER_CHECK = 10**9
 try:
     cache.token_cache(source, tokenizer.load_tokenizer(words), PipelineConfig(64, 10**6, 64), pathlib.Path(folder))
 except OSError as error:

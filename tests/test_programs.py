@@ -23,7 +23,7 @@ from jax_simcas.checkpoints import hub
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common import cli, metric_log
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.synthetic import EmbeddedSource
+from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.data.tokenizer import load_tokenizer, word_level
 from jax_simcas.method.model import init_params
 from jax_simcas.run import build
@@ -53,7 +53,7 @@ def workdir(tmp_path_factory, cache):
 @pytest.fixture
 def document(tmp_path):
     path = tmp_path / "document.txt"
-    path.write_text(EmbeddedSource("test", tiny_config().data.embedded)[0].document, encoding="utf-8")
+    path.write_text(SyntheticSource("test", tiny_config().data.embedded)[0].document, encoding="utf-8")
     return path
 
 
@@ -258,14 +258,14 @@ def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
 
 def test_training_on_a_few_rows_sees_no_others(cache, tmp_path, monkeypatch):
     seen = set()
-    original = EmbeddedSource.__getitem__
+    original = SyntheticSource.__getitem__
 
     def noting(self, index):
         if self._split == "train":
             seen.add(int(index))
         return original(self, index)
 
-    monkeypatch.setattr(EmbeddedSource, "__getitem__", noting)
+    monkeypatch.setattr(SyntheticSource, "__getitem__", noting)
     train.train(tiny_config(**{"data.train_rows": 3, "data.batch_size": 4}), tmp_path, cache, progress=False)
     assert seen == {0, 1, 2}
 
@@ -351,7 +351,7 @@ def test_a_document_over_the_limit_is_cut_and_said(workdir, cache, document, cap
     ("tool", "arguments", "message"),
     [
         (evaluate, ["--workdir=nowhere"], "no config.json there"),
-        (evaluate, ["--workdir={}", "--split=dev"], "split 'dev': the embedded task has"),
+        (evaluate, ["--workdir={}", "--split=dev"], "split 'dev': the synthetic task has"),
         (evaluate, ["--workdir={}", "--step=first"], "--step=first: expected best, latest or a number"),
         (evaluate, ["--workdir={}", "--step=99"], "99"),
         (evaluate, ["--workdir={}", "--output=/dev/null/x"], "--output=/dev/null/x: cannot be written"),

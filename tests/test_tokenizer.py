@@ -1,4 +1,4 @@
-"""Tokenizers: trained, saved and loaded offline; offsets; what a damaged or empty folder is told to be."""
+"""Tokenizers: trained, saved and loaded offline; offsets; errors for damaged and empty folders."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.data import tokenizer as lib
-from jax_simcas.data.rows import Row
+from jax_simcas.data.rows import ListSource, Row
 
 TEXTS = ["the quick brown fox jumps over the lazy dog . ", "the dog sleeps ; the fox does not !\n", "Grüße an 😀"] * 3
 
@@ -31,7 +31,7 @@ def bpe(folder):
 
 def test_trained(bpe):
     assert [bpe.bos_token_id, bpe.pad_token_id, bpe.eos_token_id, bpe.unk_token_id] == [0, 1, 2, 3]
-    assert bpe.convert_ids_to_tokens(range(5)) == lib.SPECIAL
+    assert bpe.convert_ids_to_tokens(range(5)) == lib.SPECIALS
     assert 261 < len(bpe) <= 300
     own = bpe("the fox")["input_ids"]
     assert own[0] == 0 and own[-1] == 2  # as BART's own, when called with specials
@@ -40,14 +40,14 @@ def test_trained(bpe):
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 @settings(deadline=None)
 def test_byte_level_loses_nothing(bpe, text):
-    encoded = lib.encode_text(bpe, text)
-    assert encoded.ids.dtype == np.int32 and encoded.offsets.shape == (len(encoded.ids), 2)
-    if not any(special in text for special in lib.SPECIAL):
-        assert bpe.decode(encoded.ids, skip_special_tokens=False) == text
+    tokenized = lib.tokenize(bpe, text)
+    assert tokenized.ids.dtype == np.int32 and tokenized.offsets.shape == (len(tokenized.ids), 2)
+    if not any(special in text for special in lib.SPECIALS):
+        assert bpe.decode(tokenized.ids, skip_special_tokens=False) == text
     # Offsets are characters: in order, and together they cover all but white space.
-    start, end = encoded.offsets.T
+    start, end = tokenized.offsets.T
     assert (start <= end).all() and (np.diff(start) >= 0).all() and (end <= len(text)).all()
-    covered = {i for a, b in encoded.offsets for i in range(a, b)}
+    covered = {i for a, b in tokenized.offsets for i in range(a, b)}
     assert all(i in covered or text[i].isspace() for i in range(len(text)))
 
 
@@ -63,8 +63,8 @@ def test_long_texts(bpe):
 
     def seconds(text):
         started = time.perf_counter()
-        encoded = lib.encode_text(bpe, text)
-        return time.perf_counter() - started, len(encoded.ids)
+        tokenized = lib.tokenize(bpe, text)
+        return time.perf_counter() - started, len(tokenized.ids)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -72,24 +72,24 @@ def test_long_texts(bpe):
         long, sixteen = seconds(text * 16)
     assert sixteen == pytest.approx(16 * count, rel=0.01)
     assert long < 200 * short
-    assert len(lib.encode_text(bpe, "x" * 300_000).ids) > 0  # one word without an end
+    assert len(lib.tokenize(bpe, "x" * 300_000).ids) > 0  # one word without an end
 
 
 def test_words(tmp_path):
     lib.word_level(["b", "a", "b", "c-1"], tmp_path / "words")
     words = lib.load_tokenizer(tmp_path / "words")
-    assert len(words) == len(lib.SPECIAL) + 3
-    encoded = lib.encode_text(words, "a  c-1 b\nz")
-    np.testing.assert_array_equal(encoded.ids, [6, 7, 5, 3])
-    np.testing.assert_array_equal(encoded.offsets, [[0, 1], [3, 6], [7, 8], [9, 10]])
+    assert len(words) == len(lib.SPECIALS) + 3
+    tokenized = lib.tokenize(words, "a  c-1 b\nz")
+    np.testing.assert_array_equal(tokenized.ids, [6, 7, 5, 3])
+    np.testing.assert_array_equal(tokenized.offsets, [[0, 1], [3, 6], [7, 8], [9, 10]])
     assert words.decode([0, 6, 7, 5, 2], skip_special_tokens=True) == "a c-1 b"
 
 
-def test_light_encoder(bpe):
-    encoder = pickle.loads(pickle.dumps(lib.TextEncoder.of(bpe)))
-    for a, b in zip(lib.encode_text(encoder, "the fox 😀"), lib.encode_text(bpe, "the fox 😀"), strict=True):
+def test_light_tokenizer(bpe):
+    light = pickle.loads(pickle.dumps(lib.LightTokenizer.of(bpe)))
+    for a, b in zip(lib.tokenize(light, "the fox 😀"), lib.tokenize(bpe, "the fox 😀"), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert lib.TextEncoder.of(encoder).eos_token_id == 2
+    assert lib.LightTokenizer.of(light).eos_token_id == 2
 
 
 def test_a_tokenizer_that_cuts_does_not(folder, tmp_path):
@@ -106,16 +106,16 @@ def test_a_tokenizer_that_cuts_does_not(folder, tmp_path):
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(setup))
     (tmp_path / "tokenizer_config.json").write_bytes((folder / "tokenizer_config.json").read_bytes())
-    assert 2 < len(lib.encode_text(lib.load_tokenizer(tmp_path), "the fox and the dog").ids) < 50
+    assert 2 < len(lib.tokenize(lib.load_tokenizer(tmp_path), "the fox and the dog").ids) < 50
 
 
 class Source:
     """Counts how often it is read."""
 
+    notes = ()
+
     def __init__(self, rows, fingerprint=None):
-        self.rows, self.reads = rows, 0
-        if fingerprint:
-            self.fingerprint = fingerprint
+        self.rows, self.reads, self.fingerprint = rows, 0, fingerprint
 
     def __len__(self):
         return len(self.rows)
@@ -127,43 +127,46 @@ class Source:
 
 def test_trained_once_for_content_and_size(tmp_path):
     rows = [Row(str(i), text, "sum", query="why") for i, text in enumerate(TEXTS)]
-    first = lib.trained_on(Source(rows), 290, tmp_path)
+    first = lib.train_on_rows(Source(rows), 290, tmp_path)
     folders = lambda: sorted((tmp_path / "tokenizers").iterdir())
     assert len(folders()) == 1
     stamp = (folders()[0] / "tokenizer.json").stat().st_mtime_ns
-    again = lib.trained_on(Source(rows), 290, tmp_path)
+    again = lib.train_on_rows(Source(rows), 290, tmp_path)
     assert (folders()[0] / "tokenizer.json").stat().st_mtime_ns == stamp
     assert again.get_vocab() == first.get_vocab()
-    lib.trained_on(Source(rows), 280, tmp_path)
-    lib.trained_on(Source(rows[:1]), 290, tmp_path)
+    lib.train_on_rows(Source(rows), 280, tmp_path)
+    lib.train_on_rows(Source(rows[:1]), 290, tmp_path)
     assert len(folders()) == 3
     known = Source(rows, "digest")
-    lib.trained_on(known, 290, tmp_path)
+    lib.train_on_rows(known, 290, tmp_path)
     reads = known.reads
     assert reads == len(rows)
-    lib.trained_on(known, 290, tmp_path)
+    lib.train_on_rows(known, 290, tmp_path)
     assert known.reads == reads  # what has a fingerprint is not read again
     with pytest.raises(UserError, match=r"config\.data\.vocab_size=100: expected at least 261"):
-        lib.trained_on(Source(rows), 100, tmp_path)
+        lib.train_on_rows(Source(rows), 100, tmp_path)
 
 
 def test_repeated_texts_count_once():
     row = Row("1", "document", "summary", ("summary", "another"), query="query")
-    texts = list(lib._texts([row, row, Row("2", "document", "new")]))
+    texts = list(lib.distinct_texts(ListSource([row, row, Row("2", "document", "new")])))
     assert texts == ["document", "summary", "another", "query", "new"]
 
 
-def test_saved_whole_or_not_at_all(bpe, tmp_path):
-    class Failing:
-        def save_pretrained(self, folder):
-            bpe.save_pretrained(folder)
-            raise OSError(28, "No space left on device")
+def test_saved_whole_or_not_at_all(bpe, tmp_path, monkeypatch):
+    save = type(bpe).save_pretrained
 
-    with pytest.raises(UserError, match=r"here: the tokenizer cannot be written there \(No space left"):
-        lib.save_tokenizer(Failing(), tmp_path / "here")
+    def full(self, folder):
+        save(self, folder)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(type(bpe), "save_pretrained", full)
+        with pytest.raises(UserError, match=r"here: the tokenizer cannot be written there \(No space left"):
+            lib.save_tokenizer(bpe, tmp_path / "here")
     assert list(tmp_path.iterdir()) == []
     lib.save_tokenizer(bpe, tmp_path / "deep" / "here")
-    lib.save_tokenizer(Failing(), tmp_path / "deep" / "here")  # what is there stays
+    lib.save_tokenizer(bpe, tmp_path / "deep" / "here")  # what is there stays
     assert lib.load_tokenizer(tmp_path / "deep" / "here").get_vocab() == bpe.get_vocab()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written there"):
@@ -177,7 +180,7 @@ def test_bart_folder_without_tokenizer_json(bpe, folder, tmp_path):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in setup["merges"]))
     (tmp_path / "config.json").write_text('{"model_type": "bart"}')
     loaded = lib.load_tokenizer(tmp_path)
-    np.testing.assert_array_equal(lib.encode_text(loaded, TEXTS[0]).ids, lib.encode_text(bpe, TEXTS[0]).ids)
+    np.testing.assert_array_equal(lib.tokenize(loaded, TEXTS[0]).ids, lib.tokenize(bpe, TEXTS[0]).ids)
 
 
 def test_bad_folders(folder, tmp_path):

@@ -26,7 +26,8 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.batches import PipelineConfig, make_iterator
-from jax_simcas.data.rows import Fields, JsonlSource
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.text_files import JsonlSource
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.input --folder DIR --consumed 870       # 100,000 documents of 4,000 to 16,000 tokens
@@ -127,7 +128,7 @@ def open_documents(folder: Path, rows: int, tokens: tuple[int, int]) -> tuple[Js
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(source)} rows, opened in {seconds:.1f} s")
     sample = (source[i].document for i in range(min(SAMPLE, len(source))))
     train = partial(tokenizer_lib.byte_level_bpe, sample, VOCABULARY)
-    return source, tokenizer_lib.cached(folder / "tokenizer", train)
+    return source, tokenizer_lib.load_or_make(folder / "tokenizer", train)
 
 
 def open_cache(source: JsonlSource, tokenizer: Any, config: PipelineConfig, folder: Path) -> cache_lib.TokenCache:

@@ -1,9 +1,9 @@
 """Tokenised rows on disk: made once, in worker processes, then read by number.
 
-A folder for each content of rows, tokenizer and settings that change tokens: `rows`, a record a row, and `index`, where
-each ends, its chunks and its checksum. It gets its name when it is whole; what a killed run left is gone on with. What
-training draws anew in each epoch is not in it: which of a row's answers (all are kept) and the order of a document's
-parts (such sets are not cached).
+One folder per content of rows, tokenizer and settings that change tokens. `rows` holds one record per row, `index` its
+end, number of chunks and checksum. A folder gets its name when it is whole; an interrupted build resumes. What training
+draws anew in each epoch is left to reading: which of a row's answers (all are kept) and the order of a document's parts
+(such sets are not cached).
 """
 
 from __future__ import annotations
@@ -11,63 +11,61 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grain
 import numpy as np
 import tokenizers
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.batches import (
+from jax_simcas.common.files import locked
+from jax_simcas.data.batches import PipelineConfig, in_workers
+from jax_simcas.data.features import (
+    FeatureConfig,
     Features,
-    PipelineConfig,
-    arranged,
     featurize,
-    in_workers,
     special_ids,
     target_content,
     target_ids,
 )
-from jax_simcas.data.tokenizer import TextEncoder
+from jax_simcas.data.rows import RowSource
+from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
 from jax_simcas.method.chunk import chunk_at
 
-FORMAT = 1  # of records; another number, other folders
+FORMAT = 1  # of records; a new number makes new folders
 ROWS, INDEX = "rows", "index"
 ENTRY = np.dtype([("end", "<i8"), ("chunks", "<i4"), ("checksum", "<u4")])
-# Fields of PipelineConfig that change how rows are batched, not their tokens.
-BATCHING = ("batch_size", "chunk_buckets", "target_buckets", "seed", "workers", "bucket_batches")
-ROWS_BETWEEN_LOOKS = 256  # at the disk's free space
+ROWS_PER_CHECK = 256  # of the disk's free space
 
 
 class TokenCache:
-    """The rows of a folder that `token_cache` made; cheap to send to worker processes, and holds no row."""
+    """The rows of a folder that `token_cache` made; holds no row in memory and pickles to a few bytes."""
 
-    def __init__(self, folder: Path, encoder: TextEncoder, config: PipelineConfig) -> None:
-        self.folder, self._encoder, self._config = folder, encoder, config
+    def __init__(self, folder: Path, tokenizer: Tokenizer, config: FeatureConfig) -> None:
+        self.folder, self._tokenizer, self._config = folder, tokenizer, config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenCache, (self.folder, self._encoder, self._config)
+        return TokenCache, (self.folder, self._tokenizer, self._config)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     @cached_property
-    def _index(self) -> np.ndarray:
-        # Mapped into memory: a few bytes a row, shared by the workers.
+    def index(self) -> np.ndarray:
+        """One `ENTRY` per row, mapped into memory: a few bytes per row, shared by the workers."""
         return np.memmap(self.folder / INDEX, ENTRY, "r")
 
     @property
     def chunks(self) -> np.ndarray:
-        """How many chunks each row has."""
-        return self._index["chunks"]
+        """Number of chunks of each row."""
+        return self.index["chunks"]
 
     @property
     def size(self) -> int:
@@ -75,12 +73,12 @@ class TokenCache:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def read(self, number: int, rng: np.random.Generator | None = None) -> Features | None:
-        """What `featurize` gives but token_offsets; None for a row that is damaged or gone, which is to be made anew.
+        """What `featurize` gives, but without token_offsets; None for a row that is damaged or gone.
 
-        With an `rng` (training) and `draw_answer` the target is the answer that `arranged` would draw.
+        With an `rng` (training) and `draw_answer` the target is the answer that `featurize` would draw.
         """
         try:
-            entry, begin = self._index[number], int(self._index["end"][number - 1]) if number else 0
+            entry, begin = self.index[number], int(self.index["end"][number - 1]) if number else 0
             with (self.folder / ROWS).open("rb", buffering=0) as file:
                 file.seek(begin)
                 record = file.read(int(entry["end"]) - begin)
@@ -88,56 +86,62 @@ class TokenCache:
             return None
         if _checksum(record, number) != entry["checksum"]:
             return None
-        return unpack(record, self._encoder, self._config, rng)
+        return unpack(record, self._tokenizer, self._config, rng)
 
 
-def find(source: Any, tokenizer: Any, config: PipelineConfig, folder: Path) -> TokenCache | None:
+def find(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig, folder: Path) -> TokenCache | None:
     """The tokens of a source's rows if `folder` has them."""
-    encoder = TextEncoder.of(tokenizer)
-    target = folder / key_of(source, encoder, config)
-    return TokenCache(target, encoder, config) if _whole(target, len(source)) else None
+    light = LightTokenizer.of(tokenizer)
+    target = folder / key_of(source, light, config)
+    return TokenCache(target, light, config) if _is_whole(target, len(source)) else None
 
 
 def token_cache(
-    source: Any, tokenizer: Any, config: PipelineConfig, folder: Path, on_rows: Callable[[int], None] | None = None
+    source: RowSource,
+    tokenizer: Tokenizer,
+    config: PipelineConfig,
+    folder: Path,
+    on_rows: Callable[[int], None] | None = None,
 ) -> TokenCache:
-    """The tokens of a source's rows, in a folder within `folder`: made first, by `config.workers`, if need be.
+    """The tokens of a source's rows in a folder within `folder`, which `config.workers` processes make if need be.
 
-    The source has a `fingerprint` of its content; training on one that is `joined_anew` cannot read from the cache.
-    Of processes that want the same at once one makes it and the others wait. `on_rows` is told how many rows were
-    there, then of each that is tokenised.
+    The source has a fingerprint. Training on one that `reshuffles_parts` cannot read from the cache. If several
+    processes need the same cache, one makes it while the others wait.
+
+    Args:
+      on_rows: called with the number of rows that an interrupted build left, then with 1 per row tokenised.
 
     Raises:
       UserError: a row that cannot be used.
       OSError: the folder cannot be written, or the disk has no room for the tokens of all rows.
     """
-    encoder = TextEncoder.of(tokenizer)
-    target = folder / key_of(source, encoder, config)
+    light = LightTokenizer.of(tokenizer)
+    target = folder / key_of(source, light, config)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
-        if not _whole(target, len(source)):
-            _make(target, source, encoder, config, on_rows or (lambda count: None))
-    return TokenCache(target, encoder, config)
+    with locked(target.with_suffix(".lock")):
+        if not _is_whole(target, len(source)):
+            _make(target, source, light, config, on_rows or (lambda count: None))
+    return TokenCache(target, light, config)
 
 
-def joined_anew(source: Any, config: PipelineConfig) -> bool:
-    """Whether training sees other documents in each epoch, which no cache can hold."""
+def reshuffles_parts(source: RowSource, config: FeatureConfig) -> bool:
+    """Whether training joins the parts of documents anew in each epoch, which no cache can hold."""
     return bool(config.parts_at) and source[0].chunks is None
 
 
-def key_of(source: Any, encoder: TextEncoder, config: PipelineConfig) -> str:
-    """Stands for all that tokens depend on: rows, tokenizer and its library, settings."""
-    tokenizer = (encoder.backend_tokenizer.to_str(), special_ids(encoder), tokenizers.__version__)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in BATCHING}
-    parts = (FORMAT, source.fingerprint, tokenizer, sorted(settings.items()))
+def key_of(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> str:
+    """A hash of all that tokens depend on: rows, tokenizer and its library, settings."""
+    tokens = (tokenizer.backend_tokenizer.to_str(), special_ids(tokenizer), tokenizers.__version__)
+    settings = sorted((field.name, getattr(config, field.name)) for field in dataclasses.fields(FeatureConfig))
+    parts = (FORMAT, source.fingerprint, tokens, settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
 def pack(features: Features, targets: list[tuple[np.ndarray, int]], dtype: np.dtype) -> bytes:
-    """A row's record: counts, then chunks' lengths, tokens, marked tokens as bits, targets.
+    """A row's record: counts, lengths of chunks, tokens, evidence as one bit per token, targets.
 
     Args:
-      targets: of the summary and of each answer that may be drawn: its content, and how many tokens were cut.
+      targets: (content, number of tokens cut) of the summary and of each answer that may be drawn.
     """
     inner = features["token_mask"][:, 1:-1]
     ids = features["input_ids"][:, 1:-1][inner]
@@ -149,8 +153,8 @@ def pack(features: Features, targets: list[tuple[np.ndarray, int]], dtype: np.dt
     return b"".join([np.asarray(head, "<i4").tobytes(), *(part.tobytes() for part in parts)])
 
 
-def unpack(record: bytes, tokenizer: Any, config: PipelineConfig, rng: np.random.Generator | None) -> Features:
-    """A record -> features; see `TokenCache.read`."""
+def unpack(record: bytes, tokenizer: Tokenizer, config: FeatureConfig, rng: np.random.Generator | None) -> Features:
+    """A record -> what `TokenCache.read` returns."""
     place = 0
 
     def take(count: int, dtype: Any) -> np.ndarray:
@@ -182,33 +186,33 @@ def unpack(record: bytes, tokenizer: Any, config: PipelineConfig, rng: np.random
     }
 
 
-def token_dtype(tokenizer: Any) -> np.dtype:
-    """Two bytes a token where the vocabulary fits."""
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """Two bytes per token where the vocabulary fits."""
     return np.dtype("<u2" if tokenizer.backend_tokenizer.get_vocab_size() <= 2**16 else "<i4")
 
 
-class _Record(grain.transforms.Map):
+class _Pack(grain.transforms.Map):
     """Row number -> (record, number of chunks)."""
 
-    def __init__(self, source: Any, encoder: TextEncoder, config: PipelineConfig) -> None:
-        self._source, self._encoder, self._config = source, encoder, config
+    def __init__(self, source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> None:
+        self._source, self._tokenizer, self._config = source, tokenizer, config
 
     def map(self, index: Any) -> tuple[bytes, int]:
-        row = arranged(self._source[int(index)], self._config)
-        features = featurize(row, self._encoder, self._config)
+        row = self._source[int(index)]
+        features = featurize(row, self._tokenizer, self._config)
         texts = (row.summary, *(row.answers if self._config.draw_answer else ()))
-        targets = [target_content(text, self._encoder, self._config) for text in texts]
-        return pack(features, targets, token_dtype(self._encoder)), len(features["input_ids"])
+        targets = [target_content(text, self._tokenizer, self._config) for text in texts]
+        return pack(features, targets, token_dtype(self._tokenizer)), len(features["input_ids"])
 
 
 def _make(
-    target: Path, source: Any, encoder: TextEncoder, config: PipelineConfig, on_rows: Callable[[int], None]
+    target: Path, source: RowSource, tokenizer: Tokenizer, config: PipelineConfig, on_rows: Callable[[int], None]
 ) -> None:
-    shutil.rmtree(target, ignore_errors=True)  # damaged, or it would be whole
+    shutil.rmtree(target, ignore_errors=True)  # it exists only if it is damaged
     partial = target.with_name(f".{target.name}")
     partial.mkdir(exist_ok=True)
     try:
-        _append(partial, source, encoder, config, on_rows)
+        _append(partial, source, tokenizer, config, on_rows)
         partial.rename(target)
     except (OSError, UserError):
         shutil.rmtree(partial, ignore_errors=True)
@@ -216,22 +220,22 @@ def _make(
 
 
 def _append(
-    folder: Path, source: Any, encoder: TextEncoder, config: PipelineConfig, on_rows: Callable[[int], None]
+    folder: Path, source: RowSource, tokenizer: Tokenizer, config: PipelineConfig, on_rows: Callable[[int], None]
 ) -> None:
-    """Writes the rows that are missing: all of them, or what came after a run was killed."""
+    """Writes the missing rows: all of them, or those after the last one of an interrupted build."""
     ahead = grain.ReadOptions(num_threads=0 if config.workers else 1, prefetch_buffer_size=0 if config.workers else 16)
     with (folder / ROWS).open("ab") as out, (folder / INDEX).open("ab") as index:
-        done, size = _continued(out, index)
+        done, size = _truncate_to_whole_rows(out, index)
         on_rows(done)
-        rows = grain.MapDataset.range(done, len(source)).map(_Record(source, encoder, config))
+        rows = grain.MapDataset.range(done, len(source)).map(_Pack(source, tokenizer, config))
         records = iter(in_workers(rows.to_iter_dataset(ahead), config.workers)) if done < len(source) else iter(())
         try:
             for number, (record, chunks) in enumerate(records, done):
                 size += len(record)
                 out.write(record)
                 index.write(np.array((size, chunks, _checksum(record, number)), ENTRY).tobytes())
-                if (number + 1) % ROWS_BETWEEN_LOOKS == 0:
-                    _check_room(folder, size * (len(source) - number - 1) // (number + 1))
+                if (number + 1) % ROWS_PER_CHECK == 0:
+                    _check_space(folder, size * (len(source) - number - 1) // (number + 1))
                 on_rows(1)
         finally:
             if hasattr(records, "close"):
@@ -241,8 +245,8 @@ def _append(
             os.fsync(file.fileno())
 
 
-def _continued(out: Any, index: Any) -> tuple[int, int]:
-    """Cuts off what is not whole at the ends of both files: (rows, bytes of their records) that are there."""
+def _truncate_to_whole_rows(out: IO[bytes], index: IO[bytes]) -> tuple[int, int]:
+    """Cuts both files to the rows that both hold whole; (rows, bytes of their records)."""
     entries = np.fromfile(index.name, ENTRY)
     entries = entries[entries["end"] <= os.path.getsize(out.name)]
     size = int(entries["end"][-1]) if len(entries) else 0
@@ -251,27 +255,19 @@ def _continued(out: Any, index: Any) -> tuple[int, int]:
     return len(entries), size
 
 
-def _check_room(folder: Path, wanted: int) -> None:
-    """Before the disk is full, which would hurt others too."""
+def _check_space(folder: Path, needed: int) -> None:
+    """Raises before the disk is full, which would harm other programs too."""
     free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise OSError(errno.ENOSPC, f"about {wanted / 1e9:.1f} GB more are needed, {free / 1e9:.1f} GB are free")
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"about {needed / 1e9:.1f} GB more are needed, {free / 1e9:.1f} GB are free")
 
 
 def _checksum(record: bytes, number: int) -> int:
-    return zlib.crc32(record, number + 1)  # that of another row's record is another
+    return zlib.crc32(record, number + 1)  # the same record has another checksum in another row
 
 
-def _whole(folder: Path, rows: int) -> bool:
+def _is_whole(folder: Path, rows: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
         index = np.memmap(folder / INDEX, ENTRY, "r")
         return len(index) == rows and os.path.getsize(folder / ROWS) == int(index["end"][-1])
     return False
-
-
-@contextlib.contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """One process of this machine at a time; the lock of one that is killed is free again."""
-    with target.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

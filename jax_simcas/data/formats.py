@@ -1,6 +1,7 @@
 """From `config.data.source` to rows: files of a folder, the datasets library, tensorflow-datasets.
 
 jsonl                   `{split}.jsonl` or `{split}.jsonl.gz` in `data_dir`
+csv                     `{split}.csv` or `{split}.csv.gz` in `data_dir`; the first line names the fields
 parquet                 `{split}.parquet` or `{split}-*.parquet` in `data_dir`
 datasets:NAME[:CONFIG]  a folder (`save_to_disk`, or of data files) or an id on the hub
 tfds:NAME[/CONFIG]      a set of tensorflow-datasets, prepared in `data_dir` as array_record
@@ -18,40 +19,43 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import Fields, JsonlSource, Source, Store, stat_key
+from jax_simcas.data.rows import Fields, RowSource, Store, StoredRows, stat_key
+from jax_simcas.data.text_files import CsvSource, JsonlSource
 
 FILES = {
     "jsonl": (".jsonl", ".jsonl.gz"),
+    "csv": (".csv", ".csv.gz"),
     "parquet": (".parquet",),
     "chunked": (".jsonl", ".jsonl.gz", ".parquet"),
 }
+TITLES = {"jsonl": "JSON lines", "csv": "CSV", "parquet": "Parquet"}
 # The authors' preprocessed sets: chunks of token ids, the text that they were cut from, one target or several answers.
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
-HUB_SECONDS = 10  # until the hub counts as out of reach
+HUB_SECONDS = 10  # after which the hub counts as unreachable
 REASON = 300  # characters of a library's own message
 
 
-def check(source: str) -> None:
+def check_source(source: str) -> None:
     """Raises ValueError for what `open_rows` cannot open."""
     kind, _, name = source.partition(":")
     if kind not in (("chunked", "datasets", "tfds") if name else FILES):
         raise ValueError(
-            f"source={source!r}: expected one of jsonl, parquet, chunked, datasets:NAME, chunked:NAME, tfds:NAME, "
-            "embedded"
+            f"source={source!r}: expected one of jsonl, csv, parquet, chunked, datasets:NAME, chunked:NAME, tfds:NAME, "
+            "embedded (the folder of jsonl, csv and parquet files is data_dir)"
         )
     if kind == "tfds" and not TFDS_NAME.fullmatch(name):
         raise ValueError(f"source={source!r}: expected tfds:NAME[/CONFIG][:VERSION] of tensorflow-datasets' own sets")
 
 
-def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Path) -> Source:
+def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Path) -> RowSource:
     """The rows of a split, by random access.
 
     Raises:
@@ -61,42 +65,49 @@ def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Pat
     if kind == "chunked":
         fields = dataclasses.replace(fields, **CHUNKED)
     if not name:
-        return _files(FILES[kind], data_dir, split, fields, cache)
+        return _open_files(_find_files(kind, data_dir, split), fields, cache)
     table = _tfds(name, data_dir, split) if kind == "tfds" else _datasets(source, name, split, cache)
-    return Source(table, fields, cache)
+    return StoredRows(table, fields, cache)
 
 
-def _files(suffixes: Sequence[str], data_dir: str, split: str, fields: Fields, cache: Path) -> Source:
+def _find_files(kind: str, data_dir: str, split: str) -> list[Path]:
+    """The split's file in `data_dir`, or its Parquet shards."""
     folder = Path(data_dir)
     if not data_dir:
         raise UserError("config.data.data_dir is empty: pass --config.data.data_dir=FOLDER with the files")
     if not folder.is_dir():
         raise UserError(f"config.data.data_dir={data_dir}: no such folder")
-    names = [f"{split}{suffix}" for suffix in suffixes]
-    for name in names:
-        if (folder / name).is_file():
-            return _file([folder / name], fields, cache)
-    shards = sorted(folder.glob(f"{split}-*.parquet")) if ".parquet" in suffixes else []
-    if shards:
-        return _file(shards, fields, cache)
+    found = _files_of(kind, folder, split)
+    if found:
+        return found
+    names = " or ".join(f"{split}{suffix}" for suffix in FILES[kind])
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-    hint = "" if ".parquet" in suffixes or ".parquet" not in there else " (config.data.source=parquet reads Parquet)"
-    raise UserError(f"{folder}: no {' or '.join(names)} for the split {split!r}; there is {there}{hint}")
+    fitting = [other for other in TITLES if _files_of(other, folder, split)]
+    hint = f" (config.data.source={fitting[0]} reads {TITLES[fitting[0]]})" if fitting else ""
+    raise UserError(f"{folder}: no {names} for the split {split!r}; there is {there}{hint}")
 
 
-def _file(paths: list[Path], fields: Fields, cache: Path) -> Source:
+def _files_of(kind: str, folder: Path, split: str) -> list[Path]:
+    for suffix in FILES[kind]:
+        if (folder / f"{split}{suffix}").is_file():
+            return [folder / f"{split}{suffix}"]
+    return sorted(folder.glob(f"{split}-*.parquet")) if ".parquet" in FILES[kind] else []
+
+
+def _open_files(paths: list[Path], fields: Fields, cache: Path) -> RowSource:
     if paths[0].suffix != ".parquet":
-        return JsonlSource(paths[0], fields, cache)
+        kind = CsvSource if ".csv" in paths[0].suffixes[-2:] else JsonlSource
+        return kind(paths[0], fields, cache)
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     datasets = _library("datasets", "Parquet")
-    with _explained(name, "is it a whole Parquet file?"):
+    with _one_line(name, "is it a whole Parquet file?"):
         # Row groups are unpacked once, into Arrow files that are mapped into memory.
         table = datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache / "parquet"))
-    return Source(Table(name, table, stat_key(paths)), fields, cache)
+    return StoredRows(Table(name, table, stat_key(paths)), fields, cache)
 
 
 class Table(Store):
-    """Records by row number, counted from 0, out of anything with random access."""
+    """The records of anything with random access, numbered from 0."""
 
     unit = "row"
 
@@ -108,7 +119,7 @@ class Table(Store):
             yield number, number, self.read(number, number)
 
     def read(self, number: int, place: int) -> Any:
-        with _explained(self.where(number), "the stored row cannot be read"):
+        with _one_line(self.where(number), "the stored row cannot be read"):
             return _plain(self._records[place], self.where(number))
 
     def where(self, number: int) -> str:
@@ -116,7 +127,7 @@ class Table(Store):
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value as JSON would have it: tensorflow-datasets gives bytes and arrays."""
+    """The value with JSON's types: tensorflow-datasets gives bytes and arrays."""
     if isinstance(value, dict):
         return {name: _plain(inner, where) for name, inner in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -137,7 +148,7 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Table:
     folder = Path(name).expanduser()
     if folder.is_dir():
         saved = [file for file in ("dataset_dict.json", "state.json") if (folder / file).is_file()]
-        with _explained(f"{folder} split {split!r}", "check config.data.source and the split's name"):
+        with _one_line(f"{folder} split {split!r}", "check config.data.source and the split's name"):
             if saved:
                 table = datasets.load_from_disk(str(folder))
                 table = table if saved == ["state.json"] else _named_split(table, split)
@@ -158,14 +169,14 @@ def _named_split(table: Any, split: str) -> Any:
 
 
 def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
-    """From the hub, or out of the library's cache where the hub cannot be reached: without minutes of retries."""
+    """From the hub, or from the library's cache where the hub cannot be reached, without minutes of retries."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
     name, _, config = name.partition(":")
     unreached = ""
-    with _explained(f"config.data.source={source}", "expected a folder or an id of the hub"):
+    with _one_line(f"config.data.source={source}", "expected a folder or an id of the hub"):
         validate_repo_id(name)
     try:
         HfApi().dataset_info(name, timeout=HUB_SECONDS)
@@ -174,7 +185,7 @@ def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
             f"config.data.source={source}: no folder here, and the hub refuses {name} ({_reason(error)}); "
             "check the id, or log in with `hf auth login` if it is gated"
         ) from None
-    except Exception as error:  # no network, a proxy that says no, HF_HUB_OFFLINE
+    except Exception as error:  # no network, a proxy that refuses, HF_HUB_OFFLINE
         unreached = _reason(error)
     remedy = "check the configuration's and the split's name"
     if unreached:
@@ -184,8 +195,8 @@ def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
         )
     offline = datasets.config.HF_HUB_OFFLINE
     try:
-        datasets.config.HF_HUB_OFFLINE = offline or bool(unreached)  # the cache alone is asked
-        with _explained(f"config.data.source={source} split {split!r}", remedy):
+        datasets.config.HF_HUB_OFFLINE = offline or bool(unreached)  # look in the cache alone
+        with _one_line(f"config.data.source={source} split {split!r}", remedy):
             return datasets.load_dataset(name, config or None, split=split)
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
@@ -204,12 +215,12 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
         "check the name and config.data.data_dir; a set in another file format is prepared again, into another folder, "
         "with file_format='array_record'"
     )
-    with _explained(f"config.data.source=tfds:{name}", remedy):
+    with _one_line(f"config.data.source=tfds:{name}", remedy):
         builder = tfds.builder(name, file_format="array_record", **where)
     folder = Path(builder.data_path)
     if not builder.is_prepared():
         raise UserError(f"config.data.source=tfds:{name}: not prepared in {folder}; {prepare}")
-    with _explained(f"config.data.source=tfds:{name} split {split!r}", prepare):
+    with _one_line(f"config.data.source=tfds:{name} split {split!r}", prepare):
         records = builder.as_data_source(split)
         key = _digest(split, stat_key(sorted(path for path in folder.iterdir() if path.is_file())))
     return Table(f"tfds:{name} {split}", records, key)
@@ -223,8 +234,8 @@ def _library(name: str, needed_by: str) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(what: str, remedy: str) -> Iterator[None]:
-    """Whatever a library raises becomes one line: what failed, the library's reason, the remedy."""
+def _one_line(what: str, remedy: str) -> Iterator[None]:
+    """Turns any error of a library into one line: what failed, the library's reason, the remedy."""
     try:
         yield
     except UserError:

@@ -1,41 +1,40 @@
-"""Rows out of any store of records: random access, never all in memory, every row checked before the first is used.
+"""Rows: what is read of a record, and random access by number with every row checked before the first is used.
 
-Here are rows, what is read of a record, and JSONL files; catalogue.py opens what `config.data.source` names.
+Files are in text_files.py; formats.py opens what `config.data.source` names.
 """
 
 from __future__ import annotations
 
 import abc
-import codecs
 import contextlib
-import gzip
 import hashlib
 import json
-import os
 import re
-import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.files import replacing
 
-READ_BYTES = 1 << 20
-NUMBERS_NAMED = 5  # of the rows that are left out
+ROWS_LISTED = 5  # of those that are left out
+FIELDS_LISTED = 20  # of a record that lacks one
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One document. `answers` are all references; `evidence` are [start, end) characters that matter.
+    """One document.
 
-    `query` and `context` (a second, shorter text, such as a plot summary) are there for templates to show.
-    `chunks` are token ids that were cut beforehand: the model reads them in place of the document.
+    id: names the row in errors and predictions; its line or row number unless the record has one.
+    answers: all references, where a record lists several; `summary` is the first.
+    query, context: shown by `input_template`; context is a second, shorter text such as a plot summary.
+    evidence: [start, end) characters of the document that matter.
+    chunks: token ids cut beforehand, which the model reads instead of the document.
     """
 
     id: str
@@ -65,10 +64,65 @@ class Fields:
     chunks: str = ""
 
 
-class Store(abc.ABC):
-    """Records by place, in the order of their numbers; cheap to send to worker processes.
+@runtime_checkable
+class RowSource(Protocol):
+    """The rows of a split by number.
 
-    name: what the user knows it as; unit: what its numbers count; key: changes when the content does.
+    fingerprint: identifies the content, for caches; None where nothing derived from the rows is worth keeping.
+    notes: warnings for the user.
+    """
+
+    @property
+    def fingerprint(self) -> str | None: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Row: ...
+
+
+class ListSource:
+    """Rows held in memory, as a RowSource."""
+
+    fingerprint = None
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+
+class First:
+    """The first `count` rows of a source."""
+
+    def __init__(self, source: RowSource, count: int) -> None:
+        self._source, self._count = source, min(count, len(source))
+        self.notes = source.notes
+        self.fingerprint = source.fingerprint and f"first {self._count} of {source.fingerprint}"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._count:
+            raise IndexError(f"row {index} of {self._count}")
+        return self._source[index]
+
+    def __repr__(self) -> str:
+        return f"First({self._source!r}, {self._count})"
+
+
+class Store(abc.ABC):
+    """Records in a file or library, in order; pickles to a few bytes for worker processes.
+
+    name: how the user knows it; unit: what its numbers count; key: changes with the content.
     """
 
     name: str
@@ -77,25 +131,26 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def places(self) -> Iterator[tuple[int, int, Any]]:
-        """(number, place, record) of every record."""
+        """(number, place, record) of every record; `place` is what `read` needs to find it."""
 
     @abc.abstractmethod
     def read(self, number: int, place: int) -> Any:
-        """The record there."""
+        """The record at `place`."""
 
     @abc.abstractmethod
     def where(self, number: int) -> str:
-        """How an error names a record."""
+        """How errors name a record."""
 
 
-class Source:
-    """The rows of a store by number; only where they lie is held in memory.
+class StoredRows:
+    """The rows of a store as a RowSource; only their places are held in memory.
 
-    What one pass over the rows found is kept in `cache`, by the store's key and the fields. Rows with an empty
-    document or summary are left out and told in `notes`; `fingerprint` stands for the content as the fields show it.
+    The first pass over the store checks every row and saves an index in `cache`, keyed by the store's key and the
+    fields. Rows with an empty document or summary are left out and listed in `notes`; `fingerprint` identifies the
+    content as the fields select it.
 
     Raises:
-      UserError: no rows; a record whose field is missing or of the wrong type: named by number and field.
+      UserError: no rows; a record whose field is missing or of the wrong type, named by number and field.
     """
 
     def __init__(self, store: Store, fields: Fields, cache: Path) -> None:
@@ -109,10 +164,10 @@ class Source:
         self.fingerprint = str(index.fingerprint)
         self.notes: tuple[str, ...] = ()
         if left_out:
-            named = ", ".join(map(str, left_out[:NUMBERS_NAMED])) + (", ..." if len(left_out) > NUMBERS_NAMED else "")
+            listed = ", ".join(map(str, left_out[:ROWS_LISTED])) + (", ..." if len(left_out) > ROWS_LISTED else "")
             self.notes = (
                 f"{store.name}: {len(left_out)} of {len(left_out) + len(self)} rows left out: "
-                f"empty document or summary ({store.unit} {named})",
+                f"empty document or summary ({store.unit} {listed})",
             )
 
     def __len__(self) -> int:
@@ -120,92 +175,14 @@ class Source:
 
     def __getitem__(self, index: int) -> Row:
         number, place = int(self._numbers[index]), int(self._places[index])
-        return row_of(self._store.read(number, place), self.fields, self._store.where(number), number)
+        return read_row(self._store.read(number, place), self.fields, self._store.where(number), number)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._store.name!r})"
 
 
-class JsonlSource(Source):
-    """The rows of a .jsonl or .jsonl.gz file; a .gz file is unpacked once into `cache`.
-
-    Raises:
-      UserError: missing, damaged or without rows; a line that is not UTF-8, not a JSON object, or whose
-        field is missing or of the wrong type: named by file, line and field.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
-        self.path = Path(path)
-        super().__init__(_Lines(self.path, cache), fields, cache)
-
-
-class _Lines(Store):
-    """A JSON object a line; places are byte offsets."""
-
-    unit = "line"
-
-    def __init__(self, path: Path, cache: Path) -> None:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        self.name, self._path = str(path), path
-        self.key = stat_key([path])
-        self._plain = unpacked(path, cache) if path.suffix == ".gz" else path
-
-    def places(self) -> Iterator[tuple[int, int, Any]]:
-        offset = 0
-        try:
-            with self._plain.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield number, offset, _record(line, self.where(number), number)
-                    offset += len(line)
-        except OSError as error:
-            raise UserError(f"{self._plain}: cannot be read ({error.strerror})") from None
-
-    def read(self, number: int, place: int) -> Any:
-        # A file of its own for every read: threads and processes share no position.
-        with self._plain.open("rb") as file:
-            file.seek(place)
-            return _record(file.readline(), self.where(number), number)
-
-    def where(self, number: int) -> str:
-        return f"{self._path}:{number}"
-
-
-def unpacked(path: Path, cache: Path) -> Path:
-    """The plain copy of a .gz file in `cache`; made once for each path, size and time of change.
-
-    Raises:
-      UserError: not gzip, truncated or damaged; a cache that cannot be written.
-    """
-    target = cache / "unpacked" / f"{stat_key([path])}.jsonl"
-    if target.exists():
-        return target
-    try:
-        with _replacing(target) as out:
-            _unpack(path, out)
-    except OSError as error:
-        raise UserError(
-            f"{target.parent}: cannot be written ({error.strerror or error}), but {path} has to be unpacked there"
-        ) from None
-    return target
-
-
-def _unpack(path: Path, out: IO[bytes]) -> None:
-    try:
-        with gzip.open(path, "rb") as source:
-            while block := source.read(READ_BYTES):
-                out.write(block)
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path}: not a gzip file ({error})") from None
-    except EOFError:
-        raise UserError(f"{path}: a truncated gzip file; fetch it again") from None
-    except zlib.error as error:
-        raise UserError(f"{path}: a damaged gzip file ({error}); fetch it again") from None
-
-
 class _Index(NamedTuple):
-    """One pass over a store: the rows' numbers and places, the numbers left out, and what the content is."""
+    """One pass over a store: numbers and places of the rows, numbers left out, and a hash of the content."""
 
     numbers: np.ndarray
     places: np.ndarray
@@ -214,12 +191,13 @@ class _Index(NamedTuple):
 
 
 def _index(store: Store, fields: Fields, cache: Path) -> _Index:
-    wanted = hashlib.sha256(f"2\0{store.key}\0{fields!r}".encode()).hexdigest()[:20]
-    target = cache / "indexes" / f"{wanted}.npz"
+    key = hashlib.sha256(f"2\0{store.key}\0{fields!r}".encode()).hexdigest()[:20]
+    target = cache / "indexes" / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(target) as stored:
         return _Index(*(stored[name] for name in _Index._fields))
     index = _scan(store, fields)
-    with contextlib.suppress(OSError), _replacing(target) as out:  # without a cache it is made each time
+    # Without a writable cache, every opening scans again.
+    with contextlib.suppress(OSError), replacing(target) as temporary, temporary.open("wb") as out:
         np.savez(out, **index._asdict())
     return index
 
@@ -228,168 +206,153 @@ def _scan(store: Store, fields: Fields) -> _Index:
     numbers, places, left_out = [], [], []
     digest = hashlib.sha256(repr(fields).encode())
     for number, place, record in store.places():
-        row = row_of(record, fields, store.where(number), number)
+        row = read_row(record, fields, store.where(number), number)
         if (row.chunks or row.document.strip()) and row.summary.strip():
             numbers.append(number)
             places.append(place)
             digest.update(repr(row).encode())
         else:
             left_out.append(number)
-    whole = lambda values: np.asarray(values, np.int64)
-    return _Index(whole(numbers), whole(places), whole(left_out), np.asarray(digest.hexdigest()))
+    integers = lambda values: np.asarray(values, np.int64)
+    return _Index(integers(numbers), integers(places), integers(left_out), np.asarray(digest.hexdigest()))
 
 
-def row_of(record: dict[str, Any], fields: Fields, where: str, number: int) -> Row:
-    """What the fields show of a record; `where` names it in errors, `number` is its id if it has none.
+def read_row(mapping: dict[str, Any], fields: Fields, where: str, number: int) -> Row:
+    """The row that `fields` select of a record.
+
+    Args:
+      where: names the record in errors.
+      number: its id if it has none.
 
     Raises:
       UserError: a field that is missing or of the wrong type.
     """
+    record = Record(mapping, fields, where)
+    try:
+        document = record.document()
+        summary, answers = record.references()
+        given_id = record.optional("id")
+        return Row(
+            id=_encodable(str(number if given_id is None else given_id)),
+            document=document,
+            summary=summary,
+            answers=answers,
+            query=record.text("query") if fields.query else None,
+            context=record.text("context") if fields.context else None,
+            evidence=None if fields.chunks else record.evidence(len(document)),
+            chunks=record.chunks() if fields.chunks else None,
+        )
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
 
-    def field(name: str, what: str) -> Any:
-        holder, key = _holder(record, name)
-        if key not in holder:
-            known = ", ".join(map(repr, holder)) or "none"
-            raise UserError(f"{where}: no field {name!r}; its fields are {known} (set config.data.fields.{what})")
-        return holder[key]
 
-    def optional(name: str) -> Any:
-        holder, key = _holder(record, name)
+@dataclass(frozen=True)
+class Record:
+    """A record's fields under the names that `Fields` gives them: `text("document")` reads `fields.document`.
+
+    Every method raises UserError for a field that is missing or of the wrong type, named by `where` and field.
+    """
+
+    mapping: dict[str, Any]
+    fields: Fields
+    where: str
+
+    def optional(self, role: str) -> Any:
+        """The value; None if the record lacks it."""
+        holder, key = self._find(role)
         return holder.get(key)
 
-    def text(name: str, what: str) -> str:
-        found = field(name, what)
-        if not isinstance(found, str):
-            given = type(found).__name__
-            raise UserError(f"{where}: field {name!r} is {given}, expected text (config.data.fields.{what})")
-        return _encodable(found)
-
-    def texts(name: str, what: str) -> tuple[str, ...]:
-        plain = [item["text"] if isinstance(item, dict) and "text" in item else item for item in field(name, what)]
-        if not all(isinstance(item, str) for item in plain):
-            raise UserError(f"{where}: field {name!r} is a list, expected texts in it (config.data.fields.{what})")
-        return tuple(map(_encodable, plain))
-
-    if fields.chunks and not fields.document:
-        document = ""
-    elif isinstance(optional(fields.document), list):
-        document = "\n".join(texts(fields.document, "document"))
-    else:
-        document = text(fields.document, "document")
-    answers: tuple[str, ...] = ()
-    if isinstance(optional(fields.summary), list):
-        answers = tuple(answer for answer in texts(fields.summary, "summary") if answer.strip())
-        summary = answers[0] if answers else ""
-    else:
-        summary = text(fields.summary, "summary")
-    name = optional(fields.id)
-    return Row(
-        id=_encodable(str(number if name is None else name)),
-        document=document,
-        summary=summary,
-        answers=answers,
-        query=text(fields.query, "query") if fields.query else None,
-        context=text(fields.context, "context") if fields.context else None,
-        evidence=None
-        if fields.chunks
-        else _evidence(optional(fields.evidence), len(document), f"{where}: field {fields.evidence!r}"),
-        chunks=_token_chunks(field(fields.chunks, "chunks"), f"{where}: field {fields.chunks!r}")
-        if fields.chunks
-        else None,
-    )
-
-
-def _holder(record: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The object that a field lies in, and its name there; a name with dots is tried as it is first."""
-    first, _, rest = name.partition(".")
-    if name not in record and rest and isinstance(record.get(first), dict):
-        return _holder(record[first], rest)
-    return record, name
-
-
-def _record(line: bytes, where: str, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads((line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        zipped = line.startswith(b"\x1f\x8b") and number == 1
-        hint = "it looks like gzip, which is named .jsonl.gz" if zipped else f"byte {error.start} of the line"
-        raise UserError(f"{where}: not UTF-8 ({hint})") from None
-    except RecursionError:
-        raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object")
-    return record
-
-
-def _evidence(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...] | None:
-    if spans is None:
-        return None
-    if not isinstance(spans, list):
-        raise UserError(f"{where} is {type(spans).__name__}, expected [[start, end], ...] in characters")
-    for span in spans:
-        pair = isinstance(span, list) and len(span) == 2 and all(type(x) is int for x in span)
-        if not pair or not 0 <= span[0] <= span[1] <= length:
+    def required(self, role: str) -> Any:
+        """The value, of any type."""
+        holder, key = self._find(role)
+        if key not in holder:
+            names = [repr(name) for name in holder]
+            listed = ", ".join(names[:FIELDS_LISTED]) + (", ..." if len(names) > FIELDS_LISTED else "")
             raise UserError(
-                f"{where} has {json.dumps(span)[:60]}, expected [start, end] in the document's {length} characters"
+                f"{self.where}: no field {getattr(self.fields, role)!r}; its fields are {listed or 'none'} "
+                f"(set config.data.fields.{role})"
             )
-    return tuple((start, end) for start, end in spans)
+        return holder[key]
 
+    def text(self, role: str) -> str:
+        """A text."""
+        value = self.required(role)
+        if not isinstance(value, str):
+            raise self.wrong(role, f"is {type(value).__name__}, expected text")
+        return _encodable(value)
 
-def _token_chunks(chunks: Any, where: str) -> tuple[tuple[int, ...], ...]:
-    given = type(chunks).__name__
-    if isinstance(chunks, list):
-        wrong = [c for c in chunks if not isinstance(c, list) or not all(type(token) is int for token in c)]
-        if not wrong:
-            return tuple(map(tuple, chunks))
-        given = f"a list with {repr(wrong[0])[:40]} in it"
-    raise UserError(f"{where} is {given}, expected a list of chunks, each a list of token ids")
+    def texts(self, role: str) -> tuple[str, ...]:
+        """A list of texts, or of objects with a `text`."""
+        texts = [item["text"] if isinstance(item, dict) and "text" in item else item for item in self.required(role)]
+        if not all(isinstance(text, str) for text in texts):
+            raise self.wrong(role, "is a list, expected texts in it")
+        return tuple(map(_encodable, texts))
+
+    def document(self) -> str:
+        """The document's text or joined lines; "" where ready-made chunks replace it."""
+        if self.fields.chunks and not self.fields.document:
+            return ""
+        if isinstance(self.optional("document"), list):
+            return "\n".join(self.texts("document"))
+        return self.text("document")
+
+    def references(self) -> tuple[str, tuple[str, ...]]:
+        """(summary, answers): the answers are the non-empty texts of a list, the summary its first."""
+        if not isinstance(self.optional("summary"), list):
+            return self.text("summary"), ()
+        answers = tuple(filter(str.strip, self.texts("summary")))
+        return next(iter(answers), ""), answers
+
+    def evidence(self, length: int) -> tuple[tuple[int, int], ...] | None:
+        """Spans of a document of `length` characters; None if the record has no such field."""
+        spans = self.optional("evidence")
+        if spans is None:
+            return None
+        if not isinstance(spans, list):
+            raise self.wrong("evidence", f"is {type(spans).__name__}, expected [[start, end], ...] in characters")
+        for span in spans:
+            pair = isinstance(span, list) and len(span) == 2 and all(type(x) is int for x in span)
+            if not pair or not 0 <= span[0] <= span[1] <= length:
+                expected = f"expected [start, end] in the document's {length} characters"
+                raise self.wrong("evidence", f"has {json.dumps(span, default=repr)[:60]}, {expected}")
+        return tuple((start, end) for start, end in spans)
+
+    def chunks(self) -> tuple[tuple[int, ...], ...]:
+        """Ready-made chunks: a list of lists of token ids."""
+        value = self.required("chunks")
+        given = type(value).__name__
+        if isinstance(value, list):
+            wrong = [c for c in value if not isinstance(c, list) or not all(type(token) is int for token in c)]
+            if not wrong:
+                return tuple(map(tuple, value))
+            given = f"a list with {repr(wrong[0])[:40]} in it"
+        raise self.wrong("chunks", f"is {given}, expected a list of chunks, each a list of token ids")
+
+    def wrong(self, role: str, problem: str) -> UserError:
+        """The error about a field."""
+        name = getattr(self.fields, role)
+        return UserError(f"{self.where}: field {name!r} {problem} (config.data.fields.{role})")
+
+    def _find(self, role: str) -> tuple[dict[str, Any], str]:
+        """The object that holds the field, and its key there; a name with dots is first tried as it is."""
+        holder, name = self.mapping, getattr(self.fields, role)
+        while name not in holder:
+            first, _, rest = name.partition(".")
+            if not rest or not isinstance(holder.get(first), dict):
+                break
+            holder, name = holder[first], rest
+        return holder, name
 
 
 def _encodable(text: str) -> str:
-    """JSON may escape half of a surrogate pair, which no UTF-8 has: U+FFFD instead, offsets stay."""
+    """JSON may escape half of a surrogate pair, which UTF-8 cannot hold: U+FFFD replaces it, offsets stay."""
     return SURROGATE.sub("\ufffd", text)
 
 
 def stat_key(paths: Iterable[Path]) -> str:
-    """Changes when one of the files does: by path, size and time of change."""
+    """A hash of the files' paths, sizes and modification times."""
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
         digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:20]
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[IO[bytes]]:
-    """A new file that becomes `target` when all went well; processes that do so at once do no harm."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            yield out
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-class First:
-    """The first `count` rows of a source; with a `fingerprint` if the source has one."""
-
-    def __init__(self, source: Any, count: int) -> None:
-        self._source, self._count = source, min(count, len(source))
-        whole = getattr(source, "fingerprint", None)
-        self.fingerprint = whole and f"first {self._count} of {whole}"
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Row:
-        if not 0 <= index < self._count:
-            raise IndexError(f"row {index} of {self._count}")
-        return self._source[index]
-
-    def __repr__(self) -> str:
-        return f"First({self._source!r}, {self._count})"

@@ -1,9 +1,10 @@
-"""The embedded task: generated documents whose answer lies far from their beginning, with known evidence.
+"""The synthetic task: generated documents whose answer lies far from their beginning, with known evidence.
 
-A document asks about one of a few topics in its first chunk and holds, strewn over all later chunks among
-filler words, one fact for every slot of every topic. The answer is the asked topic's values in the order of
-the slots: words of which the first chunk shows none. The asked topic's facts are the evidence; the
-other topics' facts look just the same.
+A document asks about one topic in its first chunk. Among filler words, its later chunks hold one fact for every slot
+of every topic. The answer is the asked topic's values in the order of the slots; none of these words is in the first
+chunk. The asked topic's facts are the evidence; the other topics' facts look just the same.
+
+Configs call it "embedded" (`data.source`, `data.embedded`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class EmbeddedConfig:
-    """Size of the embedded task. `words_per_chunk` should be the model's chunk_length - 2.
+class SyntheticConfig:
+    """Size of the synthetic task. `words_per_chunk` should be the model's chunk_length - 2.
 
-    ordered: facts do not say which slot they fill: the answer is the asked topic's values in the document's order, so
-      that a model has to know which chunk comes before which.
+    ordered: facts do not name their slot: the answer is the asked topic's values in the document's order, so a model
+      has to know the order of the chunks.
     """
 
     seed: int = 0
@@ -57,7 +58,7 @@ class EmbeddedConfig:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Every word that a document or an answer may hold."""
+        """All words of documents and answers."""
         topics, values = range(self.topics), range(self.values_per_slot)
         slots = range(1 if self.ordered else self.slots)
         return (
@@ -68,16 +69,19 @@ class EmbeddedConfig:
         )
 
 
-class EmbeddedSource:
-    """Row i of a split is a function of (seed, split, i) alone.
+class SyntheticSource:
+    """Row i of a split is a function of (seed, split, i) alone; cheap to make, so it has no fingerprint to cache by.
 
     Raises:
       UserError: a split other than train, validation and test.
     """
 
-    def __init__(self, split: str, config: EmbeddedConfig) -> None:
+    fingerprint = None
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, split: str, config: SyntheticConfig) -> None:
         if split not in SPLITS:
-            raise UserError(f"split {split!r}: the embedded task has {', '.join(SPLITS)}")
+            raise UserError(f"split {split!r}: the synthetic task has {', '.join(SPLITS)}")
         self._split, self._config = split, config
 
     def __len__(self) -> int:
@@ -110,4 +114,4 @@ class EmbeddedSource:
         )
 
     def __repr__(self) -> str:
-        return f"EmbeddedSource({self._split!r}, {self._config!r})"
+        return f"SyntheticSource({self._split!r}, {self._config!r})"

@@ -13,7 +13,7 @@ import numpy as np
 from jax_simcas.common import pairs
 from jax_simcas.common.sharding import batch_shardings, put, replicated
 from jax_simcas.data import batches
-from jax_simcas.data.batches import Features
+from jax_simcas.data.features import Features
 from jax_simcas.data.rows import Row
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll

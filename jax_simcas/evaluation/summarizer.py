@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_simcas.data import batches
+from jax_simcas.data.features import featurize
 from jax_simcas.data.rows import Row
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch
 
@@ -36,8 +37,8 @@ def summarize(predictor: Predictor, text: str, query: str | None, key: jax.Array
     """Summarises one document: summary, kept spans, counts and seconds per stage."""
     params, model, config = predictor.params, predictor.model, predictor.reading
     started = time.monotonic()
-    row = batches.arranged(Row(id="", document=text, summary="", query=query), config)
-    features = batches.featurize(row, predictor.tokenizer, config)
+    row = Row(id="", document=text, summary="", query=query)
+    features = featurize(row, predictor.tokenizer, config)
     batch = batches.pad_batch([features], config, predictor.tokenizer.pad_token_id)
     tokenized = time.monotonic()
     document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)

@@ -13,12 +13,15 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import Pretrained, completed, load
+from jax_simcas.checkpoints.hub import Pretrained, fill_missing_params, load
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import put, state_shardings
-from jax_simcas.data import batches, formats, synthetic
+from jax_simcas.data import formats, synthetic
 from jax_simcas.data import tokenizer as tokenizer_lib
+from jax_simcas.data.batches import PipelineConfig
+from jax_simcas.data.rows import RowSource
+from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
@@ -34,41 +37,27 @@ class Model(NamedTuple):
 
     settings: Settings
     params: Params
-    tokenizer: Any
+    tokenizer: TextTokenizer
     notes: tuple[str, ...]
 
 
-def open_source(settings: Settings, split: str, cache: Path) -> Any:
-    """The rows of `split`: random access, `Row`s."""
+def open_source(settings: Settings, split: str, cache: Path) -> RowSource:
+    """The rows of `split`."""
     data = settings.data
     if data.source == "embedded":
-        return synthetic.EmbeddedSource(split, data.embedded)
+        return synthetic.SyntheticSource(split, data.embedded)
     return formats.open_rows(data.source, data.data_dir, split, data.fields, cache)
 
 
-def pipeline_config(settings: Settings) -> batches.PipelineConfig:
+def pipeline_config(settings: Settings) -> PipelineConfig:
     """What turns rows into batches."""
-    data, simcas = settings.data, settings.simcas
-    return batches.PipelineConfig(
-        chunk_length=simcas.chunk_length,
-        max_input_len=simcas.max_input_len,
-        max_target_len=simcas.max_target_len,
-        chunking=simcas.chunking,
-        input_template=data.input_template,
-        batch_size=data.batch_size,
-        chunk_buckets=data.chunk_buckets,
-        target_buckets=data.target_buckets,
-        seed=settings.loop.seed,
-        workers=data.workers,
-        decoder_start=settings.bart.decoder_start_token_id,
-        parts_at=data.parts_at,
-        join_parts=data.join_parts,
-        draw_answer=data.draw_answer,
-        bucket_batches=data.bucket_batches,
-    )
+    names = {field.name for field in dataclasses.fields(PipelineConfig)}
+    shared = {name: value for name, value in (vars(settings.simcas) | vars(settings.data)).items() if name in names}
+    start = settings.bart.decoder_start_token_id
+    return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start)
 
 
-def make_tokenizer(settings: Settings, cache: Path) -> Any:
+def make_tokenizer(settings: Settings, cache: Path) -> TextTokenizer:
     """The tokenizer that the settings name; trains one on the training split if they name none."""
     data = settings.data
     if data.tokenizer:
@@ -76,14 +65,14 @@ def make_tokenizer(settings: Settings, cache: Path) -> Any:
     if data.source == "embedded":
         words = data.embedded.words
         folder = cache / "tokenizers" / f"words-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}"
-        return tokenizer_lib.cached(folder, lambda path: tokenizer_lib.word_level(words, path))
+        return tokenizer_lib.load_or_make(folder, lambda path: tokenizer_lib.word_level(words, path))
     source = open_source(settings, data.train_split, cache)
     if source[0].chunks is not None:
         raise UserError(
             f"{source!r} holds token ids: name the tokenizer that made them, --config.data.tokenizer=FOLDER-or-hub-id, "
             "or --config.pretrained (facebook/bart-base for the authors' sets)"
         )
-    return tokenizer_lib.trained_on(source, data.vocab_size, cache)
+    return tokenizer_lib.train_on_rows(source, data.vocab_size, cache)
 
 
 def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:
@@ -99,7 +88,7 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     notes: tuple[str, ...] = ()
     saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
     if settings.pretrained:
-        loaded = completed(load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position)
+        loaded = fill_missing_params(load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position)
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         rules = settings.model().sharding_rules
@@ -128,7 +117,7 @@ def with_rates(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
     return dataclasses.replace(pretrained, **rates)
 
 
-def check_vocabulary(tokenizer: Any, settings: Settings, where: str | os.PathLike[str]) -> None:
+def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | os.PathLike[str]) -> None:
     """Raises UserError when the tokenizer can give ids that the embedding has no row for."""
     rows = settings.bart.vocab_size
     if len(tokenizer) > rows:
@@ -178,7 +167,7 @@ def load_model(source: str, step: Any = "best") -> Model:
       UserError: no model, or what is there does not fit together.
     """
     default = Settings(pretrained=source)
-    loaded = completed(load_weights(source, step), source, jax.random.key(0))
+    loaded = fill_missing_params(load_weights(source, step), source, jax.random.key(0))
     if loaded.extra:
         default = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
     settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)

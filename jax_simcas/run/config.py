@@ -19,8 +19,9 @@ from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
+from jax_simcas.data.features import check_template
 from jax_simcas.data.rows import Fields
-from jax_simcas.data.synthetic import EmbeddedConfig
+from jax_simcas.data.synthetic import SyntheticConfig
 from jax_simcas.method.beam_search import GenerateConfig
 from jax_simcas.method.model import SimCAS
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
@@ -30,7 +31,8 @@ from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
 class DataConfig:
     """Where rows come from and how they become batches.
 
-    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "parquet" `{data_dir}/{split}.parquet`;
+    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "csv" `{data_dir}/{split}.csv[.gz]`,
+      "parquet" `{data_dir}/{split}.parquet`;
       "datasets:NAME[:CONFIG]" a folder or hub id of the datasets library; "tfds:NAME[/CONFIG]" what
       tensorflow-datasets prepared in `data_dir`; "chunked[:NAME]" files or datasets that are cut into chunks of
       token ids, as the authors publish them; "embedded" generates the embedded task.
@@ -55,7 +57,7 @@ class DataConfig:
     validation_split: str = "validation"
     train_rows: int = 0
     fields: Fields = field(default_factory=Fields)
-    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    embedded: SyntheticConfig = field(default_factory=SyntheticConfig)
     input_template: str = "{document}"
     parts_at: str = ""
     join_parts: str = "</s>"
@@ -71,10 +73,9 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if "{document}" not in self.input_template:
-            raise ValueError(f"input_template={self.input_template!r}: expected '{{document}}' in it")
+        check_template(self.input_template)
         if self.source != "embedded":
-            formats.check(self.source)
+            formats.check_source(self.source)
         if self.task not in ("summarization", "answers"):
             raise ValueError(f"task={self.task!r}: expected one of summarization, answers")
         if self.batch_size < 1:

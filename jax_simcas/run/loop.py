@@ -21,7 +21,7 @@ from jax_simcas.common.pairs import Pair, Totals, add_named, means
 from jax_simcas.common.progress import Progress
 from jax_simcas.common.sharding import replicated
 from jax_simcas.common.tables import plural
-from jax_simcas.data.batches import Features
+from jax_simcas.data.features import Features
 from jax_simcas.data.tokenizer import count_unknown
 from jax_simcas.method.document import Example
 from jax_simcas.method.steps import batch_loss, selector_step, transformer_step

@@ -19,7 +19,7 @@ from jax_simcas.common.sharding import state_shardings
 from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.batches import Features
+from jax_simcas.data.features import Features
 from jax_simcas.data.rows import First
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
@@ -99,7 +99,7 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
         check_same_run(settings, folder.local)
     training = open_source(settings, settings.data.train_split, cache)
     validation = open_source(settings, settings.data.validation_split, cache)
-    notify(*(f"warning: {note}" for rows in (training, validation) for note in getattr(rows, "notes", ())))
+    notify(*(f"warning: {note}" for rows in (training, validation) for note in rows.notes))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
     steps = settings.loop.steps
@@ -206,10 +206,10 @@ def token_caches(
     run: Run, config: batches.PipelineConfig
 ) -> tuple[cache_lib.TokenCache | None, cache_lib.TokenCache | None]:
     """The tokens of training's and validation's rows on disk, where that pays."""
-    if not (run.settings.data.cache and getattr(run.training, "fingerprint", None)):
+    if not (run.settings.data.cache and run.training.fingerprint):
         return None, None
     cached = None
-    if cache_lib.joined_anew(run.training, config):
+    if cache_lib.reshuffles_parts(run.training, config):
         notify("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
     else:
         passes = run.steps * config.batch_size * run.batches_per_step / len(run.training)

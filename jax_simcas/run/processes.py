@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
-from jax_simcas.data.batches import Features, as_example, widen
+from jax_simcas.data.batches import as_example, pad_to
+from jax_simcas.data.features import Features
 from jax_simcas.method.document import Example
 from jax_simcas.run import failures
 
@@ -37,7 +38,7 @@ class Job(NamedTuple):
         if jax.process_count() > 1:
             chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
         along = self.mesh.shape["chunk"]
-        batch = widen(batch, -(-int(chunks) // along) * along, int(target), pad)
+        batch = pad_to(batch, -(-int(chunks) // along) * along, int(target), pad)
         return put_batch(as_example(batch), self.mesh, self.places, self.batch_size)
 
 

@@ -11,8 +11,8 @@ import pytest
 from helpers import read_config
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data import rows as rows_lib
-from jax_simcas.data.rows import Fields, First, JsonlSource, Row
+from jax_simcas.data.rows import Fields, First, ListSource, Row
+from jax_simcas.data.text_files import JsonlSource
 
 ROWS = [
     {"id": "a", "document": "One. Two.", "summary": "One."},
@@ -106,13 +106,20 @@ def test_fields_within_fields(tmp_path):
             JsonlSource(write(tmp_path / "wrong.jsonl", [wrong]), fields, tmp_path)
 
 
-def test_the_pass_over_the_rows_is_kept_by_content(source, tmp_path, monkeypatch):
+def overwrite_in_secret(path):
+    """Other content of the same size and time."""
+    stat = path.stat()
+    path.write_bytes(b"\0" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_the_pass_over_the_rows_is_kept_by_content(source, tmp_path):
     again = lambda **fields: JsonlSource(source.path, Fields(**fields), tmp_path / "cache")
     before = sorted(path.name for path in (tmp_path / "cache").rglob("*"))
-    with monkeypatch.context() as patch:
-        patch.setattr(rows_lib, "_scan", None)
-        patch.setattr(rows_lib, "_unpack", None)
-        assert again().fingerprint == source.fingerprint
+    content = source.path.read_bytes()
+    overwrite_in_secret(source.path)
+    assert again().fingerprint == source.fingerprint  # the file was not read again
+    source.path.write_bytes(content)
     assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == before
     assert again(query="").fingerprint == source.fingerprint
     assert again(evidence="").fingerprint != source.fingerprint
@@ -142,7 +149,7 @@ def test_lines(tmp_path):
     assert source[2].document == "a\ufffd b" and source[2].evidence == ((3, 4),)
 
 
-def test_empty_rows_are_left_out_and_told(tmp_path):
+def test_empty_rows_are_left_out_and_noted(tmp_path):
     empty = [{"document": " \n", "summary": "s"}, {"document": "d", "summary": ""}, {"document": "d", "summary": [" "]}]
     path = write(tmp_path / "x.jsonl", [empty[0], ROWS[0], empty[1], ROWS[1], empty[2]])
     source = JsonlSource(path, Fields(), tmp_path)
@@ -225,3 +232,11 @@ def test_first(source):
     first = First(source, 2)
     assert [row.id for row in first] == ["a", "7"]
     assert len(First(source, 99)) == 3
+    assert first.fingerprint not in (None, source.fingerprint, First(source, 1).fingerprint)
+    assert First(ListSource([Row("1", "d", "s")]), 1).fingerprint is None
+
+
+def test_rows_in_memory():
+    rows = [Row("1", "d", "s"), Row("2", "e", "t")]
+    source = ListSource(rows)
+    assert list(source) == rows and len(source) == 2 and source.notes == ()

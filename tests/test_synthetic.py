@@ -1,4 +1,4 @@
-"""The embedded task: a function of its seed, answers that the first chunk cannot give, evidence that is right."""
+"""The synthetic task: a function of its seed, answers that the first chunk lacks, evidence that is right."""
 
 import pickle
 
@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.synthetic import SPLITS, EmbeddedConfig, EmbeddedSource
+from jax_simcas.data.synthetic import SPLITS, SyntheticConfig, SyntheticSource
 
 sizes = st.builds(
-    EmbeddedConfig,
+    SyntheticConfig,
     seed=st.integers(0, 1000),
     chunks=st.integers(2, 6),
     words_per_chunk=st.integers(12, 20),
@@ -23,8 +23,8 @@ sizes = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(config=sizes, split=st.sampled_from(SPLITS), index=st.integers(0, 400))
-def test_the_answer_is_what_the_evidence_says(config, split, index):
-    row = EmbeddedSource(split, config)[index]
+def test_the_evidence_holds_the_answer(config, split, index):
+    row = SyntheticSource(split, config)[index]
     words = row.document.split(" ")
     assert len(words) == config.chunks * config.words_per_chunk
     assert set(words) | set(row.summary.split()) <= set(config.words)
@@ -40,10 +40,10 @@ def test_the_answer_is_what_the_evidence_says(config, split, index):
     assert sum(word.startswith("fact-") for word in words) == config.topics * config.slots
 
 
-def test_ordered_facts_are_told_in_the_documents_order():
-    config = EmbeddedConfig(topics=2, slots=3, values_per_slot=5, ordered=True)
+def test_ordered_facts_come_in_the_documents_order():
+    config = SyntheticConfig(topics=2, slots=3, values_per_slot=5, ordered=True)
     for index in range(20):
-        row = EmbeddedSource("test", config)[index]
+        row = SyntheticSource("test", config)[index]
         words = row.document.split(" ")
         assert set(words) | set(row.summary.split()) <= set(config.words)
         (asked,) = (word.removeprefix("ask-") for word in words if word.startswith("ask-"))
@@ -53,20 +53,20 @@ def test_ordered_facts_are_told_in_the_documents_order():
 
 
 def test_a_row_depends_on_seed_split_and_number_only():
-    source = EmbeddedSource("train", EmbeddedConfig())
-    assert source[5] == pickle.loads(pickle.dumps(source))[5] == EmbeddedSource("train", EmbeddedConfig())[5]
+    source = SyntheticSource("train", SyntheticConfig())
+    assert source[5] == pickle.loads(pickle.dumps(source))[5] == SyntheticSource("train", SyntheticConfig())[5]
     others = [
         source[6],
-        EmbeddedSource("test", EmbeddedConfig())[5],
-        EmbeddedSource("train", EmbeddedConfig(seed=1))[5],
+        SyntheticSource("test", SyntheticConfig())[5],
+        SyntheticSource("train", SyntheticConfig(seed=1))[5],
     ]
     assert len({source[5].document, *(row.document for row in others)}) == 4
 
 
 def test_bad_settings_are_named():
     with pytest.raises(UserError, match="split 'dev'"):
-        EmbeddedSource("dev", EmbeddedConfig())
+        SyntheticSource("dev", SyntheticConfig())
     with pytest.raises(ValueError, match="topics x slots = 60 facts do not fit into 28 words"):
-        EmbeddedConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
+        SyntheticConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
     with pytest.raises(ValueError, match="fillers=0"):
-        EmbeddedConfig(fillers=0)
+        SyntheticConfig(fillers=0)

@@ -1,4 +1,4 @@
-"""Small data sets in every format, written here and read through the real libraries; and what breaks them."""
+"""Small data sets in every format, written here and read through the real libraries; and their errors."""
 
 import dataclasses
 import gzip
@@ -16,7 +16,7 @@ import pytest
 from helpers import CONFIGS, read_config
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data import formats, tokenizer
+from jax_simcas.data import formats, text_files, tokenizer
 from jax_simcas.data.batches import make_iterator
 from jax_simcas.data.formats import open_rows
 from jax_simcas.data.rows import Fields, Row
@@ -169,7 +169,8 @@ def test_travels_to_processes_and_is_scanned_once(write, tmp_path, cache, monkey
     sent = pickle.dumps(opened)
     assert len(sent) < 10_000
     assert rows(pickle.loads(sent)) == rows(opened)
-    monkeypatch.setattr("jax_simcas.data.rows._scan", None)
+    for store in (formats.Table, text_files.JsonlStore):
+        monkeypatch.setattr(store, "places", lambda self: pytest.fail("the rows were read again"))
     again = open_rows(source, str(folder), "train", FIELDS, cache)
     assert rows(again) == rows(opened) and again.fingerprint == opened.fingerprint
 
@@ -334,11 +335,11 @@ def test_no_code_is_run(tmp_path, cache):
         "tfds:",
         "datasets:",
         "datasets",
-        "csv",
+        "tsv",
         "",
     ):
         with pytest.raises(ValueError, match="expected"):
-            formats.check(source)
+            formats.check_source(source)
 
 
 def test_a_set_that_is_not_prepared(tmp_path, cache):
@@ -410,7 +411,7 @@ def test_configs_name_sources_that_can_be_opened(name):
     named = re.findall(r"--config\.data\.source=([^\s,]+)", doc)
     assert any(source.startswith("chunked:JW-X/") for source in named), CONFIGS / name
     for source in named:
-        formats.check(source)
+        formats.check_source(source)
 
 
 def test_chunked_from_disk_to_batches(tmp_path, cache):

@@ -1,0 +1,237 @@
+"""From a row to the features of one document: tokens in chunks, marked evidence, target ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.rows import Row
+from jax_simcas.data.tokenizer import Tokenizer, tokenize
+from jax_simcas.method.chunk import Chunks, chunk_at, chunk_sentences, chunk_tokens, most_chunks
+
+Features = dict[str, Any]
+# A sentence ends at . ! or ? (and closing quotes or brackets) before white space, at their full-width forms, or
+# at a line's end. An abbreviation's full stop counts too: one more place where a chunk may end does no harm.
+SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+(?=\s)|[。！？][”’」』）]*+|\n")
+TEMPLATE_FIELD = re.compile(r"\{(query|context)\}")
+TARGET_SPECIALS = 3  # decoder start, BOS, EOS
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """All that changes the features of a row; a cache of them is valid for one value of it.
+
+    chunk_length: tokens of a chunk, BOS and EOS included.
+    max_input_len: tokens of a document, its own BOS and EOS included.
+    max_target_len: tokens of a target, decoder start, BOS and EOS included.
+    chunking: "fixed" cuts at every chunk_length - 2 tokens, "sentences" at sentence ends.
+    input_template: what the encoder reads; `{document}`, and `{query}` and `{context}` of rows that have them.
+    decoder_start: token id that starts every target.
+    parts_at: separator of the parts of a document ("": one part), which `join_parts` replaces.
+    draw_answer: training takes a random one of a row's answers, not always the first.
+    """
+
+    chunk_length: int
+    max_input_len: int
+    max_target_len: int
+    chunking: str = "fixed"
+    input_template: str = "{document}"
+    decoder_start: int = 2
+    parts_at: str = ""
+    join_parts: str = "</s>"
+    draw_answer: bool = False
+
+    def __post_init__(self) -> None:
+        check_template(self.input_template)
+        if self.chunking not in ("fixed", "sentences"):
+            raise ValueError(f"chunking={self.chunking!r}: expected one of fixed, sentences")
+        for name, least in (("chunk_length", 3), ("max_input_len", 3), ("max_target_len", TARGET_SPECIALS)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def most_chunks(self) -> int:
+        """The most chunks that a document can have."""
+        return most_chunks(self.max_input_len - 2, self.chunk_length, sentences=self.chunking == "sentences")
+
+
+def check_template(template: str) -> None:
+    """Raises ValueError for an input template that does not have `{document}` exactly once."""
+    if template.count("{document}") != 1:
+        raise ValueError(f"input_template={template!r}: expected '{{document}}' in it, once")
+
+
+def shuffle_parts(row: Row, config: FeatureConfig, rng: np.random.Generator | None = None) -> Row:
+    """Joins the document's parts by `join_parts`, in random order if there is an `rng`.
+
+    Marked evidence is dropped, as parts move; ready-made chunks stay. Source: docs/method.md, "Published settings".
+    Deviation: evaluation keeps the order of the parts.
+    """
+    if not config.parts_at or row.chunks is not None:
+        return row
+    parts = row.document.split(config.parts_at)
+    order = range(len(parts)) if rng is None else rng.permutation(len(parts))
+    return dataclasses.replace(row, document=config.join_parts.join(parts[i] for i in order), evidence=None)
+
+
+def draw_answer(row: Row, config: FeatureConfig, rng: np.random.Generator | None = None) -> Row:
+    """The row with a random one of its answers as summary, if `draw_answer` is set and there is an `rng`."""
+    if not config.draw_answer or rng is None or not row.answers:
+        return row
+    return dataclasses.replace(row, summary=row.answers[rng.integers(len(row.answers))])
+
+
+def featurize(
+    row: Row, tokenizer: Tokenizer, config: FeatureConfig, rng: np.random.Generator | None = None
+) -> Features:
+    """One document as numpy arrays, not yet padded to a bucket. A row's ready-made chunks are taken as they are.
+
+    input_ids, token_mask [K, S]; token_offsets [K, S, 2], characters of the document, -1 elsewhere;
+    evidence_mask [K, S], tokens that overlap the row's evidence; target_ids [T]: decoder start, BOS, tokens,
+    EOS; cut_tokens, cut_target: number of tokens beyond the limits.
+
+    Args:
+      rng: training's random choices, see `shuffle_parts` and `draw_answer`; None for evaluation.
+
+    Raises:
+      UserError: an empty document; a template with a query that the row lacks; chunks of another length than the
+        model's, or that the tokenizer cannot have made.
+    """
+    row = draw_answer(shuffle_parts(row, config, rng), config, rng)
+    content = (_from_text if row.chunks is None else _from_chunks)(row, tokenizer, config)
+    target, cut_target = target_content(row.summary, tokenizer, config)
+    return {
+        "input_ids": content.chunks.input_ids,
+        "token_mask": content.chunks.token_mask,
+        "token_offsets": _per_token(content.chunks, content.offsets, -1),
+        "evidence_mask": _per_token(content.chunks, _overlaps(content.offsets, row.evidence or ()), False),
+        "has_evidence": row.evidence is not None,
+        "target_ids": target_ids(target, tokenizer, config),
+        "cut_tokens": content.cut,
+        "cut_target": cut_target,
+    }
+
+
+def target_content(text: str, tokenizer: Tokenizer, config: FeatureConfig) -> tuple[Int32[np.ndarray, " n"], int]:
+    """A target's tokens without specials, and how many the limit cuts."""
+    ids, room = tokenize(tokenizer, text).ids, config.max_target_len - TARGET_SPECIALS
+    return ids[:room], max(len(ids) - room, 0)
+
+
+def target_ids(content: Int[np.ndarray, " n"], tokenizer: Tokenizer, config: FeatureConfig) -> Int32[np.ndarray, " T"]:
+    """Decoder start, BOS, content, EOS."""
+    begin, end = (config.decoder_start, tokenizer.bos_token_id), (tokenizer.eos_token_id,)
+    return np.concatenate([begin, content, end]).astype(np.int32)
+
+
+class _Content(NamedTuple):
+    """Chunks; the document's characters [start, end) of each token, -1 where unknown; number of tokens cut."""
+
+    chunks: Chunks
+    offsets: Int[np.ndarray, "n 2"]
+    cut: int
+
+
+def _from_text(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Content:
+    if not row.document.strip():
+        raise UserError(f"row {row.id}: its document is empty")
+    before, after = _around_document(row, config.input_template)
+    text = before + row.document + after
+    tokenized = tokenize(tokenizer, text)
+    limit = config.max_input_len - 2
+    ids, offsets = tokenized.ids[:limit], tokenized.offsets[:limit]
+    special = special_ids(tokenizer)
+    if config.chunking == "sentences":
+        ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
+        # A sentence ends before the first token that starts at or after the character that follows it.
+        chunks = chunk_sentences(ids, np.searchsorted(offsets[:, 0], ends).tolist(), config.chunk_length, **special)
+    else:
+        chunks = chunk_tokens(ids, config.chunk_length, **special)
+    return _Content(chunks, _within(offsets - len(before), len(row.document)), len(tokenized.ids) - len(ids))
+
+
+def _around_document(row: Row, template: str) -> list[str]:
+    """What the template puts before and after the document, in one pass: braces in a query are text."""
+    texts = {"query": row.query, "context": row.context}
+    for name, value in texts.items():
+        if value is None and f"{{{name}}}" in template:
+            raise UserError(
+                f"row {row.id}: no {name}, which input_template={template!r} asks for; "
+                f"name its field in config.data.fields.{name}"
+            )
+    return [TEMPLATE_FIELD.sub(lambda match: texts[match[1]] or "", part) for part in template.split("{document}")]
+
+
+def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Content:
+    """Chunks `[BOS] content [PAD] [EOS]` of the model's length; the last, and so an only one, may be shorter.
+
+    Deviation: cut at max_input_len tokens of content, where the released code keeps max_input_len // S chunks.
+    """
+    special, length, ready = special_ids(tokenizer), config.chunk_length, row.chunks or ()
+    vocabulary = tokenizer.backend_tokenizer.get_vocab_size()
+    contents = []
+    for k, chunk in enumerate(ready):
+        where = f"row {row.id}: chunk {k} of its token ids (config.data.fields.chunks)"
+        _check_ready_chunk(chunk, length, k + 1 == len(ready), special, vocabulary, where)
+        ids = np.asarray(chunk[1:-1], np.int32)
+        contents.append(ids[ids != special["pad"]])
+    if not sum(map(len, contents)):
+        raise UserError(f"row {row.id}: its chunks (config.data.fields.chunks) have no token in them")
+    ids = np.concatenate(contents)
+    read = ids[: config.max_input_len - 2]
+    starts = np.cumsum([0, *map(len, contents[:-1])])
+    chunks = chunk_at(read, starts[starts < len(read)].tolist(), length, **special)
+    return _Content(chunks, np.full((len(read), 2), -1, np.int64), len(ids) - len(read))
+
+
+def _check_ready_chunk(
+    chunk: Sequence[int], length: int, last: bool, special: dict[str, int], vocabulary: int, where: str
+) -> None:
+    if len(chunk) > length or (len(chunk) < length and not last):
+        raise UserError(
+            f"{where} has {len(chunk)} tokens, expected {length}: config.simcas.chunk_length must be what the set "
+            "was cut at"
+        )
+    if len(chunk) < 2 or (chunk[0], chunk[-1]) != (special["bos"], special["eos"]):
+        raise UserError(
+            f"{where} is {chunk[:1]} ... {chunk[-1:]}, expected BOS {special['bos']} ... EOS {special['eos']}: "
+            "does the tokenizer belong to the set?"
+        )
+    content = chunk[1:-1]
+    if content and not 0 <= min(content) <= max(content) < vocabulary:
+        raise UserError(
+            f"{where} has {min(content)} to {max(content)}, but the tokenizer has {vocabulary} tokens: "
+            "does it belong to the set?"
+        )
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """BOS, EOS and PAD as keyword arguments of chunk.py's functions."""
+    return {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+
+
+def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 2"]:
+    """Offsets cut to [0, length]; -1 for tokens outside it."""
+    start, end = offsets[:, 0], offsets[:, 1]
+    empty = start == end  # a lone space: its offsets leave the space out
+    inside = np.where(empty, (start >= 0) & (end <= length), (end > 0) & (start < length))
+    return np.where(inside[:, None], offsets.clip(0, length), -1)
+
+
+def _overlaps(offsets: Int[np.ndarray, "n 2"], spans: Sequence[tuple[int, int]]) -> Bool[np.ndarray, " n"]:
+    out = np.zeros(len(offsets), bool)
+    for start, end in spans:
+        out |= (offsets[:, 0] < end) & (offsets[:, 1] > start) & (start < end)
+    return out
+
+
+def _per_token(chunks: Chunks, values: np.ndarray, fill: Any) -> np.ndarray:
+    padded = np.concatenate([values, np.full((1, *values.shape[1:]), fill, values.dtype)])
+    return padded[chunks.token_index]  # -1 takes the fill
