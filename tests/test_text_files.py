@@ -1,0 +1,166 @@
+"""JSONL and CSV files: quoting, line numbers, and one-line errors for whatever a file holds."""
+
+import csv
+import gzip
+import io
+import json
+import pickle
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.formats import open_rows
+from jax_simcas.data.rows import Fields, Row
+from jax_simcas.data.text_files import CsvSource, JsonlSource
+
+FIELDS = Fields(document="text", summary="short", id="")
+
+
+def written(rows, header=("text", "short")):
+    """As spreadsheets write it: CRLF between records."""
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([header, *rows])
+    return out.getvalue().encode()
+
+
+def rows_of(source):
+    return [(row.document, row.summary) for row in (source[i] for i in range(len(source)))]
+
+
+# CSV
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path, compress):
+    rows = [("a, b", "plain"), ('say "hi"\nand\r\ngo', "Grüße 😀"), ("last", "no line end")]
+    content = written(rows).removesuffix(b"\r\n")
+    (tmp_path / ("train.csv" + ".gz" * compress)).write_bytes(gzip.compress(content) if compress else content)
+    source = open_rows("csv", str(tmp_path), "train", FIELDS, tmp_path / "cache")
+    assert rows_of(source) == rows
+    assert [source[i].id for i in range(3)] == ["2", "3", "6"]  # the lines that they begin on
+    assert rows_of(pickle.loads(pickle.dumps(source))) == rows
+
+
+def test_other_columns_a_byte_order_mark_and_blank_lines(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"\xef\xbb\xbfname,text,short,asked\r\n\r\nn1,d,s,why\r\n")
+    fields = Fields("text", "short", query="asked", id="name")
+    assert CsvSource(path, fields, tmp_path)[0] == Row("n1", "d", "s", query="why")
+
+
+def test_long_cells(tmp_path):
+    text = "word " * 100_000
+    (tmp_path / "x.csv").write_bytes(written([(text, "s")]))
+    assert rows_of(CsvSource(tmp_path / "x.csv", FIELDS, tmp_path)) == [(text, "s")]
+
+
+def test_rows_with_empty_cells_are_left_out(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(written([("a", ""), ("b", "s"), (" ", "s")]))
+    source = CsvSource(path, FIELDS, tmp_path)
+    assert rows_of(source) == [("b", "s")]
+    assert source.notes == (f"{path}: 2 of 3 rows left out: empty document or summary (line 2, 4)",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"x\.csv: no rows in it; it is empty"),
+        (b"text,short\n", r"x\.csv: no rows in it; it is empty"),
+        (b"text,short\na,b\nonly one\n", r"x\.csv:3: 1 cells, but the header has 2: quote cells that hold commas"),
+        (b'text,short\na,b\n"c\nd,e\n', r"x\.csv:3: not CSV \(unexpected end of data\)"),
+        (b'text,short\n"a"b,c\n', r"x\.csv:2: not CSV"),
+        (b"text,short\na,b\nd,\xff\n", r"x\.csv:3: not UTF-8 \(byte 2 of the line\)"),
+        (b"text,text\na,b\n", r"x\.csv:1: the header names 'text' twice"),
+        (b"document;summary\na;b\n", r"x\.csv:2: no field 'text'; its fields are 'document;summary' \(set config"),
+        (gzip.compress(b"text,short\n"), r"x\.csv:1: not UTF-8 \(it looks like gzip: name it \.csv\.gz\)"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path, content, message):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        CsvSource(tmp_path / "x.csv", FIELDS, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=6))
+@settings(deadline=None, max_examples=60)
+def test_what_csv_writes_comes_back(rows):
+    """Whatever the cells hold, in the rows that have both."""
+    rows = [tuple(cell.encode("utf-8", "ignore").decode() for cell in row) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        path.write_bytes(written(rows))
+        kept = [row for row in rows if all(map(str.strip, row))]
+        try:
+            assert rows_of(CsvSource(path, FIELDS, Path(folder))) == kept
+        except UserError as error:
+            assert not kept and "no rows in it" in str(error)
+
+
+def test_a_source_that_does_not_fit_the_files_says_what_to_set(tmp_path):
+    (tmp_path / "train.csv").write_bytes(written([("a", "b")]))
+    with pytest.raises(UserError, match=r"there is train\.csv \(config\.data\.source=csv reads CSV\)"):
+        open_rows("jsonl", str(tmp_path), "train", FIELDS, tmp_path)
+    (tmp_path / "train.csv").rename(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"there is .*train\.jsonl \(config\.data\.source=jsonl reads JSON lines\)"):
+        open_rows("csv", str(tmp_path), "train", FIELDS, tmp_path)
+
+
+# Whatever a file holds: rows, or one line that names it
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from(["document", "summary", "id", "evidence", "ids", "query", "document.text", "x"])
+records = st.dictionaries(names, json_values | st.just([[0, 1]]) | st.just({"text": "a"}), max_size=6)
+fields = st.builds(
+    Fields,
+    document=st.sampled_from(["", "document", "document.text"]),
+    query=st.sampled_from(["", "query"]),
+    chunks=st.sampled_from(["", "ids"]),
+)
+
+
+def assert_rows_or_one_line(kind, content, fields):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file"
+        path.write_bytes(content)
+        try:
+            source = kind(path, fields, Path(folder) / "cache")
+            assert all(isinstance(source[i], Row) for i in range(len(source)))
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+
+
+@given(st.lists(records, max_size=4), fields)
+@settings(deadline=None, max_examples=150)
+def test_any_records_give_rows_or_one_line(records, fields):
+    assert_rows_or_one_line(JsonlSource, "\n".join(map(json.dumps, records)).encode(), fields)
+
+
+@given(st.lists(st.binary(max_size=20) | st.sampled_from([b"{", b'{"document": "', b"\\ud83d", b"[" * 50, b"\n"])))
+@settings(deadline=None, max_examples=150)
+def test_any_bytes_give_rows_or_one_line(parts):
+    for kind in (JsonlSource, CsvSource):
+        assert_rows_or_one_line(kind, b"".join(parts), FIELDS)
+
+
+@given(st.lists(st.sampled_from([b'"', b",", b"\r", b"\n", b"text", b"short", b" ", b"\0", b"\xff"]), max_size=30))
+@settings(deadline=None, max_examples=150)
+def test_any_csv_gives_rows_or_one_line(parts):
+    assert_rows_or_one_line(CsvSource, b"text,short\n" + b"".join(parts), FIELDS)
+
+
+@pytest.mark.parametrize("depth", [500, 900, 5_000])
+def test_deep_records_are_refused(depth):
+    for name in ("id", "document", "evidence", "other"):
+        record = f'{{"document": "d", "summary": "s", "{name}": {"[" * depth}{"]" * depth}}}'
+        assert_rows_or_one_line(JsonlSource, record.encode(), Fields())
