@@ -88,7 +88,9 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     notes: tuple[str, ...] = ()
     saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
     if settings.pretrained:
-        loaded = fill_missing_params(load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position)
+        loaded = fill_missing_params(
+            load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position
+        )
         settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         rules = settings.model().sharding_rules
