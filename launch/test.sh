@@ -13,7 +13,7 @@ case "${1:-}" in
     ;;
 esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-make_environment "test,torch,data"
+make_test_environment
 
 slow=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then

@@ -36,7 +36,7 @@ def place(tmp_path):
         subprocess.run([*git, *command], check=True)
     programs.mkdir()
     names = ["gcloud", "gcsfuse", "mountpoint", "nvidia-smi", "srun", "sbatch", "scontrol"]
-    for name, role in [("python3.11", "python"), *((name, name) for name in names)]:
+    for name, role in [("python3.13", "python"), *((name, name) for name in names)]:
         (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -SE "{STAND_IN}" {role} "$@"\n')
         (programs / name).chmod(0o755)
     (tmp_path / "home").mkdir()

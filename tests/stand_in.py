@@ -138,7 +138,7 @@ if name == "gcloud":
             print(arguments[2].replace("*", str(step)))
 elif name == "python" and arguments[:2] == ["-m", "venv"]:
     (Path(arguments[2]) / "bin").mkdir(parents=True)
-    shutil.copy(place / "bin" / "python3.11", Path(arguments[2]) / "bin" / "python")
+    shutil.copy(place / "bin" / "python3.13", Path(arguments[2]) / "bin" / "python")
 elif name == "python" and "jax_simcas.train" in arguments:
     record(home / "train.jsonl", os.environ.get("JAX_PLATFORMS"), os.environ.get("CUDA_VISIBLE_DEVICES"))
     count = len((home / "train.jsonl").read_text().splitlines())
