@@ -97,7 +97,7 @@ def test_a_row_is_what_tokenising_gives(source, words, tmp_path, chunking):
         assert cache.chunks[i] == len(expected["input_ids"])
         marked += expected["evidence_mask"].sum()
     assert marked > 20 and len(set(cache.chunks.tolist())) > 5
-    assert 2 * 23 * 23 < cache.size < 6_000  # two bytes a token
+    assert 2 * 23 * 23 < cache.size < 6_000  # two bytes per token
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_build_resumes_from_what_a_killed_run_left(source, words, made, tmp_pa
 
 @pytest.mark.parametrize("name", ["rows", "index"])
 @pytest.mark.parametrize("damage", ["delete", "truncate", "empty"])
-def test_a_cache_that_is_not_whole_is_made_anew(source, words, made, tmp_path, name, damage):
+def test_an_incomplete_cache_is_rebuilt(source, words, made, tmp_path, name, damage):
     folder = Path(shutil.copytree(made.folder.parent, tmp_path / "tokens"))
     path = folder / made.folder.name / name
     if damage == "delete":

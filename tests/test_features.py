@@ -217,7 +217,7 @@ def test_ready_made_chunks_that_do_not_fit(words, chunks, message):
 
 
 def test_context(words):
-    """One pass over the template: what a query says is not taken for a place in it."""
+    """The template is filled in one pass: braces in a query are text."""
     config = dataclasses.replace(CONFIG, input_template="{query} : {context} : {document}", max_input_len=60)
     row = Row("1", "w0 w1", "w3", query="{context} ask", context="w7 w8")
     features = featurize(row, words, config)

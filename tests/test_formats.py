@@ -257,7 +257,7 @@ def fails(source, folder, cache, message, split="train", fields=FIELDS):
 @pytest.mark.parametrize("write", WRITERS)
 def test_a_missing_split(write, tmp_path, cache):
     source, folder = write(tmp_path / "data", RECORDS)
-    if write is write_disk_of_one_split:  # is whatever the user says it is
+    if write is write_disk_of_one_split:  # a saved split has no name
         assert len(open_rows(source, str(folder), "valid", FIELDS, cache)) == 5
     else:
         fails(source, folder, cache, r"valid.*(train|there is)", split="valid")

@@ -4,7 +4,11 @@ import json
 import pickle
 import re
 import shutil
+import struct
+import sys
+import tempfile
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,8 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 from helpers import PARITY, parity_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from jax_simcas.backbones.bart.backbone import Bart
@@ -346,3 +352,89 @@ def test_without_network_the_local_copy_serves_or_the_error_is_one_line(folder, 
         load("someone/model")
     cached.append(True)
     assert load("someone/model").folder == folder
+
+
+# Written files
+
+
+def test_all_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").touch()
+    config, params = parity_model()
+    for layout in hub.LAYOUTS:
+        save(tmp_path / layout, config, params, layout, extra={}, copy=[PARITY / "README.md"])
+        modes = {path.stat().st_mode for path in (tmp_path / layout).iterdir()}
+        assert modes == {(tmp_path / "usual").stat().st_mode}, layout
+        assert len(list((tmp_path / layout).iterdir())) == 4
+
+
+def test_without_torch_the_released_layout_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="the released layout needs torch; install it, or choose hf"):
+        save(tmp_path / "new", *parity_model(), "released")
+    assert not (tmp_path / "new").exists()
+
+
+# Whatever a folder holds: a model, or one line that names the file
+
+json_values = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | st.text(max_size=5) | st.lists(st.none())
+CONFIG_FIELDS = sorted({*BartConfig().to_hf(), "model_type", "other"})
+tensors = st.dictionaries(
+    st.sampled_from(
+        ["model.shared.weight", "shared.weight", "lm_head.weight", "weight", "", ".", "a", "a.b", "model.a", "a/b"]
+    ),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "dtype": st.sampled_from(["F32", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "X", 3]),
+            "shape": st.lists(st.integers(0, 4), max_size=3) | st.just([-1]),
+            "data_offsets": st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted) | st.just([0]),
+        },
+    ),
+    max_size=3,
+)
+
+
+def assert_a_model_or_one_line(folder):
+    try:
+        load(folder)
+    except UserError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)
+
+
+@given(st.dictionaries(st.sampled_from(CONFIG_FIELDS), json_values, max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_any_config_gives_a_model_or_one_line(changes):
+    with tempfile.TemporaryDirectory() as folder:
+        config = json.loads((PARITY / "config.json").read_text())
+        Path(folder, "config.json").write_text(json.dumps(config | changes))
+        shutil.copy(PARITY / "model.safetensors", folder)
+        assert_a_model_or_one_line(Path(folder))
+
+
+@given(tensors | st.binary(max_size=60) | st.none(), st.binary(max_size=64), st.none() | st.integers(0, 2**64 - 1))
+@settings(deadline=None, max_examples=100)
+def test_any_safetensors_file_gives_a_model_or_one_line(header, data, length):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(PARITY / "config.json", folder)
+        header = header if isinstance(header, bytes) else json.dumps(header).encode()
+        size = struct.pack("<Q", len(header) if length is None else length)
+        Path(folder, "model.safetensors").write_bytes(size + header + data)
+        assert_a_model_or_one_line(Path(folder))
+
+
+@given(st.sampled_from(sorted(hub.WEIGHTS)), st.binary(max_size=80))
+@settings(deadline=None, max_examples=60)
+def test_any_bytes_give_a_model_or_one_line(name, content):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(PARITY / "config.json", folder)
+        Path(folder, name).write_bytes(content)
+        assert_a_model_or_one_line(Path(folder))
+
+
+@given(st.dictionaries(st.text(max_size=5), json_values, max_size=3) | json_values)
+@settings(deadline=None, max_examples=40)
+def test_any_index_gives_a_model_or_one_line(index):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(PARITY / "config.json", folder)
+        Path(folder, "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        assert_a_model_or_one_line(Path(folder))

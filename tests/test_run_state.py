@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trips, what is kept, and every way a checkpoint can be damaged."""
+"""Training checkpoints: exact round trips, which are kept, and every way they can be damaged."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_damaged_array_files_are_skipped(folder, damage, capfd):
 
 
 def test_flipped_bytes_in_arrays_are_found(tmp_path, capfd):
-    """Arrays too big to live in the index: the files where orbax restores a flipped byte without a word."""
+    """Arrays too big to live in the index: the files where orbax silently restores a flipped byte."""
     state = {"params": {"w": jax.random.normal(jax.random.key(0), (100, 100))}, "key": jax.random.key(0)}
     with Checkpointer(tmp_path) as checkpointer:
         for step in (1, 2):
@@ -290,7 +290,7 @@ def test_no_good_checkpoint_is_an_error_not_a_fresh_start(folder):
     assert steps_in(folder) == [1, 2]
 
 
-def test_unfinished_saves_are_named_and_are_no_checkpoints(tmp_path):
+def test_unfinished_saves_are_warned_of_and_are_no_checkpoints(tmp_path):
     left = tmp_path / "3.orbax-checkpoint-tmp"
     (left / "state").mkdir(parents=True)
     with Checkpointer(tmp_path) as checkpointer:
@@ -301,7 +301,7 @@ def test_unfinished_saves_are_named_and_are_no_checkpoints(tmp_path):
 
 
 def test_checkpoints_that_hold_a_data_position_still_restore(folder):
-    """As they did until training went on by the number of the batch."""
+    """Written before training resumed by batch number."""
     path = folder / "2" / "meta" / "metadata"
     body = json.loads(json.loads(path.read_text())["json"]) | {"data_processes": 1}
     text = json.dumps(body)
@@ -325,7 +325,7 @@ def test_damaged_step_is_written_again(folder):
     assert restored_step(folder) == (2, ())
 
 
-def test_going_back_lets_go_of_what_came_after(tmp_path):
+def test_going_back_deletes_later_steps(tmp_path):
     with Checkpointer(tmp_path, keep_latest=5) as checkpointer:
         for step in (10, 20, 30):
             checkpointer.save(step, make_state(step), {"loss": -step}, {})
@@ -345,7 +345,7 @@ def test_saving_a_step_twice(tmp_path):
             checkpointer.save(4, make_state(4), metrics, {})
         checkpointer.save(5, make_state(5), {"loss": 3.0}, {})
     with Checkpointer(tmp_path) as checkpointer:
-        assert checkpointer.best_step() == 4  # its metrics came later than its arrays
+        assert checkpointer.best_step() == 4  # its metrics were added later
         assert checkpointer.restore(make_state(0)).step == 5
         checkpointer.save(5, make_state(5), None, {})
         checkpointer.save(6, make_state(6), None, {})
@@ -364,17 +364,17 @@ def test_mismatches_are_listed(folder):
         "new (given nothing, expected int32[])": lambda state: state | {"new": state["step"]},
     }
 
-    def told(state):
+    def error_of(state):
         with Checkpointer(folder) as checkpointer, pytest.raises(UserError) as error:
             checkpointer.restore(state)
         return str(error.value)
 
     for line, change in changes.items():
-        message = told(change(make_state(0)))
+        message = error_of(change(make_state(0)))
         assert line in message and message.count("(given ") == 1
 
     everything = functools.reduce(lambda state, change: change(state), reversed(changes.values()), make_state(0))
-    message = told(everything)
+    message = error_of(everything)
     assert message.count("(given ") == 3 and "; 2 more; " in message
 
 
@@ -470,7 +470,7 @@ with Checkpointer(sys.argv[1]) as checkpointer:
 
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_a_really_full_disk(tmp_path, asynchronous):
-    """To the process's end: what orbax leaves to be logged there is not shown either."""
+    """Nothing on standard error up to the process's end, when orbax logs late."""
     command = [*with_disk(tmp_path, 10), sys.executable, "-c", FILL, str(tmp_path), str(int(asynchronous))]
     child = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     message, restored = child.stdout.splitlines()

@@ -23,7 +23,7 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.stacks import unstack_layers
 from jax_simcas.common import files, trees
-from jax_simcas.common.errors import UserError, first_of
+from jax_simcas.common.errors import UserError, first_line, first_of
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
 from jax_simcas.method.model import SimCAS, init_params
 from jax_simcas.method.select import init_selector
@@ -31,7 +31,7 @@ from jax_simcas.method.select import init_selector
 Params = Any
 StateDict = dict[str, np.ndarray]  # by PyTorch names
 Flat = dict[str, Any]  # by Flax paths, "model/shared/embedding"
-Rule = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
+Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
 
 SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
 HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
@@ -39,19 +39,19 @@ WEIGHTS = (SAFETENSORS, MSGPACK, HUB_BIN, RELEASED_BIN)
 EXTRA = "jax_simcas.json"
 HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
-CHUNK_POSITIONS = f"model/encoder/{NAME}/embedding"
+POSITION_TABLE = f"model/encoder/{NAME}/embedding"
 TORCH_SELECTOR = "model.encoder.agent."
 SHARED, LOGITS_BIAS = "model/shared/embedding", "final_logits_bias"
 TIED = re.compile(r"(^|\.)(lm_head|(encoder|decoder)\.embed_tokens)\.weight$")
-IGNORED = re.compile(r"(^|\.)((encoder|decoder)\.version|embed_positions\.position_ids)$")
+DROPPED = re.compile(r"(^|\.)((encoder|decoder)\.version|embed_positions\.position_ids)$")
 # (pattern, replacement, what becomes of the array); all that match are applied, in order.
-TO_FLAX: tuple[Rule, ...] = (
+TO_FLAX: tuple[Rename, ...] = (
     (f"^{re.escape(TORCH_SELECTOR)}", "selector.", None),
     (r"([^.]*norm[^.]*)\.weight$", r"\1.scale", None),
     (r"(^|\.)(shared|embed_positions|chunk_positions)\.weight$", r"\1\2.embedding", None),
     (r"\.weight$", ".kernel", np.transpose),
 )
-TO_TORCH: tuple[Rule, ...] = (
+TO_TORCH: tuple[Rename, ...] = (
     (r"^selector\.", TORCH_SELECTOR, None),
     (r"\.kernel$", ".weight", np.transpose),
     (r"\.(scale|embedding)$", ".weight", None),
@@ -77,7 +77,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     folder = find_folder(str(source))
     config = BartConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
     path, flat = _read_weights(folder)
-    _check_fit(flat, config, path)
+    _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
     if broken:
@@ -128,7 +128,7 @@ def find_folder(source: str) -> Path:
         patterns = [*texts, weights, *(["model-*.safetensors"] if weights.endswith("index.json") else [])]
         return Path(snapshot_download(source, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
     try:
         return Path(snapshot_download(source, local_files_only=True))
     except Exception:
@@ -140,30 +140,33 @@ def find_folder(source: str) -> Path:
 def expected_shapes(config: BartConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, selector included."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(Bart(config))))
-    return {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
+    return {name: leaf.shape for name, leaf in trees.by_path(tree).items()}
 
 
-def _check_fit(flat: Flat, config: BartConfig, where: Path) -> None:
+def _check_shapes(flat: Flat, config: BartConfig, where: Path) -> None:
     expected = expected_shapes(config)
     if not any(name.startswith("selector/") for name in flat):
         expected = {name: shape for name, shape in expected.items() if not name.startswith("selector/")}
-    if CHUNK_POSITIONS in flat:
-        expected[CHUNK_POSITIONS] = (*flat[CHUNK_POSITIONS].shape[:1], config.d_model)
+    if POSITION_TABLE in flat:
+        expected[POSITION_TABLE] = (*flat[POSITION_TABLE].shape[:1], config.d_model)
     missing = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
     unexpected = [f"unexpected {name}" for name in sorted(flat.keys() - expected.keys())]
-    wrong = []
-    for name in sorted(expected.keys() & flat.keys()):
-        value = flat[name]
-        if value.shape != expected[name]:
-            wrong.append(f"{name} has shape {list(value.shape)}, expected {list(expected[name])}")
-        elif not np.issubdtype(value.dtype, np.floating) and value.dtype.name != "bfloat16":
-            wrong.append(f"{name} is {value.dtype}, expected floating point")
+    both = sorted(expected.keys() & flat.keys())
+    wrong = [problem for name in both if (problem := _mismatch(name, flat[name], expected[name]))]
     problems = [first_of(kind) for kind in (missing, unexpected, wrong) if kind]
     if problems:
         rows = flat[SHARED].shape[:1] if SHARED in flat else ()
         if rows and rows[0] != config.vocab_size:
             problems.insert(0, f"a vocabulary of {rows[0]} tokens where config.json says {config.vocab_size}")
         raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")
+
+
+def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
+    """How the value differs from a floating-point array of that shape; "" if it does not."""
+    if value.shape != shape:
+        return f"{name} has shape {list(value.shape)}, expected {list(shape)}"
+    floating = np.issubdtype(value.dtype, np.floating) or value.dtype.name == "bfloat16"
+    return "" if floating else f"{name} is {value.dtype}, expected floating point"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -217,7 +220,7 @@ def _sharded(path: Path) -> StateDict:
 
 def _msgpack(path: Path) -> Flat:
     try:
-        flat = trees.flatten(serialization.msgpack_restore(path.read_bytes()))
+        flat = trees.by_path(serialization.msgpack_restore(path.read_bytes()))
     except Exception as error:  # msgpack raises many kinds on damage
         raise UserError(f"{path}: not a readable Flax msgpack file ({error or type(error).__name__})") from None
     if not all(isinstance(value, np.ndarray) for value in flat.values()):
@@ -238,8 +241,7 @@ def _torch(path: Path) -> StateDict:
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many kinds on damage
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not readable as weights only ({reason})") from None
+        raise UserError(f"{path}: not readable as weights only ({first_line(error)})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path}: not a dictionary of tensors")
     return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in weights.items()}
@@ -268,7 +270,7 @@ def flat_params(weights: StateDict, where: str | os.PathLike[str]) -> Flat:
 
 def _hub_names(weights: StateDict) -> StateDict:
     """Names as BartForConditionalGeneration has them."""
-    weights = {name: value for name, value in weights.items() if not IGNORED.search(name)}
+    weights = {name: value for name, value in weights.items() if not DROPPED.search(name)}
     inside = [name.startswith("model.") for name in weights]
     if inside and all(inside) and any("model.model." in name for name in weights):  # the released trainer's
         return {name.removeprefix("model."): value for name, value in weights.items()}
@@ -289,7 +291,7 @@ def _without_tied_copies(weights: StateDict, where: str | os.PathLike[str]) -> S
     return weights
 
 
-def _renamed(name: str, value: np.ndarray, rules: Iterable[Rule]) -> tuple[str, np.ndarray]:
+def _renamed(name: str, value: np.ndarray, rules: Iterable[Rename]) -> tuple[str, np.ndarray]:
     for pattern, replacement, transform in rules:
         name, matches = re.subn(pattern, replacement, name)
         if matches and transform is not None:
@@ -300,7 +302,7 @@ def _renamed(name: str, value: np.ndarray, rules: Iterable[Rule]) -> tuple[str, 
 def to_state_dict(params: Params) -> StateDict:
     """The Flax tree -> the hub's PyTorch names, without tied copies of the shared embedding."""
     out: StateDict = {}
-    for path, leaf in trees.flatten(params).items():
+    for path, leaf in trees.by_path(params).items():
         name, value = _renamed(path.replace("/", "."), np.asarray(leaf), TO_TORCH)
         out[name] = np.ascontiguousarray(value)
     return out

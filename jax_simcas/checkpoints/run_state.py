@@ -85,7 +85,7 @@ class Checkpointer:
         unfinished = [path for path in found if ".orbax-checkpoint-tmp" in path.name]
         self.warnings = tuple(f"{path}: skipped, its save never finished" for path in unfinished)
         self._best, self._mode, self._keep = best, mode, (keep_latest, keep_best)
-        self._ranks = {step: _rank(body, best, mode) for step, body in _readable(self.folder).items()}
+        self._costs = {step: _cost(body, best, mode) for step, body in _readable(self.folder).items()}
         self._ours: set[int] = set()  # saved or restored here: saving it again changes nothing
         self._superseded: set[int] = set()  # newer than what was restored: the next save deletes them
         self._pending: int | None = None
@@ -133,7 +133,7 @@ class Checkpointer:
                 self._manager.delete(step)
             self._superseded.discard(step)
             self._ours.add(step)
-            self._ranks[step] = _rank(body, self._best, self._mode)
+            self._costs[step] = _cost(body, self._best, self._mode)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._begun = step, started, time.monotonic() - started
 
@@ -169,7 +169,7 @@ class Checkpointer:
 
     def best_step(self) -> int | None:
         """The step with the best metric; None while no step has it."""
-        return next(iter(self._by_rank(set(self._manager.all_steps()) - self._superseded)), None)
+        return next(iter(self._by_cost(set(self._manager.all_steps()) - self._superseded)), None)
 
     def wait(self) -> None:
         """Waits until the current save is on disk.
@@ -211,12 +211,12 @@ class Checkpointer:
         """Orbax's preservation policy: which of these checkpoints, in the order they were written, to keep."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         current = [step for step in steps if step not in self._superseded]
-        kept = {*current[-self._keep[0] :], *self._by_rank(current)[: self._keep[1]]}
+        kept = {*current[-self._keep[0] :], *self._by_cost(current)[: self._keep[1]]}
         return [step in kept for step in steps]
 
-    def _by_rank(self, steps: Iterable[int]) -> list[int]:
-        known = (step for step in steps if self._ranks.get(step, math.inf) < math.inf)
-        return sorted(known, key=lambda step: (self._ranks[step], -step))
+    def _by_cost(self, steps: Iterable[int]) -> list[int]:
+        known = (step for step in steps if self._costs.get(step, math.inf) < math.inf)
+        return sorted(known, key=lambda step: (self._costs[step], -step))
 
     def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self._pending = step
@@ -224,7 +224,7 @@ class Checkpointer:
             body = _read_body(self.folder / str(step))
             if metrics and not body["metrics"]:
                 body["metrics"] = metrics
-                self._ranks[step] = _rank(body, self._best, self._mode)
+                self._costs[step] = _cost(body, self._best, self._mode)
                 new = self.folder / str(step) / "meta" / "metadata.new"
                 if jax.process_index() == 0:
                     new.write_text(json.dumps(_seal(body)))
@@ -240,7 +240,7 @@ class Checkpointer:
             if failed is None:
                 raise
             self._ours.discard(failed)
-            self._ranks.pop(failed, None)
+            self._costs.pop(failed, None)
             self._manager.reload()
             self._quiet.pop_all()  # for good: pending writes fail and log it until the process ends
             last = self.latest_step()
@@ -266,8 +266,8 @@ def load_params(
     if not steps:
         raise UserError(f"{root}: holds no checkpoint; give the folder that training wrote checkpoints to")
     if step == "best":
-        ranks = {found: _rank(body, *body["best"]) for found, body in _readable(root).items()}
-        steps.sort(key=lambda found: ranks.get(found, math.inf))
+        costs = {found: _cost(body, *body["best"]) for found, body in _readable(root).items()}
+        steps.sort(key=lambda found: costs.get(found, math.inf))
     elif step != "latest":
         steps = [step]
 
@@ -355,7 +355,7 @@ def _readable(root: epath.Path) -> dict[int, dict[str, Any]]:
     return bodies
 
 
-def _rank(body: dict[str, Any], best: str, mode: Mode) -> float:
+def _cost(body: dict[str, Any], best: str, mode: Mode) -> float:
     """The metric, negated where more is better; inf if unknown."""
     value = body["metrics"].get(best, math.nan)
     return math.inf if not math.isfinite(value) else value if mode == "min" else -value
@@ -378,7 +378,7 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
 
 def _flatten(state: Any) -> dict[str, Any]:
     """Path -> leaf; Python scalars as arrays."""
-    return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in trees.flatten(state).items()}
+    return {name: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for name, leaf in trees.by_path(state).items()}
 
 
 def _described(leaf: Any) -> str:
@@ -402,12 +402,12 @@ def _to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]
 
 
 def _check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any]) -> None:
-    given = {name: spec["is"] for name, spec in body["arrays"].items()}
+    stored = {name: spec["is"] for name, spec in body["arrays"].items()}
     expected = {name: _described(leaf) for name, leaf in target.items()}
     differing = [
-        f"{name} (given {given.get(name, 'nothing')}, expected {expected.get(name, 'nothing')})"
-        for name in sorted(given.keys() | expected.keys())
-        if given.get(name) != expected.get(name)
+        f"{name} (given {stored.get(name, 'nothing')}, expected {expected.get(name, 'nothing')})"
+        for name in sorted(stored.keys() | expected.keys())
+        if stored.get(name) != expected.get(name)
     ]
     if differing:
         raise UserError(

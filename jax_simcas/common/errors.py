@@ -9,3 +9,9 @@ def first_of(problems: list[str], limit: int = 3) -> str:
     """The first problems of many, and how many more there are: for one line that people read."""
     more = [f"{len(problems) - limit} more"] if len(problems) > limit else []
     return "; ".join(problems[:limit] + more)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error; its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

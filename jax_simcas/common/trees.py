@@ -12,7 +12,7 @@ def path_of(keys: tuple) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def by_path(tree: Any) -> dict[str, Any]:
     """Path -> leaf, for any registered tree.
 
     Raises:

@@ -98,8 +98,8 @@ def pad_to(batch: Features, chunks: int, target: int, pad: int) -> Features:
 
     def one(name: str, x: np.ndarray) -> np.ndarray:
         widths = {"input_ids": chunks, "token_mask": chunks, "chunk_mask": chunks, "evidence_mask": chunks}
-        wanted = widths.get(name, target if name in ("target_ids", "target_mask") else 0)
-        more = max(wanted - x.shape[1], 0) if wanted else 0
+        width = widths.get(name, target if name in ("target_ids", "target_mask") else 0)
+        more = max(width - x.shape[1], 0) if width else 0
         fill = pad if name.endswith("_ids") else False
         return np.pad(x, ((0, 0), (0, more), *((0, 0),) * (x.ndim - 2)), constant_values=fill) if more else x
 

@@ -2,7 +2,7 @@
 
 One folder per content of rows, tokenizer and settings that change tokens. `rows` holds one record per row, `index` its
 end, number of chunks and checksum. A folder gets its name when it is whole; an interrupted build resumes. What training
-draws anew in each epoch is left to reading: which of a row's answers (all are kept) and the order of a document's parts
+draws in each epoch is left to reading: which of a row's answers (all are kept) and the order of a document's parts
 (such sets are not cached).
 """
 
@@ -125,7 +125,7 @@ def token_cache(
 
 
 def reshuffles_parts(source: RowSource, config: FeatureConfig) -> bool:
-    """Whether training joins the parts of documents anew in each epoch, which no cache can hold."""
+    """Whether training joins the parts of documents in a new order each epoch, which no cache can hold."""
     return bool(config.parts_at) and source[0].chunks is None
 
 

@@ -29,7 +29,7 @@ class FeatureConfig:
     """All that changes the features of a row; a cache of them is valid for one value of it.
 
     chunk_length: tokens of a chunk, BOS and EOS included.
-    max_input_len: tokens of a document, its own BOS and EOS included.
+    max_input_len: tokens of a document, one BOS and EOS included.
     max_target_len: tokens of a target, decoder start, BOS and EOS included.
     chunking: "fixed" cuts at every chunk_length - 2 tokens, "sentences" at sentence ends.
     input_template: what the encoder reads; `{document}`, and `{query}` and `{context}` of rows that have them.

@@ -40,7 +40,7 @@ TITLES = {"jsonl": "JSON lines", "csv": "CSV", "parquet": "Parquet"}
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
 HUB_SECONDS = 10  # after which the hub counts as unreachable
-REASON = 300  # characters of a library's own message
+REASON = 300  # characters of a library's message
 
 
 def check_source(source: str) -> None:

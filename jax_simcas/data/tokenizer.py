@@ -16,7 +16,7 @@ import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.data.rows import RowSource
 
 # BART's, at BART's ids.
@@ -106,8 +106,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> TextTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
     except Exception as error:  # the libraries raise anything for a damaged file, even a bare Exception
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{name}: no tokenizer could be loaded ({reason}){_listing(name)}") from None
+        raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {type(tokenizer).__name__} is not a fast tokenizer; save it with tokenizer.json")
     # Without its files the library silently makes an empty tokenizer.
