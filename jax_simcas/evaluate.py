@@ -14,7 +14,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import First
 from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
 from jax_simcas.method.select import POLICIES
-from jax_simcas.run.build import Model, checkpoint_step, load_model, open_source, predictor
+from jax_simcas.run.build import Model, checkpoint_step, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config import apply_flag_overrides
 from jax_simcas.run.method_config import BUDGETED, policy_of
 from jax_simcas.run.processes import gather, guarded, is_main, join, local_mesh
@@ -36,6 +36,7 @@ def open_run(arguments: Any) -> Model:
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
+    apply_flag_overrides(read_settings(str(workdir)), arguments)  # what they refuse, before weights are read
     model = load_model(str(workdir), checkpoint_step(arguments.step))
     model = model._replace(settings=apply_flag_overrides(model.settings, arguments))
     for note in model.notes if is_main() else ():

@@ -1,19 +1,25 @@
-"""Summarises documents of any length: files, or standard input. Summaries go to standard output."""
+"""Summarises documents of any length: files, or standard input.
+
+Summaries go to standard output, one line per document in the order of the files; --json also names the file.
+exit codes: 0 summarised; 1 an error, or only empty summaries.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from jax_simcas.common import cli
+from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
-from jax_simcas.evaluation.summarizer import summarize
+from jax_simcas.common.tables import plural
+from jax_simcas.evaluation import highlight
+from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
+from jax_simcas.evaluation.summarizer import Summarizer, Summary
 from jax_simcas.method.select import POLICIES
-from jax_simcas.run.build import load_model, predictor
+from jax_simcas.run.build import load_model, predictor, read_settings
 from jax_simcas.run.config import OVERRIDING_FLAGS, apply_flag_overrides
 from jax_simcas.run.method_config import BUDGETED
 
@@ -25,67 +31,116 @@ EXAMPLES = """\
 """
 
 
+def shown(name: str) -> str:
+    """A file's name in messages."""
+    return "standard input" if name == "-" else name
+
+
 def read_document(name: str) -> str:
     """The text of a file, or of standard input for "-".
 
     Raises:
       UserError: missing, unreadable, not UTF-8, empty or only whitespace.
     """
-    shown = "standard input" if name == "-" else name
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise UserError(f"{shown}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{shown(name)}: cannot be read ({error.strerror})") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
+        raise UserError(f"{shown(name)}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
     if not text.strip():
-        raise UserError(f"{shown}: {'empty' if not text else 'only whitespace'}; there is nothing to summarise")
+        raise UserError(f"{shown(name)}: {'empty' if not text else 'only whitespace'}; there is nothing to summarise")
     return text
 
 
-def run(arguments: Any) -> int:
-    """The program after its flags are read. A bad file does not keep the others from being summarised."""
-    cli.prepare()
+def read_documents(names: list[str]) -> list[tuple[str, str]]:
+    """(name, text) of those that can be read; the others are reported.
+
+    Raises:
+      UserError: none of them can be read.
+    """
+    texts: list[tuple[str, str]] = []
+    for number, name in enumerate(names, 1):
+        try:
+            texts.append((name, read_document(name)))
+        except UserError as error:
+            if number == len(names) and not texts:
+                raise
+            cli.fail(str(error))
+    return texts
+
+
+def open_model(arguments: Any) -> Summarizer:
+    """The model with the flags applied, which are checked before its weights are read: that takes long.
+
+    Raises:
+      UserError: flags that the model's settings refuse; a query for a model without, or none for one with.
+    """
+    flags = OVERRIDING_FLAGS | {"policy": "simcas.policy"}
+    apply_flag_overrides(read_settings(arguments.model), arguments, flags)
     model = load_model(arguments.model, "best")
     for note in model.notes:
         print(note, file=sys.stderr)
-    settings = apply_flag_overrides(model.settings, arguments, OVERRIDING_FLAGS | {"policy": "simcas.policy"})
+    settings = apply_flag_overrides(model.settings, arguments, flags)
     wants_query = "{query}" in settings.data.input_template
     if wants_query and arguments.query is None:
         raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
     if arguments.query is not None and not wants_query:
         raise UserError(f"--query: --model={arguments.model} was trained without queries")
-    reader = predictor(model._replace(settings=settings))
-    files = arguments.files or ["-"]
-    if files == ["-"] and sys.stdin.isatty():
+    return Summarizer(predictor(model._replace(settings=settings)))
+
+
+def figures(summary: Summary) -> str:
+    """What was read and kept, and how long it took."""
+    read = f"{plural(summary.tokens, 'token')} in {plural(summary.chunks, 'chunk')}"
+    read += f", {summary.kept} of {plural(summary.candidates, 'candidate')} kept"
+    return f"{read}; " + ", ".join(f"{stage.replace('_', ' ')} {s:.2f} s" for stage, s in summary.seconds.items())
+
+
+def warnings(summary: Summary) -> Iterator[str]:
+    """What is lost of a document."""
+    if summary.cut_tokens:
+        whole = summary.tokens + summary.cut_tokens
+        yield f"{summary.tokens} of {plural(whole, 'token')} are read; --max-input-len={whole + 2} reads all"
+    if summary.unknown_tokens > MANY_UNKNOWN * summary.tokens:
+        yield unknown_line(summary.unknown_tokens / summary.tokens)
+    if not summary.summary:
+        yield "its summary is empty: the model ends it at once"
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read. A bad file does not keep the others from being summarised."""
+    cli.prepare()
+    if arguments.html:
+        files.make_folder(Path(arguments.html).parent, "--html")
+    names = arguments.files or ["-"]
+    if names == ["-"] and sys.stdin.isatty():
         print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
-    failed = 0
-    for number, name in enumerate(files, 1):
-        print(f"[{number}/{len(files)}] {name}", file=sys.stderr, flush=True)
+    texts = read_documents(names)
+    summarizer = open_model(arguments)
+    summaries: list[tuple[str, Summary]] = []
+    for number, (name, text) in enumerate(texts, 1):
+        print(f"[{number}/{len(texts)}] {shown(name)}", file=sys.stderr, flush=True)
         try:
-            out = summarize(reader, read_document(name), arguments.query, jax.random.key(arguments.seed))
+            summary = summarizer.summarize(text, arguments.query, arguments.seed)
         except UserError as error:
-            cli.fail(str(error))
-            failed += 1
+            cli.fail(f"{shown(name)}: {error}")
             continue
-        if out["cut_tokens"]:
-            print(
-                f"warning: {name}: cut to {settings.simcas.max_input_len} tokens, {out['cut_tokens']} left out; "
-                "raise --max-input-len to read more",
-                file=sys.stderr,
-            )
-        print(
-            f"{out['tokens']} tokens in {out['chunks']} chunks, {out['kept']} kept; "
-            + ", ".join(f"{stage.replace('_', ' ')} {s:.2f} s" for stage, s in out["seconds"].items()),
-            file=sys.stderr,
-        )
-        if arguments.json:
-            print(json.dumps({"file": name, **out}, ensure_ascii=False), flush=True)
-        else:
-            print(out["summary"], flush=True)
-    return cli.EXIT_ERROR if failed else 0
+        summaries.append((name, summary))
+        for warning in warnings(summary):
+            print(f"warning: {shown(name)}: {warning}", file=sys.stderr)
+        print(figures(summary), file=sys.stderr)
+        line = json.dumps({"file": name, **summary.record()}, ensure_ascii=False) if arguments.json else summary.summary
+        print(line, flush=True)
+    if arguments.html:
+        page = highlight.page([(shown(name), summary) for name, summary in summaries])
+        files.replace_file(Path(arguments.html), page.encode())
+        print(f"what was kept: {arguments.html}", file=sys.stderr)
+    if summaries and not any(summary.summary for _, summary in summaries):
+        return cli.fail("every summary is empty: train the model longer, or give --min-length")
+    return 0 if len(summaries) == len(names) else cli.EXIT_ERROR
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,7 +148,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text; - or nothing: standard input")
     parser.add_argument("--model", required=True, help="a workdir, a folder with pretrained weights, or a hub id")
     parser.add_argument("--query", help="for models trained with queries")
-    parser.add_argument("--json", action="store_true", help="a JSON object per document: summary, kept spans, seconds")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object per document: file, summary, kept spans, seconds"
+    )
+    parser.add_argument("--html", metavar="FILE", help="also write a page with what was kept of each document")
     parser.add_argument("--policy", choices=POLICIES, help="in place of the model's")
     parser.add_argument("--budget", type=cli.positive, help=f"candidates to keep, for {', '.join(BUDGETED)}")
     parser.add_argument("--capacity", type=cli.positive, help="most states that the decoder sees")

@@ -15,6 +15,7 @@ from jax_simcas.common.sharding import batch_shardings, put, replicated
 from jax_simcas.data import batches
 from jax_simcas.data.features import Features
 from jax_simcas.data.rows import Row
+from jax_simcas.data.tokenizer import count_unknown
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
 from jax_simcas.method.select import Policy
@@ -32,6 +33,7 @@ class Evaluated(NamedTuple):
     evidence: dict[str, pairs.Pair]  # (sum, count) pairs; empty without marked evidence
     cut_tokens: int  # beyond max_input_len, and so not read
     nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
+    unknown: tuple[int, int]  # (unknown, all) tokens read of the document
 
 
 class Predictions(NamedTuple):
@@ -81,22 +83,10 @@ def evaluate_documents(
     for batch in batches.make_iterator(source, predictor.tokenizer, config, training=False, places=places):
         key, draw = jax.random.split(key)
         predictions = predict_batch(predictor, batch, policy, draw)
-        real = np.flatnonzero(batch["row_mask"])
+        real = np.flatnonzero(batch["row_mask"]).tolist()
         for b in real:
             row = source[int(batch["row_index"][b])]
-            prediction = predictor.tokenizer.decode(predictions.sequence[b], skip_special_tokens=True).strip()
-            lead = metrics.lead(row.document, lead_words)
-            yield Evaluated(
-                int(batch["row_index"][b]),
-                row,
-                prediction,
-                score(prediction, row, task),
-                score(lead, row, task),
-                (int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
-                evidence_of(batch, predictions, int(b)),
-                int(batch["cut_tokens"][b]),
-                (float(predictions.nats[b]), int(predictions.tokens[b])),
-            )
+            yield score_row(predictor.tokenizer, row, batch, predictions, b, task=task, lead_words=lead_words)
         on_batch(len(real))
 
 
@@ -118,6 +108,25 @@ def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: ja
     generation = generate_batch(*selected, model=model, config=predictor.generate, capacity=capacity)
     nll = target_nll(*selected, target, model=model, capacity=capacity)
     return Predictions(*jax.device_get((generation.sequence, selection.action, selection.candidate_mask, *nll)))
+
+
+def score_row(
+    tokenizer: Any, row: Row, batch: Features, predictions: Predictions, b: int, *, task: str, lead_words: int
+) -> Evaluated:
+    """What came out for `row`, the b-th of a batch."""
+    prediction = tokenizer.decode(predictions.sequence[b], skip_special_tokens=True).strip()
+    return Evaluated(
+        number=int(batch["row_index"][b]),
+        row=row,
+        prediction=prediction,
+        scores=score(prediction, row, task),
+        lead=score(metrics.lead(row.document, lead_words), row, task),
+        kept=(int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
+        evidence=evidence_of(batch, predictions, b),
+        cut_tokens=int(batch["cut_tokens"][b]),
+        nll=(float(predictions.nats[b]), int(predictions.tokens[b])),
+        unknown=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
+    )
 
 
 def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, pairs.Pair]:
@@ -153,9 +162,12 @@ def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, task: str,
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
     kept = np.sum([row.kept for row in rows], axis=0)
+    unknown = np.sum([row.unknown for row in rows], axis=0)
     return {
         "documents": len(rows),
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),
+        "empty_predictions": sum(not row.prediction for row in rows),
+        "unknown_share": float(unknown[0] / max(unknown[1], 1)),
         "scores": _as_dicts(bootstrap.summarize_scores([row.scores for row in rows], seed)),
         "lead": _as_dicts(bootstrap.summarize_scores([row.lead for row in rows], seed)),
         "nll": bootstrap.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),

@@ -12,6 +12,7 @@ from jax_simcas.evaluation import bootstrap, metrics, paired_bootstrap
 from jax_simcas.evaluation.documents import Evaluated
 
 SCORES = "scores.json"
+MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -28,7 +29,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def write_predictions(path: Path, rows: list[Evaluated]) -> None:
-    """A JSON object per document, in order."""
+    """One JSON object per document, in order."""
     with path.open("w", encoding="utf-8") as file:
         for item in rows:
             record = {
@@ -42,6 +43,8 @@ def write_predictions(path: Path, rows: list[Evaluated]) -> None:
                 "kept": item.kept[0],
                 "candidates": item.kept[1],
                 "cut_tokens": item.cut_tokens,
+                "unknown_tokens": item.unknown[0],
+                "tokens": item.unknown[1],
                 "nll": item.nll,
                 "evidence": item.evidence or None,
             }
@@ -55,24 +58,39 @@ def write(folder: Path, rows: list[Evaluated], summary: dict[str, Any]) -> None:
 
 
 def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
-    """The table and what there is to know beside it."""
+    """The table, and what there is to know beside it."""
+    documents, words = summary["documents"], summary["lead_words"]
     yield table(summary)
     yield ""
-    kept = f"kept {100 * summary['kept_share']:.1f} % of the candidates ({summary['states']:.0f} a document)"
-    yield f"{summary['documents']} documents of {summary['split']}; {kept}"
-    yield f"the references take {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats a token (nll)"
-    if summary["evidence"]:
+    yield f"{tables.plural(documents, 'document')} of {summary['split']}; {kept_line(summary)}"
+    if empty := summary["empty_predictions"]:
+        nothing = "; the scores of an empty summary are 0" if empty < documents else ": the model ends each at once"
+        yield f"{empty} of {tables.plural(documents, 'summary is', 'summaries are')} empty{nothing}"
+    if summary["unknown_share"] > MANY_UNKNOWN:
+        yield unknown_line(summary["unknown_share"])
+    yield f"the references take {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token (nll)"
+    if summary["evidence"] and summary["kept_share"]:
         yield evidence_line({name: bootstrap.Score(**score) for name, score in summary["evidence"].items()})
     if "bertscore_limit" in summary:
         yield f"BERTScore reads at most {summary['bertscore_limit']} tokens of a text"
     if summary["documents_cut"]:
-        yield (
-            f"{summary['documents_cut']} documents were cut to {summary['max_input_len']} tokens; "
-            "--max-input-len reads more"
-        )
-    words = summary["lead_words"]
+        cut = tables.plural(documents, "document is", "documents are")
+        most = f"max_input_len={summary['max_input_len']}"
+        yield f"{summary['documents_cut']} of {cut} cut at {most}; --max-input-len reads more"
     yield f"lead: the first {words} words, as many as a reference has on average; {summary['seconds']} s"
     yield f"rows in {folder / paired_bootstrap.PREDICTIONS}, figures in {folder / SCORES}"
+
+
+def kept_line(summary: dict[str, Any]) -> str:
+    """What the decoder saw."""
+    if not summary["kept_share"]:
+        return "nothing was kept: the decoder saw the document state alone"
+    return f"kept {100 * summary['kept_share']:.1f} % of the candidates ({summary['states']:.0f} per document)"
+
+
+def unknown_line(share: float) -> str:
+    """What a share of unknown tokens means."""
+    return f"{100 * share:.0f} % of the documents' tokens are not in the tokenizer's vocabulary and read as unknown"
 
 
 def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:
@@ -80,6 +98,6 @@ def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:
     share = {name: f"{100 * score.mean:.1f} %" for name, score in evidence.items()}
     return (
         f"marked evidence: kept {share['evidence_kept']} of it (recall), {share['all_kept']} of all tokens; "
-        f"{share['evidence_precision']} of what was kept is evidence (precision); a token that matters is "
-        f"{tables.format_score(evidence['likelihood_ratio'], 2)} times as likely kept as one that does not"
+        f"{share['evidence_precision']} of what was kept is evidence (precision); an evidence token is "
+        f"{tables.format_score(evidence['likelihood_ratio'], 2)} times as likely to be kept as another"
     )

@@ -3,24 +3,126 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.tables import plural
 from jax_simcas.data import batches
-from jax_simcas.data.features import featurize
+from jax_simcas.data.features import Features, featurize, shuffle_parts
 from jax_simcas.data.rows import Row
+from jax_simcas.data.tokenizer import count_unknown
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch
+from jax_simcas.method.beam_search import Generation
+from jax_simcas.method.select import Selection
 
 
-def kept_spans(kept: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+class Tokens(NamedTuple):
+    """The n tokens that were read of a document, in order; the special tokens around chunks are left out."""
+
+    span: Int[np.ndarray, "n 2"]  # characters [start, end)
+    chunk: Int[np.ndarray, " n"]
+    keep_prob: Float[np.ndarray, " n"]
+    kept: Bool[np.ndarray, " n"]
+
+
+class Summary(NamedTuple):
+    """A document's summary, and what the decoder saw of the document."""
+
+    summary: str
+    document: str  # as it was read: `kept_spans` and `read` count its characters
+    score: float  # of the beam search: log-probability over a power of the length
+    tokens: int  # read, without special ones
+    unknown_tokens: int
+    cut_tokens: int  # beyond max_input_len, and so not read
+    chunks: int
+    candidates: int  # states that could be kept: those of the tokens, of a query, of the EOS of each chunk
+    kept: int  # of the candidates, what the decoder saw
+    kept_spans: list[list[int]]  # characters [start, end)
+    read: Tokens
+    seconds: dict[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """What `summarize --json` prints."""
+        left_out = ("document", "read")
+        return {name: value for name, value in self._asdict().items() if name not in left_out}
+
+
+class Summarizer(NamedTuple):
+    """A trained model that summarises text."""
+
+    predictor: Predictor
+
+    def summarize(self, text: str, query: str | None = None, seed: int = 0) -> Summary:
+        """Summarises one document of any length.
+
+        Args:
+          query: for models trained with queries.
+          seed: for policies that draw.
+
+        Raises:
+          UserError: an empty text; no query where the model needs one; a text whose every token is unknown.
+        """
+        predictor, started = self.predictor, time.monotonic()
+        row = Row(id="text", document=text, summary="", query=query)
+        features = featurize(row, predictor.tokenizer, predictor.reading)
+        unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
+        if tokens and unknown == tokens:
+            count = plural(tokens, "token")
+            raise UserError(f"this model cannot read the text: none of its {count} is in the tokenizer's vocabulary")
+        tokenized = time.monotonic()
+        selection, generation, selected = _predict(predictor, features, jax.random.key(seed))
+        generated = time.monotonic()
+        chunks = features["input_ids"].shape[0]
+        kept = np.asarray(selection.action[0])[:chunks]
+        summary = predictor.tokenizer.decode(np.asarray(generation.sequence[0]), skip_special_tokens=True).strip()
+        return Summary(
+            summary=summary,
+            document=shuffle_parts(row, predictor.reading).document,
+            score=float(generation.score[0]),
+            tokens=tokens,
+            unknown_tokens=unknown,
+            cut_tokens=int(features["cut_tokens"]),
+            chunks=chunks,
+            candidates=int(selection.candidate_mask.sum()),
+            kept=int(kept.sum()),
+            kept_spans=kept_spans(kept, features["token_offsets"]),
+            read=tokens_read(kept, np.asarray(selection.keep_prob[0])[:chunks], features["token_offsets"]),
+            seconds={
+                "tokenize": round(tokenized - started, 4),
+                "encode_and_select": round(selected - tokenized, 4),
+                "generate": round(generated - selected, 4),
+            },
+        )
+
+
+def _predict(predictor: Predictor, features: Features, key: jax.Array) -> tuple[Selection, Generation, float]:
+    """Selection and generation of a batch of one, and when the first was there."""
+    params, model = predictor.params, predictor.model
+    batch = batches.pad_batch([features], predictor.reading, predictor.tokenizer.pad_token_id)
+    document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
+    budget = jnp.full(1, model.budget or 0, jnp.int32)
+    hidden, selection = jax.block_until_ready(
+        select_batch(params, document, key, budget, model=model, policy=model.policy)
+    )
+    selected = time.monotonic()
+    capacity = capacity_for(selection, model.capacity)
+    generation = generate_batch(
+        params, hidden, document.chunk_mask, selection, model=model, config=predictor.generate, capacity=capacity
+    )
+    return selection, jax.block_until_ready(generation), selected
+
+
+def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]) -> list[list[int]]:
     """Character spans [start, end) of the document that kept tokens cover, neighbours joined.
 
     Args:
-      kept: [K, N] bool, positions 1..S-1 of every chunk.
-      offsets: [K, S, 2] character offsets of every token, -1 where it is not of the document.
+      kept: positions 1..S-1 of every chunk.
+      offsets: characters [start, end) of every token, -1 where it is not of the document.
     """
     rows = offsets[:, 1:][kept]
     spans: list[list[int]] = []
@@ -33,44 +135,11 @@ def kept_spans(kept: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     return spans
 
 
-def summarize(predictor: Predictor, text: str, query: str | None, key: jax.Array) -> dict[str, Any]:
-    """Summarises one document: summary, kept spans, counts and seconds per stage."""
-    params, model, config = predictor.params, predictor.model, predictor.reading
-    started = time.monotonic()
-    row = Row(id="", document=text, summary="", query=query)
-    features = featurize(row, predictor.tokenizer, config)
-    batch = batches.pad_batch([features], config, predictor.tokenizer.pad_token_id)
-    tokenized = time.monotonic()
-    document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
-    budget = jnp.full(1, model.budget or 0, jnp.int32)
-    hidden, selection = jax.block_until_ready(
-        select_batch(params, document, key, budget, model=model, policy=model.policy)
-    )
-    selected = time.monotonic()
-    generation = jax.block_until_ready(
-        generate_batch(
-            params,
-            hidden,
-            document.chunk_mask,
-            selection,
-            model=model,
-            config=predictor.generate,
-            capacity=capacity_for(selection, model.capacity),
-        )
-    )
-    generated = time.monotonic()
-    kept = np.asarray(selection.action[0])[: features["input_ids"].shape[0]]
-    return {
-        "summary": predictor.tokenizer.decode(np.asarray(generation.sequence[0]), skip_special_tokens=True).strip(),
-        "score": float(generation.score[0]),
-        "tokens": int(features["token_mask"].sum()),
-        "chunks": int(features["input_ids"].shape[0]),
-        "cut_tokens": int(features["cut_tokens"]),
-        "kept": int(kept.sum()),
-        "kept_spans": kept_spans(kept, features["token_offsets"]),
-        "seconds": {
-            "tokenize": round(tokenized - started, 4),
-            "encode_and_select": round(selected - tokenized, 4),
-            "generate": round(generated - selected, 4),
-        },
-    }
+def tokens_read(
+    kept: Bool[np.ndarray, "K N"], keep_prob: Float[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]
+) -> Tokens:
+    """The document's own tokens among all positions of its chunks."""
+    spans = offsets[:, 1:]
+    own = spans[..., 0] >= 0
+    chunk = np.broadcast_to(np.arange(len(spans))[:, None], own.shape)
+    return Tokens(spans[own], chunk[own], keep_prob[own].astype(np.float64), kept[own])

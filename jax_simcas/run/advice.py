@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from jax_simcas.common.tables import plural
+from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
 from jax_simcas.run.config import Settings
 
-MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
 MANY_WITHOUT_A_PLACE = 0.2  # of the candidates that the selector chose
 MANY_SHAPES = 4  # compiled, where no buckets are set
 
@@ -34,18 +34,13 @@ def on_figures(figures: Mapping[str, float], settings: Settings) -> dict[str, st
             most = f"config.simcas.{limit}={getattr(simcas, limit)}"
             found[name] = f"{_percent(share)} of the {what} are longer than {most} and cut"
     if (share := figures.get("data/unknown", 0.0)) > MANY_UNKNOWN:
-        found["data/unknown"] = unknown_tokens(share)
+        found["data/unknown"] = unknown_line(share)
     if (share := figures.get("selection/overflow", 0.0)) > MANY_WITHOUT_A_PLACE:
         found["selection/overflow"] = (
             f"{_percent(share)} of what the selector chooses finds no place in config.simcas.capacity="
             f"{simcas.capacity}, and the decoder does not see it"
         )
     return found
-
-
-def unknown_tokens(share: float) -> str:
-    """What a share of unknown tokens means."""
-    return f"{_percent(share)} of the documents' tokens are not in the tokenizer's vocabulary and read as unknown"
 
 
 def on_shapes(shapes: Collection[tuple[int, int]], settings: Settings) -> str:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import Pretrained, fill_missing_params, load
+from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import put, state_shardings
@@ -23,6 +23,7 @@ from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
+from jax_simcas.evaluation.summarizer import Summarizer
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
@@ -144,6 +145,13 @@ def checkpoint_step(text: str) -> Any:
     return int(text) if text.isdecimal() else text
 
 
+def check_step(checkpoints: Path, step: Any) -> None:
+    """Raises UserError if there are checkpoints, but none of the step that is asked for."""
+    there = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+    if isinstance(step, int) and there and step not in there:
+        raise UserError(f"{checkpoints}: no checkpoint of step {step}; there are {', '.join(map(str, there))}")
+
+
 def load_weights(source: str, step: Any = "best") -> Pretrained:
     """A workdir's checkpoint, a folder with weights in any layout, or a hub id; `folder` has the tokenizer.
 
@@ -153,6 +161,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
     folder = Path(source)
     if (folder / CHECKPOINTS).is_dir():
         settings = config_lib.read_json(folder / CONFIG)
+        check_step(folder / CHECKPOINTS, step)
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
         extra = dataclasses.asdict(settings)
@@ -176,6 +185,32 @@ def load_model(source: str, step: Any = "best") -> Model:
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
     check_vocabulary(tokenizer, settings, source)
     return Model(settings, loaded.params, tokenizer, tuple(loaded.notes))
+
+
+def read_settings(source: str) -> Settings:
+    """The settings that `load_model` would give, without reading weights; a hub id's are read with its weights.
+
+    Raises:
+      UserError: what lies there is not what training or `convert` wrote.
+    """
+    folder = Path(source)
+    if (folder / CHECKPOINTS).is_dir():
+        return dataclasses.replace(config_lib.read_json(folder / CONFIG), pretrained=source)
+    if (folder / EXTRA).is_file():
+        return dataclasses.replace(config_lib.read_json(folder / EXTRA), pretrained=source)
+    return Settings(pretrained=source)
+
+
+def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summarizer:
+    """A model that summarises text: from a workdir, a folder with weights in any layout, or a hub id.
+
+    Args:
+      step: of a workdir: "best", "latest" or a number.
+
+    Raises:
+      UserError: no model, or what is there does not fit together.
+    """
+    return Summarizer(predictor(load_model(os.fspath(source), step)))
 
 
 def predictor(model: Model) -> Predictor:

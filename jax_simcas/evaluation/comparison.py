@@ -1,0 +1,71 @@
+"""Evaluations side by side: the scores of each with their own intervals, and what each kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.common import tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.evaluation import metrics
+from jax_simcas.evaluation.bootstrap import Score
+from jax_simcas.evaluation.report import SCORES
+
+RATIO = "likelihood_ratio"
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of an evaluation.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/{SCORES}: cannot be read ({error}); run jax_simcas.evaluate first") from None
+
+
+def as_score(fields: dict[str, Any]) -> Score:
+    """A score as JSON holds it: null where it is not finite."""
+    mean, low, high = (math.nan if fields[name] is None else fields[name] for name in ("mean", "low", "high"))
+    return Score(mean, low, high, fields["count"])
+
+
+def chosen(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
+    """The scores to show: those asked for, else all of texts as they are.
+
+    Raises:
+      UserError: one that is not there.
+    """
+    there = list(there)
+    missing = [name for name in asked if name not in there]
+    if missing:
+        raise UserError(f"--measures: {folder} has no score {missing[0]!r}; it has {', '.join(there)}")
+    return asked or [name for name in there if not name.startswith(metrics.AUTHORS)]
+
+
+def percent(share: float) -> str:
+    """`12.3`; a dash where there is nothing to take a share of."""
+    return tables.format_score((100 * share, math.nan, math.nan, 0))
+
+
+def row(name: str, summary: dict[str, Any], scores: dict[str, Score]) -> dict[str, str]:
+    """A row of the table: what scores.json holds of one evaluation."""
+    cells = {"run": name, **{measure: tables.format_score(score) for measure, score in scores.items()}}
+    cells["kept %"] = percent(summary["kept_share"])
+    evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
+    if RATIO in evidence:
+        cells["evidence kept %"] = percent(evidence["evidence_kept"].mean)
+        cells["others kept %"] = percent(evidence["rest_kept"].mean)
+        cells["times as likely"] = tables.format_score(evidence[RATIO], 2)
+    return cells
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """All rows, as Markdown."""
+    columns = list(dict.fromkeys(column for cells in rows for column in cells))
+    return tables.markdown_table([{column: cells.get(column, "") for column in columns} for cells in rows], columns)
