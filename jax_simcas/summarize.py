@@ -20,7 +20,7 @@ from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
 from jax_simcas.evaluation.summarizer import Summarizer, Summary
 from jax_simcas.method.select import POLICIES
 from jax_simcas.run.build import load_model, predictor, read_settings
-from jax_simcas.run.config import OVERRIDING_FLAGS, apply_flag_overrides
+from jax_simcas.run.config import OVERRIDING_FLAGS, Settings, apply_flag_overrides
 from jax_simcas.run.method_config import BUDGETED
 
 EXAMPLES = """\
@@ -72,23 +72,27 @@ def read_documents(names: list[str]) -> list[tuple[str, str]]:
     return texts
 
 
-def open_model(arguments: Any) -> Summarizer:
-    """The model with the flags applied, which are checked before its weights are read: that takes long.
+def with_flags(settings: Settings, arguments: Any) -> Settings:
+    """The settings with the flags applied.
 
     Raises:
-      UserError: flags that the model's settings refuse; a query for a model without, or none for one with.
+      UserError: a value that they refuse; a query for a model without, or none for one with.
     """
-    flags = OVERRIDING_FLAGS | {"policy": "simcas.policy"}
-    apply_flag_overrides(read_settings(arguments.model), arguments, flags)
-    model = load_model(arguments.model, "best")
-    for note in model.notes:
-        print(note, file=sys.stderr)
-    settings = apply_flag_overrides(model.settings, arguments, flags)
+    settings = apply_flag_overrides(settings, arguments, OVERRIDING_FLAGS | {"policy": "simcas.policy"})
     wants_query = "{query}" in settings.data.input_template
     if wants_query and arguments.query is None:
         raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
     if arguments.query is not None and not wants_query:
         raise UserError(f"--query: --model={arguments.model} was trained without queries")
+    return settings
+
+
+def open_model(arguments: Any) -> Summarizer:
+    """The model with the flags applied."""
+    model = load_model(arguments.model, "best")
+    for note in model.notes:
+        print(note, file=sys.stderr)
+    settings = with_flags(model.settings, arguments)
     return Summarizer(predictor(model._replace(settings=settings)))
 
 
@@ -115,6 +119,8 @@ def run(arguments: Any) -> int:
     cli.prepare()
     if arguments.html:
         files.make_folder(Path(arguments.html).parent, "--html")
+    if Path(arguments.model).is_dir():  # now, as reading weights takes long
+        with_flags(read_settings(arguments.model), arguments)
     names = arguments.files or ["-"]
     if names == ["-"] and sys.stdin.isatty():
         print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)

@@ -16,3 +16,5 @@ from launching import place as place
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("jax_simcas", "beartype.beartype")
+
+pytest_plugins = ["trained"]

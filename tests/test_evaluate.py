@@ -1,0 +1,124 @@
+"""Evaluating a run: scores, a row per document, other policies, and what is said of bad flags."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import figures, one_line_error, tiny_bert
+
+from jax_simcas import compare, evaluate
+from jax_simcas.run import config as config_lib
+
+
+def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=5"]) == 0
+    out = capsys.readouterr().out
+    assert "| exact_match: SQuAD exact match, best of the answers" in out
+    assert "5 documents of test" in out and "times as likely to be kept" in out
+    folder = workdir / "evaluation" / "test"
+    scores = json.loads((folder / "scores.json").read_text())
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"test-{i}" for i in range(5)]
+    assert scores["documents"] == 5 and scores["documents_cut"] == 0 and scores["lead_words"] == 3
+    assert scores["scores"]["f1"]["mean"] == pytest.approx(np.mean([row["scores"]["f1"] for row in rows]))
+    assert scores["kept_share"] == sum(row["kept"] for row in rows) / sum(row["candidates"] for row in rows)
+
+
+def test_evaluate_counts_empty_summaries_and_unknown_tokens(workdir, cache, tmp_path, capsys):
+    assert (
+        evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=3", "--num-beams=1", f"--output={tmp_path}"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    empty = sum(not row["prediction"] for row in rows)
+    assert scores["empty_predictions"] == empty and (f"{empty} of 3 summaries are empty" in out) == (empty > 0)
+    assert all(row["tokens"] == 4 * 14 and row["unknown_tokens"] == 0 for row in rows)
+    assert scores["unknown_share"] == 0 and "vocabulary" not in out
+
+
+def test_a_selection_of_nothing_is_one_clear_line(workdir, cache, tmp_path, capsys):
+    flags = ["--policy=threshold", "--config.simcas.threshold=1.0", "--limit=2", f"--output={tmp_path}"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "2 documents of test; nothing was kept: the decoder saw the document state alone\n" in out
+    assert "nan" not in out and "evidence" not in out
+
+
+def test_a_step_without_a_checkpoint_names_those_with_one(workdir, cache, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--step=7"]) == 1
+    assert "no checkpoint of step 7; there are 2, 4" in one_line_error(capsys.readouterr().err)
+
+
+def test_bertscore_stands_beside_the_other_scores(workdir, cache, tmp_path, capsys):
+    model = tiny_bert(tmp_path / "tiny-bert")
+    assert evaluate.main([f"--workdir={workdir}", "--limit=2", f"--output={tmp_path}", f"--bertscore={model}@1"]) == 0
+    out = capsys.readouterr().out
+    assert "| bertscore/tiny-bert@1: BERTScore F1, tiny-bert's layer 1" in out and "at most 16 tokens" in out
+    summary = json.loads((tmp_path / "scores.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for kind in ("scores", "lead"):
+        values = [row[kind]["bertscore/tiny-bert@1"] for row in rows]
+        assert len(values) == 2 and all(0 < value <= 100.001 for value in values)
+        assert summary[kind]["bertscore/tiny-bert@1"]["mean"] == pytest.approx(np.mean(values))
+
+
+def test_other_policies_spend_what_the_model_would(workdir, cache, capsys):
+    others = ("random", "topk", "first", "spaced")
+    for policy in ([], *([f"--policy={other}"] for other in others)):
+        assert evaluate.main([f"--workdir={workdir}", "--split=validation", *policy]) == 0
+    read = lambda name: (workdir / "evaluation" / name / "predictions.jsonl").read_text().splitlines()
+    kept = lambda name: [json.loads(line)["kept"] for line in read(name)]
+    assert all(kept("validation") == kept(f"validation-{other}") for other in others)
+    runs = [f"{name}={workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
+    plot = workdir / "comparison.png"
+    capsys.readouterr()
+    assert compare.main([*runs, f"--plot={plot}"]) == 0
+    out = capsys.readouterr().out
+    assert "validation-random" in out and "times as likely to be kept" in out and plot.stat().st_size > 1000
+    assert "\nf1: SQuAD F1, best of the answers\n" in out and "authors/" not in out
+    assert compare.main([*runs, "--measures=authors/f1"]) == 0
+    out = capsys.readouterr().out
+    assert "authors/f1: SQuAD F1" in out and "exact_match" not in out
+    folders = [f"{workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
+    assert evaluate.main(["--compare", *folders]) == 0
+    means = [json.loads((Path(f) / "scores.json").read_text())["scores"]["f1"]["mean"] for f in folders]
+    cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| f1")).split("|")
+    assert [float(cell) for cell in cells[2:4]] == pytest.approx(means, abs=0.005)
+    assert float(cells[4].split()[0]) == pytest.approx(means[0] - means[1], abs=0.005)
+
+
+def test_evaluates_nll_is_that_of_training(workdir, cache, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--split=validation", "--step=latest", "--limit=4"]) == 0
+    assert "nats per token" in capsys.readouterr().out
+    folder = workdir / "evaluation" / "validation"
+    got = json.loads((folder / "scores.json").read_text())["nll"]
+    logged = [row for row in figures(workdir) if row["split"] == "validation"][-1]
+    assert got["mean"] == pytest.approx(logged["nll"], rel=1e-5) and got["count"] == 4
+    rows = [json.loads(line)["nll"] for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert got["mean"] == pytest.approx(sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows))
+
+
+def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
+    longer = ["--config.data.embedded.chunks=7", "--config.data.batch_size=2"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0
+    scores = json.loads((workdir / "evaluation" / "test" / "scores.json").read_text())
+    assert "chunks=7" in scores["source"]
+    assert config_lib.read_json(workdir / "config.json").data.embedded.chunks == 4
+    line = (workdir / "evaluation" / "test" / "predictions.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["candidates"] == 7 * 15
+    assert evaluate.main([f"--workdir={workdir}", "--config.data.embedded.chunks=many"]) == 1
+    assert "chunks" in one_line_error(capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={workdir}", "--conflig.data.batch_size=2"])
+    assert "unrecognized arguments: --conflig" in capsys.readouterr().err
+
+
+def test_a_document_is_scored_the_same_in_any_batch(workdir, cache, capsys):
+    read = lambda: json.loads((workdir / "evaluation" / "test" / "scores.json").read_text())["scores"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--batch-size=1"]) == 0
+    alone = read()
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--batch-size=4"]) == 0
+    assert read() == alone

@@ -1,0 +1,36 @@
+"""The folder of a run: whose it is, and how one in a bucket is kept."""
+
+import pytest
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.run import workdir as workdir_lib
+
+
+def test_a_workdir_in_a_bucket_has_its_small_files_copied_both_ways(monkeypatch, tmp_path):
+    """With the paths of the real library, which refuse in buckets some of what they do on disks."""
+    bucket, disk = tmp_path / "bucket", LocalFileSystem(auto_mkdir=True)
+    monkeypatch.setattr(fsspec_backend, "fs", lambda path: DirFileSystem(str(bucket), disk))
+    here = workdir_lib.Workdir.at("gs://b/run/", tmp_path / "one")
+    assert here.checkpoints == "gs://b/run/checkpoints"
+    (here.local / "tokenizer").mkdir()
+    (here.local / "tokenizer" / "vocab.json").write_text("{}")
+    (here.local / "config.json").write_text("1")
+    here.publish()
+    (bucket / "gs:" / "b" / "run" / "checkpoints" / "1").mkdir(parents=True)
+    (bucket / "gs:" / "b" / "run" / "checkpoints" / "1" / "large").write_text("x")
+    there = workdir_lib.Workdir.at("gs://b/run", tmp_path / "two")
+    found = sorted(str(path.relative_to(there.local)) for path in there.local.rglob("*") if path.is_file())
+    assert found == ["config.json", "tokenizer/vocab.json"]
+    assert workdir_lib.Workdir.at(tmp_path / "plain", tmp_path).checkpoints == str(tmp_path / "plain" / "checkpoints")
+
+
+def test_a_bucket_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):
+    def refuse(name):
+        raise ImportError("no gcsfs")
+
+    monkeypatch.setattr(workdir_lib.epath, "Path", refuse)
+    with pytest.raises(UserError, match=r"--workdir=gs://b/run: cannot be read \(no gcsfs\)"):
+        workdir_lib.Workdir.at("gs://b/run", tmp_path)
