@@ -12,6 +12,7 @@ from helpers import read_config
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Fields, First, ListSource, Row
+from jax_simcas.data.synthetic import SyntheticConfig, SyntheticSource
 from jax_simcas.data.text_files import JsonlSource
 
 ROWS = [
@@ -226,6 +227,15 @@ def test_bad_files(tmp_path):
     assert [path for path in (tmp_path / "cache" / "unpacked").iterdir() if path.suffix != ".jsonl"] == []
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):
         JsonlSource(tmp_path / "gone.jsonl", Fields(), tmp_path)
+
+
+def test_a_source_is_recorded_as_in_earlier_evaluations(tmp_path):
+    """Experiments compare it between seeds that may have been evaluated by different versions."""
+    path = write(tmp_path / "x.jsonl", ROWS)
+    source = JsonlSource(path, Fields(), tmp_path)
+    assert repr(source) == f"JsonlSource('{path}')" and repr(First(source, 2)) == f"First({source!r}, 2)"
+    synthetic = SyntheticSource("test", SyntheticConfig(seed=3))
+    assert repr(synthetic).startswith("EmbeddedSource('test', EmbeddedConfig(seed=3, rows=100000, ")
 
 
 def test_first(source):

@@ -153,6 +153,8 @@ class StoredRows:
       UserError: no rows; a record whose field is missing or of the wrong type, named by number and field.
     """
 
+    label = "Source"
+
     def __init__(self, store: Store, fields: Fields, cache: Path) -> None:
         self._store, self.fields = store, fields
         index = _index(store, fields, cache)
@@ -178,7 +180,8 @@ class StoredRows:
         return read_row(self._store.read(number, place), self.fields, self._store.where(number), number)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._store.name!r})"
+        # Evaluations record it, and experiments compare it with those of earlier versions.
+        return f"{self.label}({self._store.name!r})"
 
 
 class _Index(NamedTuple):

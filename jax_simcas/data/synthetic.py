@@ -114,4 +114,5 @@ class SyntheticSource:
         )
 
     def __repr__(self) -> str:
-        return f"SyntheticSource({self._split!r}, {self._config!r})"
+        # Evaluations record it, and experiments compare it with those of earlier versions, so the old names stay.
+        return f"EmbeddedSource({self._split!r}, {repr(self._config).replace('Synthetic', 'Embedded', 1)})"

@@ -29,6 +29,8 @@ class JsonlSource(StoredRows):
         field is missing or of the wrong type: named by file, line and field.
     """
 
+    label = "JsonlSource"
+
     def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
         self.path = Path(path)
         super().__init__(JsonlStore(self.path, cache), fields, cache)
@@ -41,6 +43,8 @@ class CsvSource(StoredRows):
       UserError: missing, damaged or without rows; a record that is not UTF-8, not CSV, has more or fewer cells than
         the header, or lacks a field: named by file, line and field.
     """
+
+    label = "CsvSource"
 
     def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
         self.path = Path(path)
