@@ -12,7 +12,7 @@ from jax_simcas.common.sharding import over_documents
 from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
 from jax_simcas.method.document import Document, Target
-from jax_simcas.method.model import SimCAS, decode_selected, encode, select
+from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
 from jax_simcas.method.reward import target_log_prob
 from jax_simcas.method.select import Policy, Selection, compact, most_probable
 
@@ -43,7 +43,7 @@ def select_batch(
 
     def one(document: Document, key: Array, budget: Array) -> tuple[Array, Selection]:
         hidden, _ = encode(params, model, document)
-        selection = select(params["selector"], model, hidden, document, policy=policy, key=key, budget=budget)
+        selection = select_document(params["selector"], model, hidden, document, policy=policy, key=key, budget=budget)
         if model.capacity is not None:
             selection = selection._replace(action=most_probable(selection, model.capacity - 1))
         return hidden, selection

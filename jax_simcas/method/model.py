@@ -176,7 +176,7 @@ def candidates(model: SimCAS, document: Document) -> Bool[Array, "K N"]:
     return jnp.broadcast_to(document.chunk_mask[:, None], document.token_mask[:, 1:].shape)
 
 
-def select(
+def select_document(
     selector: Params,
     model: SimCAS,
     hidden: Float[Array, "K S D"],
@@ -221,7 +221,7 @@ def encode_and_select(
       action: given actions, before the keep-everything rule.
     """
     hidden, _ = encode(params, model, document, dropout_key)
-    selection = select(
+    selection = select_document(
         lax.stop_gradient(params["selector"]),
         model,
         lax.stop_gradient(hidden),

@@ -46,9 +46,13 @@ def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
     if not colon or not module or not attribute:
         raise UserError(f"{where}={name!r}: expected one of {', '.join(table)}, or package.module:name of your own")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        value = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever the import of a user's module raises
-        raise UserError(f"{where}={name!r}: cannot be imported ({type(error).__name__}: {error})") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}={name!r}: cannot be imported ({reason})") from None
+    if not callable(value) and not isinstance(value, Policy):
+        raise UserError(f"{where}={name!r}: {value!r}; expected a function, or an object that can be called")
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Names in a config become values: one of ours, or `package.module:name` of one's own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TINY, document, tiny_params
+
+from jax_simcas.backbones.bart.backbone import Bart
+from jax_simcas.backbones.ops.attention import attend_with_weights, attention
+from jax_simcas.common.errors import UserError
+from jax_simcas.method.align import ALIGNMENTS, chunk_mean
+from jax_simcas.method.chunk_position import Learned, Sinusoidal
+from jax_simcas.method.model import encode
+from jax_simcas.method.reward import CrossAttention, Likelihood
+from jax_simcas.method.select import GREEDY, POLICIES, Policy
+from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of, policy_of, resolve
+
+
+def plain_attention(query, key, value, mask, chunks):
+    """One's own attention: with all scores in memory."""
+    return attend_with_weights(query, key, value, mask)[0]
+
+
+def even(reward, forward):
+    """One's own credit: the same for every candidate."""
+    return jnp.full(forward.encoded.selection.action.shape, reward)
+
+
+def keep_first_half(view):
+    return jnp.arange(len(view.mask)) < len(view.mask) // 2
+
+
+NOT_A_FUNCTION = 7
+
+
+def here(name):
+    return f"{__name__}:{name}"
+
+
+def test_ours_are_found_by_name():
+    model = SimcasConfig(align="shift", policy="topk", budget=4).model(Bart(TINY))
+    assert model.align is ALIGNMENTS["shift"] and model.policy is POLICIES["topk"] and model.budget == 4
+    assert SimcasConfig().model(Bart(TINY)) == SimcasConfig().model(Bart(TINY))  # one compilation serves both
+    assert hash(SimcasConfig().model(Bart(TINY))) == hash(SimcasConfig().model(Bart(TINY)))
+
+
+def test_numbers_of_the_config_reach_the_values():
+    config = SimcasConfig(reward_scale=5.0, hyper_length=7, empty_chunk="none", chunk_position="learned", max_chunks=9)
+    model = config.model(Bart(TINY))
+    assert model.reward == Likelihood(5.0) and model.credit == CrossAttention(7)
+    assert not model.fill_empty and model.chunk_position == Learned(9)
+    assert SimcasConfig(chunk_position="sinusoidal").model(Bart(TINY)).chunk_position == Sinusoidal()
+
+
+def test_ones_own_are_taken_as_they_are():
+    model = SimcasConfig(credit=here("even"), policy=here("keep_first_half")).model(Bart(TINY))
+    assert model.credit is even and model.policy == Policy(keep_first_half)
+    assert policy_of("greedy", "--policy") is GREEDY
+
+
+def test_ones_own_attention_gives_what_ours_does():
+    ours = SimcasConfig().model(backbone_of("bart", TINY))
+    own = SimcasConfig().model(backbone_of("bart", TINY, here("plain_attention")))
+    assert ours.backbone.attend is attention and own.backbone.attend is plain_attention
+    states = [jax.jit(lambda p, m=m: encode(p, m, document(0).document)[0])(tiny_params()) for m in (ours, own)]
+    np.testing.assert_allclose(*states, atol=1e-5)
+
+
+def test_schedule_and_algorithm_are_ones_own():
+    config = UpdateConfig(
+        max_lr=0.1,
+        warmup=2,
+        schedule="examples.optimizer_adafactor:cosine",
+        algorithm="examples.optimizer_adafactor:adafactor",
+    )
+    assert config.learning_rate(10)(2) == pytest.approx(0.1)
+    adam = UpdateConfig(accumulate_step=1).transformer(10).init({"w": jnp.zeros((64, 64))})
+    factored = dataclasses.replace(config, accumulate_step=1).transformer(10).init({"w": jnp.zeros((64, 64))})
+    size = lambda state: sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert size(factored) < size(adam) / 10
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("middle", r"config.simcas.align='middle': expected one of mean, shift, none, or package.module:name"),
+        ("no.such.module:f", r"cannot be imported \(ModuleNotFoundError"),
+        ("jax_simcas.method.align:nothing", r"cannot be imported \(AttributeError"),
+        (":f", "expected one of mean"),
+        ("jax_simcas:", "expected one of mean"),
+    ],
+)
+def test_a_name_that_means_nothing_is_one_line(name, message):
+    with pytest.raises(UserError, match=message) as raised:
+        resolve(name, ALIGNMENTS, "config.simcas.align")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_named_must_be_callable():
+    with pytest.raises(UserError, match="expected a function, or an object that can be called"):
+        resolve(here("NOT_A_FUNCTION"), ALIGNMENTS, "config.simcas.align")
+
+
+def test_the_mean_is_the_default():
+    assert SimcasConfig().model(Bart(TINY)).align is chunk_mean
