@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Makes the environment, trains on the embedded task, evaluates, summarises a document it has never seen.
+# Makes the environment, trains on the synthetic task, evaluates, and answers one new document.
 #
 #   bash launch/quickstart.sh [FOLDER]     FOLDER (default runs/quickstart) gets everything
 #
-# Needs Python 3.11 or newer and, the first time, a package index. Safe to repeat: finished parts are not redone.
+# Needs Python 3.11 or newer and, the first time, a package index. Takes about 5 minutes on 2 CPU cores, and 2 more for
+# the installation. Safe to repeat: finished parts are skipped.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 case "${1:-}" in
-  -h | --help)
-    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    exit 0
-    ;;
+  -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;;
+  -*) fail 2 "unknown flag $1: give a folder, or nothing; see --help" || exit ;;
 esac
+[ $# -le 1 ] || fail 2 "unexpected argument '$2': give one folder; see --help" || exit
+start="$PWD"
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment ""
 out="${1:-$root/runs/quickstart}"
@@ -25,21 +27,28 @@ simcas() { # simcas PROGRAM ARGS...
   shift
   "$venv/bin/python" -m "jax_simcas.$name" "$@"
 }
-say() { printf '\n== %s\n' "$*"; }
+heading() { printf '\n== %s\n' "$*"; }
 
-say "1/4 training: SimCAS, the same model on one chunk, and without alignment"
+cat <<'TASK'
+
+The task needs no data: the first chunk of a generated document asks a question, and three facts that answer it are
+scattered among filler words over the other chunks. The model reads each chunk alone, keeps a few states of them all,
+and has to write the three values in order. Training takes about 2 minutes for each of 3 models on 2 CPU cores.
+TASK
+
+heading "1/4 training: SimCAS, the same model on the first chunk only, and SimCAS without alignment"
 simcas train --config=configs/embedded.py --workdir="$out/simcas"
 simcas train --config=configs/embedded.py --workdir="$out/one-chunk" --config.simcas.max_input_len=16
 simcas train --config=configs/embedded.py --workdir="$out/no-align" --config.simcas.align=none
 
-say "2/4 evaluating on 500 documents that were not trained on"
+heading "2/4 evaluating on 500 new documents"
 for name in simcas one-chunk no-align; do
   simcas evaluate --workdir="$out/$name" --split=test --batch-size=50 >"$out/$name/evaluation.txt"
 done
 simcas evaluate --workdir="$out/simcas" --split=test --batch-size=50 --policy=random >"$out/simcas/random.txt"
 
-say "3/4 summarising a document it has never seen"
-"$venv/bin/python" - "$out/simcas/config.json" >"$out/document.txt" <<'PYTHON'
+heading "3/4 answering a new document, $out/document.txt"
+"$venv/bin/python" - "$out/simcas/config.json" "$out/document.txt" <<'PYTHON'
 import dataclasses
 import sys
 from pathlib import Path
@@ -48,13 +57,25 @@ from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.run.config import read_json
 
 config = dataclasses.replace(read_json(Path(sys.argv[1])).data.embedded, seed=2_024)
-print(SyntheticSource("test", config)[0].document)
+row = SyntheticSource("test", config)[0]
+Path(sys.argv[2]).write_text(row.document + "\n")
+words = row.document.split()
+for place, word in enumerate(words):
+    kind, *numbers = word.split("-")
+    where = f"  chunk {place // config.words_per_chunk + 1}, {word + ':':12}"
+    if kind == "ask":
+        print(f"{where} the question: what are the values of topic {numbers[0]}?")
+    elif kind == "fact":
+        print(f"{where} a fact: of topic {numbers[0]}, value {numbers[1]} is {numbers[2]}")
+print(f"  the other {len(words) - 4} words are filler, such as {words[0]}")
+print(f"expected answer:    {row.summary}")
 PYTHON
-echo "$out/document.txt asks and says: $(grep -oE '(ask|fact)-[0-9-]+' "$out/document.txt" | sort | tr '\n' ' ')"
-simcas summarize --model="$out/simcas" "$out/document.txt"
+answer="$(simcas summarize --model="$out/simcas" "$out/document.txt")"
+echo "the model's answer: $answer"
 
-say "4/4 the table"
-simcas compare "SimCAS=$out/simcas/evaluation/test" "one chunk only=$out/one-chunk/evaluation/test" \
+heading "4/4 the scores in percent (exact match: all three values right), with 95 % intervals"
+simcas compare "SimCAS=$out/simcas/evaluation/test" "first chunk only=$out/one-chunk/evaluation/test" \
   "without alignment=$out/no-align/evaluation/test" \
-  "random selection, same size=$out/simcas/evaluation/test-random" --plot="$out/comparison.png"
-echo "curves: $out/simcas/curves.png"
+  "random selection of the same size=$out/simcas/evaluation/test-random" --plot="$out/comparison.png"
+echo "training curves: $out/simcas/curves.png"
+printf '\nTo run the programs yourself, first activate the environment:\n. %s/bin/activate\n' "${venv#"$start"/}"

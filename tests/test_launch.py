@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from launching import ROOT, VERBS
 
 
@@ -19,6 +20,19 @@ def test_help_has_an_example_of_every_verb_with_flags_that_exist(place):
         source = (ROOT / "launch" / script).read_text().split("set -euo pipefail")[1]
         for flag in set(re.findall(r"(?<![-\w])--[a-z][-a-z]+", done.out.split("-- --config")[0])):
             assert flag in source, flag
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frob"], "unknown flag --frob: give a folder, or nothing; see --help"),
+        (["a", "b"], "unexpected argument 'b': give one folder; see --help"),
+    ],
+)
+def test_quickstart_refuses_wrong_arguments_before_it_installs(place, arguments, message):
+    done = place.run("quickstart.sh", *arguments)
+    assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
+    assert not (place.checkout / ".venv").exists() and not (place.checkout / "runs").exists()
 
 
 def test_shellcheck_finds_nothing():

@@ -17,7 +17,7 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 def read_metrics(path: PathLike) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; unreadable ones (the last of a killed run) are passed over.
+    """The lines of a metrics.jsonl; unreadable ones, such as the last line of a killed run, are skipped.
 
     Raises:
       UserError: the file cannot be read.
@@ -37,26 +37,25 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def with_kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+def with_kept(scalars_: Mapping[str, Any]) -> dict[str, Any]:
     """Figures with `kept`, the share of the candidates that the decoder sees: what was chosen and found a place."""
-    chosen = figures.get("selection/kept")
-    if chosen is None or "kept" in figures:
-        return dict(figures)
-    return {**figures, "kept": chosen * (1 - (figures.get("selection/overflow") or 0.0))}
+    chosen = scalars_.get("selection/kept")
+    if chosen is None or "kept" in scalars_:
+        return dict(scalars_)
+    return {**scalars_, "kept": chosen * (1 - (scalars_.get("selection/overflow") or 0.0))}
 
 
 class MetricsWriter:
-    """Context manager that appends figures to `workdir`/metrics.jsonl and `workdir`/tensorboard.
+    """Context manager that appends metrics to `workdir`/metrics.jsonl and `workdir`/tensorboard.
 
-    A line is `{"step": 20, "split": "train", "loss": 3.1, ...}`, null where a figure is not finite, on disk
-    when `write` returns.
+    Each line is `{"step": 20, "split": "train", "loss": 3.1, ...}`, with null for numbers that are not finite, and is
+    on disk when `write` returns.
 
     Args:
-      resume_step: figures of later steps are taken back, so that a killed and resumed run has none twice;
-        None keeps all.
+      resume_step: lines of later steps are removed, so that a killed and resumed run has none twice; None keeps all.
 
     Raises:
-      UserError: something cannot be written.
+      UserError: a file cannot be written.
     """
 
     def __init__(self, workdir: PathLike, resume_step: int | None = None) -> None:
@@ -65,15 +64,15 @@ class MetricsWriter:
         self._resume_step = resume_step
 
     def __enter__(self) -> MetricsWriter:
-        # Here and not above: tensorboardX imports PyTorch where there is one.
+        # Imported here because tensorboardX imports PyTorch if it is installed.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         with writing(self._path), ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._take_back()
-            # Not SummaryWriter: its thread dies silently when a disk is full, and training then hangs.
-            # The suffix keeps apart two runs that start in one second.
+            self._drop_later_lines()
+            # Not SummaryWriter: its thread dies silently when the disk is full, and then training hangs.
+            # The suffix distinguishes two runs that start within one second.
             events = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
             self._events = stack.enter_context(closing(events))
             if self._resume_step is not None:
@@ -84,7 +83,7 @@ class MetricsWriter:
             self._open = stack.pop_all()
         return self
 
-    def _take_back(self) -> None:
+    def _drop_later_lines(self) -> None:
         if not self._path.exists():
             return
         last = math.inf if self._resume_step is None else self._resume_step
@@ -92,10 +91,10 @@ class MetricsWriter:
         replace_file(self._path, "".join(lines).encode())
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
-        """Writes one line of figures, Python or array scalars.
+        """Writes one line of Python or array scalars.
 
         Raises:
-          ValueError: a figure is called "step" or "split".
+          ValueError: a metric is called "step" or "split".
           UserError: it cannot be written.
         """
         from tensorboardX.proto.event_pb2 import Event
@@ -103,14 +102,14 @@ class MetricsWriter:
 
         if not values.keys().isdisjoint(("step", "split")):
             raise ValueError(f"values has {', '.join(values)}: expected none of step, split")
-        figures = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items()}
         scalars = [
             Summary.Value(tag=f"{split}/{name}", simple_value=value)
-            for name, value in figures.items()
+            for name, value in numbers.items()
             if math.isfinite(value)
         ]
         with writing(self._path):
-            self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(figures)) + "\n")
+            self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(numbers)) + "\n")
             self._file.flush()
             self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars)))
             self._events.flush()
@@ -120,5 +119,5 @@ class MetricsWriter:
             with writing(self._path):
                 self._open.close()
         except UserError:
-            if kind is None:  # otherwise what went wrong first is what to tell
+            if kind is None:  # otherwise the first error is the one to report
                 raise

@@ -1,4 +1,4 @@
-"""(sum, count) pairs: what is averaged travels undivided, so that documents, batches and processes can be added."""
+"""(sum, count) pairs: undivided means, so that documents, batches and processes can be added before dividing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A progress line on standard error."""
+"""A progress bar or progress lines on standard error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def duration(seconds: Number) -> str:
 
 
 def _columns(stream: Any) -> int:
-    """The width of a terminal; 80 where it claims none, as terminals in containers do."""
+    """The width of a terminal; 80 where it reports none, as terminals in containers do."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
@@ -39,12 +39,12 @@ def _columns(stream: Any) -> int:
 
 
 class Progress:
-    """Context manager that tells standard error how far a program is: a bar on a terminal, else lines.
+    """Context manager that shows progress on standard error: a bar on a terminal, else lines.
 
     Args:
-      total, initial: how many `unit`s there are, and how many were done before.
-      disable: show nothing; for all processes but one.
-      interval: seconds between lines, where there is no terminal; the first comes at once.
+      total, initial: number of `unit`s, and how many of them are done already.
+      disable: show nothing, as in all processes but one.
+      interval: seconds between lines where there is no terminal; the first one is printed immediately.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Progress:
         self._terminal = not disable and self._stream.isatty()
         self._lines = not disable and not self._terminal
         self._bar: Any = None
-        self._figures = ""
-        self._first: tuple[float, int] | None = None  # when the first update came, which had compilation before it
+        self._metrics = ""
+        self._first: tuple[float, int] | None = None  # time of the first update, which comes after compilation
         self._printed: tuple[float, int] = (-math.inf, -1)
 
     def __enter__(self) -> Progress:
@@ -82,16 +82,16 @@ class Progress:
         return self
 
     def update(self, count: int = 1) -> None:
-        """Counts what was done since the last call."""
+        """Counts `count` more units as done."""
         self._done += count
         self._first = self._first or (self._clock(), self._done)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._said(self._clock()), refresh=False)
+            self._bar.set_postfix_str(self._status(self._clock()), refresh=False)
             self._bar.update(count)
         self._print_if_due()
 
     def leave_out(self, seconds: Number) -> None:
-        """Leaves out of the time left what took so long and will not come again, such as a compilation."""
+        """Excludes seconds that will not recur, such as a compilation, from the estimate of the time left."""
         if self._first is not None:
             self._first = (self._first[0] + seconds, self._first[1])
 
@@ -102,22 +102,22 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def show(self, figures: Mapping[str, Number]) -> None:
-        """Shows loss, reward, share kept and tokens a second, those there are, from now on."""
-        self._figures = ", ".join(text(float(figures[name])) for name, text in _SHOWN if name in figures)
+    def show(self, metrics: Mapping[str, Number]) -> None:
+        """Shows the loss, reward, share kept and tokens per second among these metrics from now on."""
+        self._metrics = ", ".join(text(float(metrics[name])) for name, text in _SHOWN if name in metrics)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._said(self._clock()))
+            self._bar.set_postfix_str(self._status(self._clock()))
 
     def _print_if_due(self, last: bool = False) -> None:
-        when, what = self._printed
+        printed_at, printed = self._printed
         now = self._clock()
-        if self._lines and what != self._done and (last or now - when >= self._interval):
+        if self._lines and printed != self._done and (last or now - printed_at >= self._interval):
             self._printed = (now, self._done)
-            parts = (f"{self._done}/{self._total} {self._unit}", self._said(now))
+            parts = (f"{self._done}/{self._total} {self._unit}", self._status(now))
             print(", ".join(part for part in parts if part), file=self._stream, flush=True)
 
-    def _said(self, now: float) -> str:
-        return ", ".join(part for part in (self._figures, self._left(now)) if part)
+    def _status(self, now: float) -> str:
+        return ", ".join(part for part in (self._metrics, self._left(now)) if part)
 
     def _left(self, now: float) -> str:
         if self._first is None or self._done == self._first[1] or self._done >= self._total:

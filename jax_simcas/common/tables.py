@@ -50,9 +50,9 @@ def _cell(value: Any) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A Markdown table that also reads well as plain text; the first column to the left, others to the right.
+    """A Markdown table that also reads well as plain text; the first column is left-aligned, the others right-aligned.
 
-    Cells may be text, numbers or (mean, low, high, count); None, NaN and missing ones are dashes.
+    Cells are text, numbers or (mean, low, high, count); None, NaN and missing cells become dashes.
     """
     cells = [[_cell(name) for name in columns]] + [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]

@@ -1,4 +1,4 @@
-"""BERTScore: how alike the tokens of two texts are in a pretrained encoder. Needs the extra `bertscore` (PyTorch).
+"""BERTScore: similarity of the tokens of two texts in a pretrained encoder. Needs the extra `bertscore` (PyTorch).
 
 Source: Zhang et al., "BERTScore: Evaluating Text Generation with BERT", ICLR 2020, without idf and rescaling.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation.metrics import BERTSCORE
 
-# The layers that agree best with human judgement on WMT16, as the paper's authors list them.
+# The layers that correlate best with human judgement on WMT16, from the list of the paper's authors.
 LAYERS = {
     "bert-base-uncased": 9,
     "bert-large-uncased": 18,
@@ -43,7 +43,7 @@ class Match(NamedTuple):
 
 
 class States(NamedTuple):
-    """Unit vectors of a text's tokens; `counts` is False for the special ones."""
+    """Unit vectors of a text's tokens; `counts` is False for special tokens."""
 
     vectors: Float[np.ndarray, "n d"]
     counts: Bool[np.ndarray, " n"]
@@ -51,7 +51,7 @@ class States(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pretrained encoder and the hidden layer to compare in; at most `limit` tokens of a text are read."""
+    """A pretrained encoder and the hidden layer to use; reads at most `limit` tokens per text."""
 
     name: str
     layer: int
@@ -61,15 +61,15 @@ class Encoder:
 
     @property
     def score_name(self) -> str:
-        """What scores of this encoder are called in files and tables."""
+        """The name of this encoder's scores in files and tables."""
         return f"{BERTSCORE}{self.name}@{self.layer}"
 
 
 def match(prediction: States, reference: States) -> Match:
     """Greedy matching: precision = mean over the prediction's tokens of max over the reference's of the cosine.
 
-    Recall the other way round. Special tokens can be matched, as in the authors' tool, but do not count themselves.
-    Without any token that counts on one side all three are 0.
+    Recall swaps the two sides. As in the authors' tool, special tokens can be matched but do not count themselves.
+    If no token counts on one side, all three are 0.
     """
     if not (prediction.counts.any() and reference.counts.any()):
         return Match(0.0, 0.0, 0.0)
@@ -81,10 +81,10 @@ def match(prediction: States, reference: States) -> Match:
 
 
 def load(choice: str) -> Encoder:
-    """The encoder of `MODEL` or `MODEL@LAYER`; MODEL is a folder or a hub id, and no code that comes with it is run.
+    """The encoder of `MODEL` or `MODEL@LAYER`; MODEL is a folder or a hub id; code in it is never run.
 
     Raises:
-      UserError: PyTorch is missing; no such model; weights missing in it; a layer that it lacks or that is not known.
+      UserError: PyTorch is missing; no such model; missing weights; a layer that it lacks, or no known best layer.
     """
     asked = re.fullmatch(r"(?!@)(.+?)(?:@(\d+))?", choice)
     source, number = asked.groups() if asked else ("", None)
@@ -101,10 +101,10 @@ def load(choice: str) -> Encoder:
         model, found = AutoModel.from_pretrained(
             source, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
         )
-    except Exception as error:  # the libraries raise anything on what is missing or damaged
+    except Exception as error:  # the libraries raise all kinds of errors for missing or damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(f"--bertscore={choice}: cannot be loaded ({reason}); {where}") from None
-    # The library fills what is missing with random numbers. The pooler comes after the layers: nobody reads it.
+    # The library initialises missing weights randomly. The pooler comes after the layers and is not used.
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         raise UserError(f"--bertscore={choice}: {len(missing)} weights are missing, the first is {missing[0]}; {where}")
@@ -122,7 +122,7 @@ def load(choice: str) -> Encoder:
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
-    """Tokens that fit; a tokenizer that knows no limit claims 1e30, which its own backend cannot take."""
+    """Tokens that fit; a tokenizer without a limit reports 1e30, which its own backend rejects."""
     positions = getattr(config, "max_position_embeddings", None) or 1 << 20
     if re.search("roberta|longformer|camembert", config.model_type):
         positions -= config.pad_token_id + 1  # the table's first rows are no positions
@@ -133,7 +133,7 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> list[States]:
     """The states of a batch of texts."""
     import torch
 
-    # Byte-level vocabularies have other tokens for the first word of a text than for the same word later on.
+    # Byte-level vocabularies encode the first word of a text differently from the same word later on.
     byte_level = "ByteLevel" in str(encoder.tokenizer.backend_tokenizer.pre_tokenizer)
     batch = encoder.tokenizer(
         [" " * byte_level + text.strip() for text in texts],
@@ -152,7 +152,7 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> list[States]:
 
 
 def encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, States]:
-    """The states of each different text; those of similar length are computed together."""
+    """The states of each distinct text, batched by similar length."""
     ordered = sorted(dict.fromkeys(texts), key=len)
     batches = (ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH))
     return {text: states for batch in batches for text, states in zip(batch, _encode(encoder, batch), strict=True)}
@@ -162,11 +162,11 @@ def bertscore(encoder: Encoder, predictions: Sequence[str], references: Sequence
     """The match of each prediction with the one of its references that gives the highest F1.
 
     Raises:
-      ValueError: other numbers of predictions and references; a prediction without references.
+      ValueError: different numbers of predictions and references; a prediction without references.
     """
     every = list(zip(predictions, references, strict=True))
     matches = []
-    for start in range(0, len(every), 4 * BATCH):  # all states at once would be many
+    for start in range(0, len(every), 4 * BATCH):  # in parts, to limit memory
         pairs = every[start : start + 4 * BATCH]
         states = encode(encoder, [text for prediction, given in pairs for text in (prediction, *given)])
         for prediction, given in pairs:
