@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# Imports here stay light: programs answer --help, and name a package that is missing, before jax is imported.
+
 __version__ = "0.2.0"
 
 # Public name -> the module that defines it; `load` stands for `load_summarizer`.

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from helpers import environment, figures, tiny_config, with_disk
 
-from jax_simcas import train
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
@@ -30,6 +29,7 @@ from jax_simcas.data.cache import TokenCache, find, reshuffles_parts, token_cach
 from jax_simcas.data.features import FeatureConfig, featurize
 from jax_simcas.data.rows import Fields, First
 from jax_simcas.data.text_files import JsonlSource
+from jax_simcas.run import loop as train
 
 WORDS = [f"w{i}" for i in range(50)]
 CONFIG = PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, batch_size=3, seed=5)

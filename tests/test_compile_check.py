@@ -212,18 +212,18 @@ def test_remarks_name_what_the_estimate_excludes():
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("code", "flags", "message"),
     [
-        (("--topology=v5e:1x1",), "--config is missing"),
-        (("--config=configs/arxiv.py",), "--topology is missing"),
-        (("--config=configs/arxiv.py", "--topology=v9:2x2"), "--topology=v9:2x2: expected one of v4, v5e"),
-        (("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train,pop"), "expected some of train, ppo"),
-        (("--config=configs/nothing.py", "--topology=v5e:1x1"), "configs/nothing.py"),
+        (2, ("--topology=v5e:1x1",), "required: --config"),
+        (2, ("--config=configs/arxiv.py",), "required: --topology"),
+        (1, ("--config=configs/arxiv.py", "--topology=v9:2x2"), "--topology=v9:2x2: expected one of v4, v5e"),
+        (2, ("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train,pop"), "expected some of train, ppo"),
+        (1, ("--config=configs/nothing.py", "--topology=v5e:1x1"), "configs/nothing.py"),
     ],
 )
-def test_bad_flags_are_one_line(flags, message):
+def test_bad_flags_are_one_line(code, flags, message):
     done = run(*flags)
-    assert done.returncode == 1
+    assert done.returncode == code
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert message in done.stderr
 

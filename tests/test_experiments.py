@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from helpers import CONFIGS, ROOT, as_flags, environment, one_line_error
 
-from jax_simcas.common import cli
 from jax_simcas.experiments import __main__ as experiments
 from jax_simcas.experiments import plan, runner, spec
 from jax_simcas.experiments.plan import Plan
 from jax_simcas.run.config import differences, from_config
+from jax_simcas.run.config_file import load
+from jax_simcas.run.config_file import read as read_file
 
 READY = sorted(path.stem for path in (CONFIGS / "experiments").glob("*.py"))
 
@@ -89,10 +90,10 @@ def table(here):
 @pytest.mark.parametrize("base", ["", "qmsum"])
 def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
     path = str(CONFIGS / "experiments" / f"{name}.py")
-    module = plan.load(path)
+    module = load(Path(path))
     assert f"python -m jax_simcas.experiments configs/experiments/{name}.py" in module.__doc__
     assert "Other data: --base=" in module.__doc__
-    config = plan.load(str(CONFIGS / f"{base}.py")).get_config() if base else module.get_config()
+    config = read_file(str(CONFIGS / f"{base}.py")) if base else module.get_config()
     experiment = module.get_experiment(config)
     commands = Plan(path, config, tmp_path).commands(experiment)
     runs = len(experiment.variants) * len(experiment.seeds)
@@ -113,9 +114,9 @@ def test_these_experiments_are_ready():
 
 
 def test_flags_say_what_overrides_mean():
-    config = plan.load(str(CONFIGS / "qmsum.py")).get_config()
+    config = read_file(str(CONFIGS / "qmsum.py"))
     overrides = {"simcas.capacity": 7, "data.chunk_buckets": (3, 9), "loop.epochs": 2, "simcas.align": "none"}
-    changed = from_config(cli.override(config, plan.as_flags(overrides)))
+    changed = plan.settings_with(config, plan.as_flags(overrides))
     assert differences(from_config(config), changed) == [
         "simcas.align: 'mean' -> 'none'",
         "simcas.capacity: 2048 -> 7",
@@ -208,9 +209,9 @@ def test_only_some_seeds_and_variants(here, capsys):
         (["--config.loop.stepz=3"], "--config.loop.stepz: no such field"),
         (["--config.loop.steps.more=3"], "--config.loop.steps.more: no such field"),
         (["--config.loop.steps=many"], "many"),
-        (["--config.simcas.align=median"], "variant 'good': config.simcas: align='median'"),
-        (["--config.simcas.chunk_length=128"], "variant 'good': chunk_length=128 exceeds"),
-        (["--base=configs/nothing.py"], "configs/nothing.py: no such Python file"),
+        (["--config.simcas.align=median"], "variant 'good': config.simcas.align='median'"),
+        (["--config.simcas.chunk_length=128"], "variant 'good': config.simcas.chunk_length=128 exceeds"),
+        (["--base=configs/nothing.py"], "--base=configs/nothing.py: no such file"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere: cannot be written"),
         (["--seeds=0,0"], "seeds=0, 0"),
     ],
@@ -224,7 +225,7 @@ def test_flags_that_cannot_be_used_are_named(here, capsys, flags, message):
     ("text", "message"),
     [
         ("x = 1 / 0", "ZeroDivisionError: division by zero"),
-        ("def get_config(:", "SyntaxError"),
+        ("def get_config(:", "experiment.py:1: invalid syntax"),
         ("from jax_simcas.run.presets import embedded_config as get_config", "get_experiment"),
     ],
 )

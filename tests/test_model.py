@@ -11,6 +11,7 @@ from helpers import TINY, document, model_of, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas.backbones.ops import stacks
+from jax_simcas.common.errors import UserError
 from jax_simcas.method import model as model_lib
 from jax_simcas.method import steps
 from jax_simcas.method.align import ALIGNMENTS
@@ -137,7 +138,7 @@ def test_chunk_positions_are_as_large_as_fresh_embeddings(kind):
 
 def test_more_chunks_than_learned_positions():
     model = MODEL.replace(chunk_position=Learned(max_chunks=2))
-    with pytest.raises(ValueError, match="3 chunks exceed max_chunks=2"):
+    with pytest.raises(UserError, match="max_chunks=2: a document has 3 chunks"):
         encode(init_params(jax.random.key(0), model), model, document(0).document)
 
 

@@ -10,6 +10,7 @@ import pytest
 from helpers import MANIFEST, PARITY, fully_optimised
 
 from jax_simcas import parity
+from jax_simcas.run import parity_cases
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_the_program_prints_every_comparison_and_notices_a_wrong_one(folder, cap
 
 def test_not_a_number_and_another_shape_do_not_hold(folder):
     rewrite(folder, smoothed_loss=np.float32(np.nan), values=np.zeros((3, 3), np.float32))
-    (case,) = parity.read_cases(folder)
-    assert [check.quantity.split(",")[0] for check in parity.check(case) if not check.holds] == [
+    (case,) = parity_cases.read_cases(folder)
+    assert [check.quantity.split(",")[0] for check in parity_cases.check(case) if not check.holds] == [
         "values",
         "smoothed loss",
     ]

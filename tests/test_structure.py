@@ -16,7 +16,7 @@ from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import init_params
 from jax_simcas.method.select import Compacted
 from jax_simcas.method.steps import init_state, selector_step, transformer_step
-from jax_simcas.run.method_config import check_fits
+from jax_simcas.run.config import check
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ROOT / "jax_simcas"
@@ -33,7 +33,7 @@ ORDER = (
     "compile_check",
     "benchmark",
 )
-PROGRAMS = {"train", "evaluate", "summarize", "compare", "convert", "parity"}
+PROGRAMS = {"__main__", "train", "evaluate", "summarize", "compare", "convert", "parity"}
 
 
 def module_name(path):
@@ -103,7 +103,7 @@ def test_every_config_is_built_and_traced(name):
     assert f"python -m jax_simcas.train --config=configs/{name}.py" in doc
     vocabulary = settings.data.vocab_size
     bart = dataclasses.replace(settings.bart, vocab_size=vocabulary)
-    check_fits(bart, settings.simcas)
+    check(dataclasses.replace(settings, bart=bart), sizes_known=True)
     model = dataclasses.replace(settings, bart=bart).model()
     update, batch = settings.optimizer, settings.data.batch_size
     optimizers = update.transformer(settings.loop.steps), update.selector()

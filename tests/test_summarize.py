@@ -9,7 +9,7 @@ from helpers import one_line_error
 from trained import jsonl_settings, pretrained_folder, write_split
 
 from jax_simcas import evaluate, summarize
-from jax_simcas.run import build
+from jax_simcas.run import build, summarize_files
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.loop import train
 
@@ -95,12 +95,12 @@ def test_only_empty_summaries_are_an_error(workdir, cache, document, tmp_path, c
     ("flags", "message"),
     [
         (["--policy=topk"], "budget"),
-        (["--min-length=9"], "min_length"),
+        (["--min-length=9"], "--min-length=9 exceeds max_length"),
         (["--query=Why?"], "was trained without queries"),
     ],
 )
 def test_flags_and_files_are_checked_before_weights_are_read(flags, message, workdir, document, monkeypatch, capsys):
-    monkeypatch.setattr(summarize, "load_model", None)
+    monkeypatch.setattr(summarize_files, "load_model", None)
     assert summarize.main([f"--model={workdir}", *flags, str(document)]) == 1
     assert message in one_line_error(capsys.readouterr().err)
     assert summarize.main([f"--model={workdir}", "nowhere.txt"]) == 1

@@ -66,7 +66,7 @@ def test_a_row_depends_on_seed_split_and_number_only():
 def test_bad_settings_are_named():
     with pytest.raises(UserError, match="split 'dev'"):
         SyntheticSource("dev", SyntheticConfig())
-    with pytest.raises(ValueError, match="topics x slots = 60 facts do not fit into 28 words"):
+    with pytest.raises(ValueError, match="topics=20 x slots=3 are 60 facts, which do not fit into the 28 words"):
         SyntheticConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
     with pytest.raises(ValueError, match="fillers=0"):
         SyntheticConfig(fillers=0)

@@ -10,7 +10,7 @@ from jax_simcas.benchmark.torch_peer import Peer  # noqa: E402
 from jax_simcas.benchmark.torch_peer_ppo import experience, ppo_update  # noqa: E402
 from jax_simcas.method.beam_search import GenerateConfig  # noqa: E402
 from jax_simcas.method.ppo import PPOConfig  # noqa: E402
-from jax_simcas.parity import SELECTOR_LR, after_training, read_cases  # noqa: E402
+from jax_simcas.run.parity_cases import SELECTOR_LR, after_training, read_cases  # noqa: E402
 
 STATES = 2e-5
 CASES = {case.name: case for case in read_cases(PARITY)}

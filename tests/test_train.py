@@ -256,8 +256,6 @@ def test_a_missing_split_or_folder_is_named(cache, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/embedded.py"], "--workdir is missing"),
-        (["--workdir={}"], "--config is missing"),
         (["--config=configs/nothing.py", "--workdir={}"], "configs/nothing.py"),
         (["--config=configs/embedded.py", "--workdir={}", "--config.loop.stepz=3"], "stepz"),
         (["--config=configs/embedded.py", "--workdir={}", "--config.loop.steps=many"], "steps"),

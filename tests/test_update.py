@@ -20,8 +20,8 @@ from jax_simcas.method.steps import (
     split_params,
     transformer_step,
 )
-from jax_simcas.parity import largest_gap
 from jax_simcas.run.method_config import UpdateConfig
+from jax_simcas.run.parity_cases import largest_gap
 
 MODEL = model_of()
 CONFIG = UpdateConfig(max_lr=0.02, warmup=4, accumulate_step=1, ppo=PPOConfig(minibatch_size=4))

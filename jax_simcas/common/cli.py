@@ -1,23 +1,33 @@
-"""What all programs share: one-line errors, exit codes, a compilation cache, and a quiet start."""
+"""What all programs share: flags, exit codes, errors in one line, a compilation cache, and a quiet start.
+
+Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE, which change a setting; `add_overrides`
+adds those that stand for one, such as --num-beams. Nothing here imports jax: --help answers at once.
+
+Exit codes, of every program: 0 done; 1 an error, one line on standard error that begins with `error:`; 2 wrong flags,
+one such line; 130 Ctrl-C. What a program adds to these stands in its --help.
+"""
 
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from ml_collections.config_dict import ConfigDict
-
+import jax_simcas
+from jax_simcas.common.checks import LARGEST_SEED
 from jax_simcas.common.errors import UserError
 
 EXIT_ERROR = 1  # a UserError: nothing useful came out
+EXIT_USAGE = 2  # wrong flags
 EXIT_INTERRUPTED = 130  # Ctrl-C
+EXITS = "0 done; 1 an error, told in one line; 2 wrong flags; 130 Ctrl-C"
+INSTALL = "activate the environment that has it (. .venv/bin/activate) or install what is needed (pip install -e .)"
 
 
 def fail(message: str) -> int:
@@ -32,6 +42,11 @@ def guarded(run: Callable[[], int]) -> int:
         return run()
     except UserError as error:
         return fail(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "jax_simcas").partition(".")[0]
+        if package == "jax_simcas":
+            raise
+        return fail(f"the Python package {package!r} is not installed in {sys.executable}: {INSTALL}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -46,7 +61,7 @@ def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec"):
+    for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
     import jax
@@ -64,78 +79,202 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_simcas"
 
 
-def parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser whose help ends in examples."""
-    return argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """argparse's parser with errors in one line; a single dash before a long name does, as with absl."""
+
+    takes_config = False
+
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; see --help")
+        sys.exit(EXIT_USAGE)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = [self._with_two_dashes(argument) for argument in (sys.argv[1:] if args is None else args)]
+        changes: list[tuple[str, str]] = []
+        if self.takes_config:
+            given, changes = split_changes(given)
+        namespace = argparse.Namespace(changes=changes) if namespace is None else namespace
+        return super().parse_known_args(given, namespace)
+
+    def _with_two_dashes(self, argument: str) -> str:
+        name = argument.partition("=")[0]
+        long = re.fullmatch(r"-[a-z][\w-]+", name) and f"-{name}" in self._option_string_actions
+        return f"-{argument}" if long else argument
+
+
+def parser(program: str, description: str, examples: str, exits: str = EXITS) -> Parser:
+    """A parser whose help ends in examples and exit codes."""
+    made = Parser(
         prog=f"python -m jax_simcas.{program}",
         description=description,
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{examples}\nexit codes: {exits}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    made.add_argument("--version", action="version", version=f"jax_simcas {jax_simcas.__version__}")
+    return made
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parser, with its errors (and those of the config file) in one line."""
-    from absl import flags
-
-    try:
-        rest = flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        sys.exit(fail(_last_line(error)))
-    if rest[1:]:
-        sys.exit(fail(f"unexpected argument {rest[1]!r}; see --help"))
-    return rest
+CHANGE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 
-def with_overrides(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """argparse's flags, and as `overrides` those of the form --config.FIELD=VALUE."""
-    arguments, overrides = parser.parse_known_args(argv)
-    arguments.overrides = overrides
-    unknown = [flag for flag in arguments.overrides if not (flag.startswith("--config.") and "=" in flag)]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; a setting is changed by --config.FIELD=VALUE")
-    return arguments
+def split_changes(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes the settings' flags out: the other arguments, and (field, value as text) in order.
 
-
-def override(config: ConfigDict, changes: Sequence[str]) -> ConfigDict:
-    """`config` with its fields changed by flags of the form --config.FIELD=VALUE; the last one counts.
-
-    Raises:
-      UserError: no such field, or not a value for it.
+    --config.FIELD=VALUE and --config.FIELD VALUE; --config.FIELD alone is True, --noconfig.FIELD False.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
-    for change in changes:
-        place: Any = config
-        field = change.removeprefix("--config.").partition("=")[0]
-        for part in field.split("."):
-            if not isinstance(place, ConfigDict) or part not in place:
-                raise UserError(f"--config.{field}: no such field")
-            place = place[part]
-    values, argv = flags.FlagValues(), ["", *changes]
-    config = copy.deepcopy(config)
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_last_line(error)) from None
-    return holder.value
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+    rest: list[str] = []
+    changes: list[tuple[str, str]] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument == "--":
+            return [*rest, argument, *queue], changes
+        found = CHANGE.fullmatch(argument)
+        if not found:
+            rest.append(argument)
+            continue
+        negated, field, value = found.groups()
+        if value is None:
+            is_flag = bool(negated) or not queue or re.match(r"--?[A-Za-z]", queue[0])
+            value = str(not negated) if is_flag else queue.pop(0)
+        changes.append((field, value))
+    return rest, changes
 
 
-def positive(text: str) -> int:
-    """A flag's value: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected at least 1")
-    return value
+def with_config(made: Parser, file: bool = False) -> Parser:
+    """Lets the parser take --config.FIELD=VALUE, as `changes`; with `file` also --config, a config to start from."""
+    made.takes_config = True
+    group = made.add_argument_group("settings")
+    if file:
+        group.add_argument("--config", required=True, metavar="NAME-or-FILE", help="a config: NAME of ours, or a file")
+    group.add_argument(
+        "--config.FIELD", dest="_field", metavar="VALUE", help="changes a setting; WORKDIR/config.json has them all"
+    )
+    return made
+
+
+def add_distributed(made: Parser) -> None:
+    """Adds --distributed."""
+    made.add_argument("--distributed", default="", help="one of several processes: auto, or HOST:PORT,COUNT,INDEX")
+
+
+def main(made: Parser, run: Callable[[Any], int], argv: Sequence[str] | None) -> int:
+    """Reads the flags and runs a program's body, guarded."""
+    arguments = made.parse_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+def number(kind: type[int] | type[float], least: int | float | None = None) -> Callable[[str], Any]:
+    """A flag's type: a whole or a finite number, of at least `least`."""
+    what = "a whole number" if kind is int else "a number"
+    expected = what if least is None else f"{what} of at least {least:g}"
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from None
+        if not abs(value) < 2**31 or (least is not None and value < least):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return value
+
+    return parse
+
+
+positive = number(int, 1)
+natural = number(int, 0)
+
+
+def seed(text: str) -> int:
+    """A flag's type: a seed of random draws."""
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def text(text: str) -> str:
+    """A flag's type: any text but none."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected some text")
+    return text
+
+
+def step(text: str) -> int | str:
+    """A flag's type: which checkpoint, best, latest or a number."""
+    if text not in ("best", "latest") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected best, latest or a number")
+    return int(text) if text.isdecimal() else text
+
+
+def numbers(least: int, count: int | None = None) -> Callable[[str], tuple[int, ...]]:
+    """A flag's type: whole numbers between commas."""
+    one = number(int, least)
+
+    def parse(text: str) -> tuple[int, ...]:
+        values = tuple(one(part.strip()) for part in text.split(","))
+        if count is not None and len(values) != count:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {count} numbers between commas")
+        return values
+
+    return parse
 
 
 def names(text: str) -> list[str]:
-    """A flag's value: names between commas, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    """A flag's type: names between commas, each once."""
+    found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names between commas")
+    return found
+
+
+def some_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
+    """A flag's type: some of the allowed names, between commas."""
+
+    def parse(text: str) -> list[str]:
+        given = names(text)
+        wrong = [name for name in given if name not in allowed]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected some of {', '.join(allowed)}")
+        return given
+
+    return parse
+
+
+class Override(NamedTuple):
+    """A flag that stands for a setting."""
+
+    field: str
+    kind: Callable[[str], Any]
+    help: str
+
+
+OVERRIDES: dict[str, Override] = {
+    "--policy": Override("simcas.policy", text, "what selects the states that the decoder sees"),
+    "--budget": Override("simcas.budget", positive, "candidates to keep, for policies that keep so many"),
+    "--capacity": Override("simcas.capacity", positive, "most states that the decoder sees"),
+    "--max-input-len": Override("simcas.max_input_len", positive, "tokens read of a document"),
+    "--dtype": Override("simcas.dtype", str, "float32 or bfloat16"),
+    "--num-beams": Override("generate.num_beams", positive, "beams of the search"),
+    "--max-length": Override("generate.max_length", positive, "tokens of a summary, the start token included"),
+    "--min-length": Override("generate.min_length", natural, "tokens of a summary, likewise"),
+    "--length-penalty": Override("generate.length_penalty", number(float), "above 0 prefers long summaries"),
+    "--no-repeat-ngram-size": Override("generate.no_repeat_ngram_size", natural, "no n tokens come twice; 0: they may"),
+    "--batch-size": Override("data.batch_size", positive, "documents at a time"),
+    "--data-dir": Override("data.data_dir", text, "the folder of the data"),
+}
+GENERATION = ("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size")
+
+
+def add_overrides(made: Parser, *flags: str) -> None:
+    """Adds flags of `OVERRIDES`."""
+    group = made.add_argument_group("in place of the model's own settings")
+    for flag in flags:
+        override = OVERRIDES[flag]
+        group.add_argument(flag, dest=override.field, metavar=flag[2:].upper(), type=override.kind, help=override.help)
+
+
+def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:
+    """The flags of `OVERRIDES` that were given: field -> (flag, value)."""
+    flag_of = {override.field: flag for flag, override in OVERRIDES.items()}
+    given = vars(arguments)
+    return {name: (flag_of[name], given[name]) for name in flag_of if given.get(name) is not None}

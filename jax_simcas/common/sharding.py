@@ -24,6 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jax_simcas.common import checks
 from jax_simcas.common.trees import path_of
 
 DOCUMENTS = ("data", "fsdp")  # the mesh axes that documents lie on; `vmap(spmd_axis_name=DOCUMENTS)`
@@ -49,18 +50,19 @@ Rule = tuple[str, tuple[str | None, ...]]
 class MeshConfig:
     """Devices along each axis of the mesh; one of them may be -1: all devices that are left."""
 
-    data: int = -1
-    fsdp: int = 1
-    chunk: int = 1
-    tensor: int = 1
+    data: int = -1  # copies of everything, each with documents of its own
+    fsdp: int = 1  # documents as well; parameters and optimizer state lie in pieces
+    chunk: int = 1  # the chunks of one document; parameters and optimizer state as well
+    tensor: int = 1  # heads, the inner width of feed-forward layers, and the vocabulary
 
     def __post_init__(self) -> None:
         sizes = {item.name: getattr(self, item.name) for item in fields(self)}
         for name, size in sizes.items():
-            if size < 1 and size != -1:
+            if size != -1 and not 1 <= size <= checks.LARGEST:
                 raise ValueError(f"{name}={size}: expected at least 1, or -1 for all devices that are left")
         if list(sizes.values()).count(-1) > 1:
-            raise ValueError(f"{sizes}: only one axis can be -1 (all devices that are left)")
+            asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            raise ValueError(f"{asked}: only one axis can be -1 (all devices that are left)")
 
 
 AXES = tuple(item.name for item in fields(MeshConfig))

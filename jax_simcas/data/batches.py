@@ -19,6 +19,12 @@ from jax_simcas.method.document import Document, Example, Target
 BATCHES_AHEAD = 4
 
 
+def check_template(input_template: str) -> None:
+    """Raises ValueError for a template that does not show the document, or shows it more than once."""
+    if input_template.count("{document}") != 1:
+        raise ValueError(f"input_template={input_template!r}: expected '{{document}}' in it, once")
+
+
 @dataclass(frozen=True)
 class PipelineConfig(FeatureConfig):
     """What turns rows into batches: features, and how they are batched.

@@ -49,19 +49,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of a record's fields; "" is not read. A dot leads into an object: `document.text`.
+    """Names of a record's fields; "" is not read. A dot leads into an object: `document.text`."""
 
-    `document` may hold a text or a list of lines, `summary` a text, a list of texts or of objects with a `text`.
-    `chunks` holds a list of lists of token ids; evidence, which is in characters, is then not read.
-    """
+    document: str = "document"  # a text or a list of lines
+    summary: str = "summary"  # a text, a list of texts or of objects with a `text`
+    query: str = ""  # a text that the document is asked
+    id: str = "id"  # a name of the row, in predictions and errors
+    evidence: str = "evidence"  # [[start, end), ...] in characters of the document: what matters
+    context: str = ""  # a second, shorter text
+    chunks: str = ""  # a list of lists of token ids, in place of the document's text; evidence is then not read
 
-    document: str = "document"
-    summary: str = "summary"
-    query: str = ""
-    id: str = "id"
-    evidence: str = "evidence"
-    context: str = ""
-    chunks: str = ""
+    def __post_init__(self) -> None:
+        if not self.summary.strip():
+            raise ValueError(f"summary={self.summary!r}: expected the name of a field")
+        if not self.document.strip() and not self.chunks.strip():
+            raise ValueError(f"document={self.document!r}: expected the name of a field")
 
 
 @runtime_checkable

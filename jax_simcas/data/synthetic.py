@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
 
@@ -22,30 +23,35 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Size of the synthetic task. `words_per_chunk` should be the model's chunk_length - 2.
+    """Size of the synthetic task.
 
-    ordered: facts do not name their slot: the answer is the asked topic's values in the document's order, so a model
-      has to know the order of the chunks.
+    Raises:
+      ValueError: a value out of range, or facts that do not fit into a document.
     """
 
-    seed: int = 0
-    rows: int = 100_000
-    held_out_rows: int = 500
-    chunks: int = 8
-    words_per_chunk: int = 30
-    topics: int = 4
-    slots: int = 3
-    values_per_slot: int = 8
-    fillers: int = 100
+    seed: int = 0  # of the documents
+    rows: int = 100_000  # documents of the training split
+    held_out_rows: int = 500  # documents of each other split
+    chunks: int = 8  # per document
+    words_per_chunk: int = 30  # should be the model's chunk_length - 2
+    topics: int = 4  # of which a document asks about one
+    slots: int = 3  # facts per topic
+    values_per_slot: int = 8  # words that may fill a slot
+    fillers: int = 100  # words that mean nothing
+    # facts do not name their slot: the answer is the asked topic's values in the document's order, so that a
+    # model has to know which chunk comes before which
     ordered: bool = False
 
     def __post_init__(self) -> None:
+        checks.at_least(self, 0, "seed", most=checks.LARGEST_SEED)
+        sizes = ("rows", "held_out_rows", "chunks", "words_per_chunk", "topics", "slots", "values_per_slot", "fillers")
+        checks.at_least(self, 1, *sizes)
         facts, places = self.topics * self.slots, (self.chunks - 1) * self.words_per_chunk
-        if not 0 < facts <= places:
-            raise ValueError(f"topics x slots = {facts} facts do not fit into {places} words after the first chunk")
-        for name in ("rows", "held_out_rows", "values_per_slot", "fillers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if facts > places:
+            raise ValueError(
+                f"topics={self.topics} x slots={self.slots} are {facts} facts, which do not fit into the {places} "
+                "words after the first chunk: raise chunks or words_per_chunk"
+            )
 
     def topic(self, topic: int) -> str:
         return f"ask-{topic}"

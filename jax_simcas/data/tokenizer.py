@@ -21,6 +21,7 @@ from jax_simcas.data.rows import RowSource
 
 # BART's, at BART's ids.
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+SMALLEST_VOCABULARY = 256 + len(SPECIALS)  # all bytes and the specials
 
 
 class Tokenized(NamedTuple):
@@ -135,9 +136,10 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
       UserError: a vocabulary smaller than the bytes and the specials.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(alphabet) + len(SPECIALS)
-    if vocab_size < least:
-        raise UserError(f"config.data.vocab_size={vocab_size}: expected at least {least} (all bytes and the specials)")
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"config.data.vocab_size={vocab_size}: expected at least {SMALLEST_VOCABULARY} (all bytes and the specials)"
+        )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

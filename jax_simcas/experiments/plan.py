@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.experiments.spec import Evaluation, Experiment, Variant, slug
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
-from jax_simcas.run.method_config import check_fits
+from jax_simcas.run.config_file import override
 
 
 class Command(NamedTuple):
@@ -86,13 +84,10 @@ class Plan:
           UserError: they are invalid.
         """
         try:
-            settings = config_lib.from_config(cli.override(self.config, self.training_changes(variant, seed)))
-            if not settings.pretrained:
-                check_fits(settings.bart, settings.simcas)
+            settings = settings_with(self.config, self.training_changes(variant, seed))
             for evaluation in evaluations:
-                trained = config_lib.to_config(settings)
-                config_lib.from_config(cli.override(trained, as_flags(evaluation.overrides)))
-        except (UserError, ValueError) as error:
+                settings_with(config_lib.to_config(settings), as_flags(evaluation.overrides))
+        except UserError as error:
             raise UserError(f"variant {variant.name!r}: {error}") from None
         return settings
 
@@ -128,30 +123,9 @@ class Plan:
         )
 
 
-def load(path: str) -> Any:
-    """The module of an experiment or of a config.
-
-    Raises:
-      UserError: no such file, or whatever it raises.
-    """
-    found = importlib.util.spec_from_file_location("experiment", path)
-    if found is None or found.loader is None or not Path(path).is_file():
-        raise UserError(f"{path}: no such Python file")
-    module = importlib.util.module_from_spec(found)
-    with errors_of(path):
-        found.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def errors_of(path: str) -> Iterator[None]:
-    """Turns whatever a user's Python file raises into a UserError that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # it is the user's file: anything may go wrong in it
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from None
+def settings_with(config: Any, flags: Sequence[str]) -> Settings:
+    """The checked settings of a config changed by flags of the form --config.FIELD=VALUE."""
+    return config_lib.from_config(override(config, cli.split_changes(flags)[1]))
 
 
 def as_flags(overrides: Mapping[str, Any]) -> tuple[str, ...]:

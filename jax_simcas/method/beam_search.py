@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.common import checks
 from jax_simcas.method.model import SimCAS
 from jax_simcas.method.select import Compacted
 
@@ -27,30 +28,29 @@ FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 class GenerateConfig:
     """Options of `transformers.GenerationMixin.generate`, by the same names; lengths count the start token.
 
-    early_stopping: True ends when `num_beams` summaries are finished; False when a better one is unlikely; "never" when
-      a better one is impossible.
-    forced_bos_token_id, forced_eos_token_id: None takes those of the backbone.
-
     Raises:
       ValueError: a value that has no meaning, by the name of its option.
     """
 
     num_beams: int = 4
-    max_length: int = 128
-    min_length: int = 0
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
+    max_length: int = 128  # tokens of a summary, the start token included
+    min_length: int = 0  # tokens, likewise
+    length_penalty: float = 1.0  # scores are divided by tokens ** length_penalty: above 0 prefers long summaries
+    no_repeat_ngram_size: int = 0  # no sequence of so many tokens comes twice; 0: it may
+    # True ends when `num_beams` summaries are finished; False when a better one is unlikely; "never" when a better one
+    # is impossible
     early_stopping: bool | str = False
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
+    forced_bos_token_id: int | None = None  # what must come first; None: that of the backbone
+    forced_eos_token_id: int | None = None  # what must come at max_length; None: that of the backbone
 
     def __post_init__(self) -> None:
         least = {"num_beams": 1, "max_length": 2, "min_length": 0, "no_repeat_ngram_size": 0}
         least |= {name: 0 for name in FORCED if getattr(self, name) is not None}
         for name, bound in least.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
+            if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {bound}")
+            checks.at_least(self, bound, name)
         if self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} exceeds max_length={self.max_length}")
         if not math.isfinite(self.length_penalty):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.common.errors import UserError
 
 Params = Any
 NAME = "chunk_positions"  # of the learned table, among the encoder's parameters
@@ -58,5 +59,8 @@ class Learned:
 
     def __call__(self, encoder: Params, backbone: Backbone, chunks: int) -> Float[Array, "K D"]:
         if chunks > self.max_chunks:
-            raise ValueError(f"{chunks} chunks exceed max_chunks={self.max_chunks} learned chunk positions")
+            raise UserError(
+                f"config.simcas.max_chunks={self.max_chunks}: a document has {chunks} chunks, more than there are "
+                "learned positions; lower config.simcas.max_input_len"
+            )
         return encoder[NAME]["embedding"][:chunks]

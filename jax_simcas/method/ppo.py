@@ -11,6 +11,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_simcas.common import checks
 from jax_simcas.common.sharding import constrain, over_documents
 from jax_simcas.method.select import action_logits, state_values
 
@@ -21,19 +22,20 @@ Params = Any
 class PPOConfig:
     """Constants of the selector's update; the defaults are the released code's."""
 
-    discount: float = 0.998
+    discount: float = 0.998  # gamma: per chunk
     trace: float = 0.95  # lambda of generalised advantage estimation
-    epochs: int = 2
+    epochs: int = 2  # passes over the candidates per batch
     minibatch_size: int = 512  # candidates of one chunk
-    clip: float = 0.2
-    value_clip: float = 0.2
-    entropy_weight: float = 0.1
-    max_kl: float = 0.1  # no further epoch after one that ends above it
+    clip: float = 0.2  # the probability ratio stays within 1 +- clip
+    value_clip: float = 0.2  # a value moves at most so far from that of the rollout
+    entropy_weight: float = 0.1  # of the entropy in the loss
+    max_kl: float = 0.1  # nats per candidate: no further epoch after one that ends above it
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "minibatch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected at least 1")
+        checks.at_least(self, 1, "epochs", "minibatch_size")
+        checks.at_least(self, 0, "discount", "trace", most=1)
+        checks.at_least(self, 0, "entropy_weight", "max_kl")
+        checks.above(self, 0, "clip", "value_clip")
 
 
 class Rollout(NamedTuple):

@@ -27,7 +27,6 @@ from jax_simcas.evaluation.summarizer import Summarizer
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
-from jax_simcas.run.method_config import check_fits
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
@@ -99,13 +98,10 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
         check_vocabulary(tokenizer, settings, settings.pretrained)
     else:
         tokenizer = saved or make_tokenizer(settings, cache)
-        bart = dataclasses.replace(settings.bart, vocab_size=len(tokenizer))
-        settings = dataclasses.replace(settings, bart=bart)
+        sized = partial(dataclasses.replace, settings.bart, vocab_size=len(tokenizer))
+        settings = dataclasses.replace(settings, bart=config_lib.made(sized, "config.bart"))
         params = None
-    try:
-        check_fits(settings.bart, settings.simcas)
-    except ValueError as error:
-        raise UserError(f"config.simcas.{error}") from None
+    config_lib.check(settings, sizes_known=True)
     if params is None:
         model = settings.model()
         fresh = partial(init_params, model=model)
@@ -132,17 +128,6 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
         given, expected = getattr(tokenizer, name), getattr(settings.bart, name)
         if given != expected:
             raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
-
-
-def checkpoint_step(text: str) -> Any:
-    """A --step flag: best, latest or a number.
-
-    Raises:
-      UserError: anything else.
-    """
-    if text not in ("best", "latest") and not text.isdecimal():
-        raise UserError(f"--step={text}: expected best, latest or a number")
-    return int(text) if text.isdecimal() else text
 
 
 def check_step(checkpoints: Path, step: Any) -> None:

@@ -1,4 +1,9 @@
-"""Everything a run is made of: the dataclasses of all modules, and their way to and from config files."""
+"""Everything a run is made of: the dataclasses of all sections, their one check, and their way to and from files.
+
+A comment documents each field where it stands, behind it or in the lines right above it: docs/config.md is made of
+them. What one field may be, its dataclass says in `__post_init__`; what fields may be together, and beside the sizes of
+the model, says `check`, which is called whenever settings are read or changed.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,114 +20,109 @@ from ml_collections import config_dict
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.protocol import Backbone
-from jax_simcas.common import cli
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
 from jax_simcas.data.features import check_template
 from jax_simcas.data.rows import Fields
-from jax_simcas.data.synthetic import SyntheticConfig
+from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
+from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
 from jax_simcas.method.beam_search import GenerateConfig
+from jax_simcas.method.chunk import bucket, most_chunks
 from jax_simcas.method.model import SimCAS
+from jax_simcas.run.fields import unknown_field, value_of
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
+
+TASKS = ("summarization", "answers")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where rows come from and how they become batches.
+    """Where rows come from and how they become batches."""
 
-    source: "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "csv" `{data_dir}/{split}.csv[.gz]`,
-      "parquet" `{data_dir}/{split}.parquet`;
-      "datasets:NAME[:CONFIG]" a folder or hub id of the datasets library; "tfds:NAME[/CONFIG]" what
-      tensorflow-datasets prepared in `data_dir`; "chunked[:NAME]" files or datasets that are cut into chunks of
-      token ids, as the authors publish them; "embedded" generates the embedded task.
-    input_template: what the encoder reads; `{document}` and, where rows have them, `{query}` and `{context}`.
-    parts_at: where a document of several parts is split; training joins them by `join_parts` in random order.
-    train_rows: training sees only so many of its split's first rows; 0: all.
-    draw_answer: training learns a random one of a row's answers instead of the first.
-    tokenizer: a folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE
-      tokens on the training split when there is no pretrained model.
-    task: "summarization" is scored with ROUGE, "answers" with exact match and F1.
-    chunk_buckets, target_buckets: lengths that batches are padded to, in chunks and tokens; one compilation
-      each. Empty: powers of two.
-    bucket_batches: training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not.
-    cache: a training that reads its rows more than once tokenises them before the first step and keeps the tokens on
-      disk; not where `parts_at` joins documents anew each time. The numbers are the same.
-    workers: processes that tokenise and prepare training batches; 0: the training process itself.
-    """
-
+    # "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "csv" `{data_dir}/{split}.csv[.gz]`, "parquet"
+    # `{data_dir}/{split}.parquet`; "datasets:NAME[:CONFIG]" a folder or hub id of the datasets library;
+    # "tfds:NAME[/CONFIG]" what tensorflow-datasets prepared in `data_dir`; "chunked[:NAME]" files or datasets that are
+    # cut into chunks of token ids, as the authors publish them; "embedded" generates the synthetic task
     source: str = "jsonl"
-    data_dir: str = ""
-    train_split: str = "train"
-    validation_split: str = "validation"
-    train_rows: int = 0
+    data_dir: str = ""  # folder of the data; may be gs://... for tfds
+    train_split: str = "train"  # name of the split to train on
+    validation_split: str = "validation"  # name of the split to validate on
+    train_rows: int = 0  # training sees only so many of its split's first rows; 0: all
     fields: Fields = field(default_factory=Fields)
     embedded: SyntheticConfig = field(default_factory=SyntheticConfig)
+    # what the encoder reads: `{document}` once and, where rows have them, `{query}` and `{context}`
     input_template: str = "{document}"
+    # where a document of several parts is split; training joins them by `join_parts` in random order; "": nowhere
     parts_at: str = ""
-    join_parts: str = "</s>"
-    draw_answer: bool = False
-    task: str = "summarization"
+    join_parts: str = "</s>"  # text between parts that are joined
+    draw_answer: bool = False  # training learns a random one of a row's answers instead of the first
+    task: str = "summarization"  # "summarization" is scored with ROUGE, "answers" with exact match and F1
+    # folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE tokens on the training
+    # split when there is no pretrained model
     tokenizer: str = ""
-    vocab_size: int = 8_192
-    batch_size: int = 1
+    vocab_size: int = 8_192  # tokens of a tokenizer that is trained here
+    batch_size: int = 1  # documents per batch, over all devices
+    # lengths that batches are padded to, in chunks; one compilation each; empty: powers of two
     chunk_buckets: tuple[int, ...] = ()
-    target_buckets: tuple[int, ...] = ()
+    target_buckets: tuple[int, ...] = ()  # the same of targets, in tokens
+    # training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not
     bucket_batches: int = 0
+    # a training that reads its rows more than once tokenises them before the first step and keeps the tokens on disk;
+    # not where `parts_at` joins documents anew each time; the numbers are the same
     cache: bool = True
-    workers: int = 0
+    workers: int = 0  # processes that tokenise and prepare training batches; 0: the training process itself
 
     def __post_init__(self) -> None:
         check_template(self.input_template)
         if self.source != "embedded":
             formats.check_source(self.source)
-        if self.task not in ("summarization", "answers"):
-            raise ValueError(f"task={self.task!r}: expected one of summarization, answers")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
-        if self.bucket_batches < 0:
-            raise ValueError(f"bucket_batches={self.bucket_batches}: expected at least 0")
-        if self.train_rows < 0:
-            raise ValueError(f"train_rows={self.train_rows}: expected at least 0 (0: all)")
+        checks.one_of(self, "task", TASKS)
+        checks.at_least(self, 1, "batch_size")
+        checks.at_least(self, 0, "bucket_batches", "train_rows", "workers")
+        checks.at_least(self, SMALLEST_VOCABULARY, "vocab_size")
+        for name in ("train_split", "validation_split"):
+            split = getattr(self, name)
+            if not split.strip():
+                raise ValueError(f"{name}={split!r}: expected the name of a split")
+            if self.source == "embedded" and split not in SPLITS:
+                raise ValueError(f"{name}={split!r}: the synthetic task has {', '.join(SPLITS)}")
+        for name in ("chunk_buckets", "target_buckets"):
+            sizes = getattr(self, name)
+            if any(size < 1 for size in sizes):
+                raise ValueError(f"{name}={sizes}: expected whole numbers of at least 1")
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long to train, and how often to do what; all counts are optimizer steps.
+    """How long to train, and how often to do what."""
 
-    epochs: passes over the training rows, in place of `steps`; 0: `steps` counts.
-    selector_every: the selector learns from every batch of each such step; 0: never.
-    best_metric: which validation figure makes a checkpoint the best.
-    max_skipped: non-finite batches in a row after which training stops.
-    """
-
-    steps: int = 1_000
-    epochs: int = 0
-    log_every: int = 10
-    eval_every: int = 200
-    eval_documents: int = 64
-    checkpoint_every: int = 200
-    selector_every: int = 1
-    keep_checkpoints: int = 2
-    best_metric: str = "nll"
-    max_skipped: int = 10
-    seed: int = 0
+    steps: int = 1_000  # optimizer steps
+    epochs: int = 0  # passes over the training rows, in place of `steps`; 0: `steps` counts
+    log_every: int = 10  # optimizer steps
+    eval_every: int = 200  # optimizer steps
+    eval_documents: int = 64  # documents of a validation during training
+    checkpoint_every: int = 200  # optimizer steps
+    selector_every: int = 1  # optimizer steps: the selector learns from every batch of each such step; 0: never
+    keep_checkpoints: int = 2  # of the latest; the best is kept beside them
+    best_metric: str = "nll"  # validation figure, "nll" or "loss" (nats per token), whose lowest is the best checkpoint
+    max_skipped: int = 10  # non-finite batches in a row after which training stops
+    seed: int = 0  # of parameters, draws and the order of rows
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "eval_every", "eval_documents", "checkpoint_every", "max_skipped"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.epochs < 0:
-            raise ValueError(f"epochs={self.epochs}: expected at least 0")
-        if self.best_metric not in ("nll", "loss"):
-            raise ValueError(f"best_metric={self.best_metric!r}: expected one of nll, loss")
+        every = ("log_every", "eval_every", "checkpoint_every")
+        checks.at_least(self, 1, "steps", *every, "eval_documents", "keep_checkpoints", "max_skipped")
+        checks.at_least(self, 0, "epochs", "selector_every")
+        checks.at_least(self, 0, "seed", most=checks.LARGEST_SEED)
+        checks.one_of(self, "best_metric", ("nll", "loss"))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. `pretrained` is a folder, another run's workdir or a hub id; "" trains `bart` from scratch."""
+    """One run."""
 
-    pretrained: str = ""
+    pretrained: str = ""  # folder, another run's workdir or hub id to start from; "" trains `bart` from scratch
     backbone: str = "bart"  # or package.module:name of a (bart config, attention) -> Backbone of your own
     bart: BartConfig = field(default_factory=BartConfig)
     simcas: SimcasConfig = field(default_factory=SimcasConfig)
@@ -140,6 +140,65 @@ class Settings:
         """
         backbone: Backbone = backbone_of(self.backbone, self.bart, self.simcas.attention)
         return self.simcas.model(backbone)
+
+
+def check(settings: Settings, where: str = "config", sizes_known: bool | None = None) -> Settings:
+    """The settings, if they fit together.
+
+    Args:
+      sizes_known: whether `bart` is the shape of the model; by default unless it is to come from `pretrained`.
+
+    Raises:
+      UserError: names `where` and the fields.
+    """
+    data = settings.data
+    model = settings.model()  # and so every name can be resolved
+    settings.optimizer.transformer(settings.loop.steps)
+    if data.bucket_batches and (data.parts_at or not data.cache):
+        raise UserError(
+            f"{where}.data.bucket_batches={data.bucket_batches} needs the number of chunks of every row, which the "
+            "cache of tokens knows: it needs config.data.cache=True and no config.data.parts_at"
+        )
+    _check_positions(settings, where)
+    if sizes_known if sizes_known is not None else not settings.pretrained:
+        _check_sizes(settings, model.backbone, where)
+    return settings
+
+
+def _check_positions(settings: Settings, where: str) -> None:
+    simcas, data = settings.simcas, settings.data
+    if simcas.chunk_position != "learned":
+        return
+    tokens = simcas.max_input_len
+    if data.source == "embedded":
+        tokens = min(tokens, data.embedded.chunks * data.embedded.words_per_chunk + 2)
+    longest = most_chunks(max(tokens - 2, 0), simcas.chunk_length, sentences=simcas.chunking == "sentences")
+    padded = max(bucket(longest, data.chunk_buckets, longest), *data.chunk_buckets, 1)
+    if padded > simcas.max_chunks:
+        raise UserError(
+            f"{where}.simcas.max_chunks={simcas.max_chunks}: documents of {tokens} tokens, in batches of "
+            f"chunk_buckets={data.chunk_buckets}, have up to {padded} chunks: raise it, or lower max_input_len or "
+            "chunk_buckets"
+        )
+
+
+def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
+    positions, vocabulary = backbone.positions, backbone.vocab_size
+    lengths = {
+        "simcas.chunk_length": settings.simcas.chunk_length,
+        "simcas.max_target_len": settings.simcas.max_target_len,
+        "generate.max_length": settings.generate.max_length,
+    }
+    for name, length in lengths.items():
+        if positions is not None and length > positions:
+            raise UserError(
+                f"{where}.{name}={length} exceeds the model's {positions} positions (max_position_embeddings): "
+                "lower it, or use a model with more positions"
+            )
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        token = getattr(settings.generate, name)
+        if token is not None and token >= vocabulary:
+            raise UserError(f"{where}.generate.{name}={token} lies outside the vocabulary of {vocabulary} tokens")
 
 
 def default_config() -> config_dict.ConfigDict:
@@ -170,40 +229,47 @@ def _optional(hint: Any) -> type | None:
     return None
 
 
-def from_config(config: config_dict.ConfigDict) -> Settings:
-    """The frozen dataclasses that library code sees.
+def from_config(config: config_dict.ConfigDict, where: str = "config") -> Settings:
+    """The frozen dataclasses that library code sees, checked.
 
     Raises:
-      UserError: a value that its dataclass refuses, named with its field; a config file that cannot be read.
+      UserError: a field that is not known, a value that it cannot have, or values that do not fit together.
     """
     try:
         mapping = config.to_dict()
-    except OSError as error:  # a config file that could not be read says so only when it is looked at
-        raise UserError(str(error).split(": ", 1)[-1]) from None
-    return from_mapping(mapping, "config")
+    except Exception as error:  # a placeholder that is required, references in a circle
+        raise UserError(f"{where}: {error}") from None
+    return check(from_mapping(mapping, where), where)
 
 
-def from_mapping(mapping: dict[str, Any], where: str) -> Settings:
-    """Nested dictionaries -> settings; see `from_config`."""
+def from_mapping(mapping: Mapping[str, Any], where: str) -> Settings:
+    """Nested dictionaries -> settings, each field checked on its own; `check` is the caller's turn.
+
+    Raises:
+      UserError: a field that is not known, or a value that it cannot have; named after `where`.
+    """
     return _from_mapping(Settings, mapping, where)
 
 
-def _from_mapping(cls: Any, mapping: dict[str, Any], where: str) -> Any:
+def _from_mapping(cls: Any, mapping: Any, where: str) -> Any:
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{where}={mapping!r}: expected a section, with the fields of {cls.__name__}")
     hints = typing.get_type_hints(cls)
     given = {}
     for name, value in mapping.items():
         if name not in hints:
-            known = ", ".join(sorted(hints))
-            raise UserError(f"{where}.{name}: no such field; {where} has {known}")
-        nested = hints[name]
-        if dataclasses.is_dataclass(nested):
-            given[name] = _from_mapping(nested, value, f"{where}.{name}")
-        else:
-            given[name] = tuple(value) if isinstance(value, list) else value
+            raise UserError(unknown_field(cls, str(name), where))
+        build = _from_mapping if dataclasses.is_dataclass(hints[name]) else value_of
+        given[name] = build(hints[name], value, f"{where}.{name}")
+    return made(lambda: cls(**given), where)
+
+
+def made(make: Callable[[], Any], where: str) -> Any:
+    """What `make` returns; a ValueError of a dataclass, which begins with the field, becomes a UserError."""
     try:
-        return cls(**given)
+        return make()
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}.{error}") from None
 
 
 def to_json(settings: Settings) -> str:
@@ -223,7 +289,7 @@ def read_json(path: Path) -> Settings:
         raise UserError(f"{path}: not found; is {path.parent} a workdir that training wrote?") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    return from_mapping(mapping, str(path))
+    return from_mapping(mapping, f"{path}: config")
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
@@ -239,40 +305,3 @@ def differences(old: Settings, new: Settings) -> list[str]:
         return [] if a == b else [f"{name[1:]}: {a!r} -> {b!r}"]
 
     return walk(old, new, "")
-
-
-# The flags that override a setting, in every program that has them.
-OVERRIDING_FLAGS = {
-    "budget": "simcas.budget",
-    "capacity": "simcas.capacity",
-    "max_input_len": "simcas.max_input_len",
-    "dtype": "simcas.dtype",
-    "num_beams": "generate.num_beams",
-    "max_length": "generate.max_length",
-    "min_length": "generate.min_length",
-    "length_penalty": "generate.length_penalty",
-    "no_repeat_ngram_size": "generate.no_repeat_ngram_size",
-    "batch_size": "data.batch_size",
-    "data_dir": "data.data_dir",
-}
-
-
-def apply_flag_overrides(settings: Settings, arguments: Any, flags: Mapping[str, str] = OVERRIDING_FLAGS) -> Settings:
-    """Settings with the flags applied, those of the form --config.FIELD=VALUE first.
-
-    Raises:
-      UserError: a value that the settings refuse.
-    """
-    if getattr(arguments, "overrides", None):
-        settings = from_config(cli.override(to_config(settings), arguments.overrides))
-    changes: dict[str, dict[str, Any]] = {}
-    for flag, field_ in flags.items():
-        section, name = field_.split(".")
-        if getattr(arguments, flag, None) is not None:
-            changes.setdefault(section, {})[name] = getattr(arguments, flag)
-    try:
-        return dataclasses.replace(
-            settings, **{name: dataclasses.replace(getattr(settings, name), **to) for name, to in changes.items()}
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -15,6 +15,7 @@ from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.align import ALIGNMENTS
 from jax_simcas.method.chunk_position import ChunkPosition, Learned, Sinusoidal
@@ -95,8 +96,7 @@ class SimcasConfig:
             "remat": tuple(REMAT),
         }
         for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(values)}")
+            checks.one_of(self, name, values)
         named: dict[str, Mapping[str, Any]] = {
             "align": ALIGNMENTS,
             "policy": POLICIES,
@@ -108,17 +108,11 @@ class SimcasConfig:
             given = getattr(self, name)
             if given not in table and ":" not in str(given):
                 raise ValueError(f"{name}={given!r}: expected one of {', '.join(table)}, or package.module:name")
-        for name, least in (
-            ("chunk_length", 3),
-            ("max_input_len", 3),
-            ("max_target_len", 3),
-            ("capacity", 2),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value}: expected at least {least}")
-        if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"threshold={self.threshold}: expected a probability")
+        checks.at_least(self, 3, "chunk_length", "max_input_len", "max_target_len")
+        checks.at_least(self, 2, "capacity")
+        checks.at_least(self, 1, "budget", "max_chunks", "hyper_length")
+        checks.at_least(self, 0, "threshold", most=1)
+        checks.above(self, 0, "reward_scale")
         if self.policy in POLICIES and POLICIES[self.policy].budgeted and self.budget is None:
             raise ValueError(f"policy={self.policy!r} needs budget=<number of candidates per document>")
 
@@ -158,16 +152,6 @@ class SimcasConfig:
         return {"none": None, "sinusoidal": Sinusoidal(), "learned": Learned(self.max_chunks)}[self.chunk_position]
 
 
-def check_fits(bart: BartConfig, simcas: SimcasConfig) -> None:
-    """Raises ValueError when a chunk or a target is longer than the model's position tables."""
-    for name in ("chunk_length", "max_target_len"):
-        if getattr(simcas, name) > bart.max_position_embeddings:
-            raise ValueError(
-                f"{name}={getattr(simcas, name)} exceeds the model's {bart.max_position_embeddings} positions "
-                "(max_position_embeddings): lower it, or use a model with more positions"
-            )
-
-
 def policy_of(name: str, where: str) -> Policy:
     """A policy by name; a function of your own becomes the `choose` of one.
 
@@ -199,15 +183,14 @@ class UpdateConfig:
     clip_norm: float | None = None  # global norm of the gradient; None: no clipping
     schedule: str = "inverse_sqrt"  # or package.module:name of a (max_lr, warmup, steps) -> optax.Schedule
     algorithm: str = "adam"  # or package.module:name of a (schedule) -> optax.GradientTransformation
-    selector_lr: float = 1e-4
+    selector_lr: float = 1e-4  # of the selector's Adam, constant
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "accumulate_step"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: expected 0 <= label_smoothing < 1")
+        checks.at_least(self, 1, "warmup", "accumulate_step")
+        checks.at_least(self, 0, "max_lr", "selector_lr")
+        checks.below_one(self, "label_smoothing")
+        checks.above(self, 0, "clip_norm")
         named: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "algorithm": ALGORITHMS}
         for name, table in named.items():
             given = getattr(self, name)

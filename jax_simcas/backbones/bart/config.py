@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_simcas.backbones.protocol import Tokens
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
@@ -16,45 +17,49 @@ ACTIVATIONS = ("gelu", "gelu_new", "relu")
 class BartConfig:
     """Sizes, rates and special tokens of a BART (or mBART) checkpoint; the defaults are BART-base.
 
-    `normalize_before` and `final_layer_norm` are True in mBART: its layers normalise their input and each
-    stack ends in one more layer norm.
+    Raises:
+      ValueError: a value out of range, by the name of its field.
     """
 
-    vocab_size: int = 50265
-    d_model: int = 768
+    vocab_size: int = 50265  # tokens; a model from scratch has those of its tokenizer
+    d_model: int = 768  # width of the states, D
     encoder_layers: int = 6
     decoder_layers: int = 6
     encoder_attention_heads: int = 12
     decoder_attention_heads: int = 12
-    encoder_ffn_dim: int = 3072
-    decoder_ffn_dim: int = 3072
-    max_position_embeddings: int = 1024
-    activation_function: str = "gelu"
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    init_std: float = 0.02
-    scale_embedding: bool = False
-    normalize_before: bool = False
-    final_layer_norm: bool = False
+    encoder_ffn_dim: int = 3072  # inner width of the encoder's feed-forward layers
+    decoder_ffn_dim: int = 3072  # the same of the decoder
+    max_position_embeddings: int = 1024  # most tokens of a chunk and of a target
+    activation_function: str = "gelu"  # "gelu", "gelu_new" or "relu"
+    dropout: float = 0.1  # share of the states set to zero while training
+    attention_dropout: float = 0.0  # the same of attention weights
+    activation_dropout: float = 0.0  # the same within feed-forward layers
+    init_std: float = 0.02  # standard deviation of fresh weights
+    scale_embedding: bool = False  # whether embeddings are multiplied by sqrt(d_model)
+    normalize_before: bool = False  # whether layers normalise their input, as in mBART
+    final_layer_norm: bool = False  # whether each stack ends in one more layer norm, as in mBART
     pad_token_id: int = 1
-    bos_token_id: int = 0
-    eos_token_id: int = 2
+    bos_token_id: int = 0  # first of every chunk
+    eos_token_id: int = 2  # last of every chunk and target
     decoder_start_token_id: int = 2
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = 2
+    forced_bos_token_id: int | None = None  # what generation must say first
+    forced_eos_token_id: int | None = 2  # what generation must say at max_length
 
     def __post_init__(self) -> None:
-        for heads in ("encoder_attention_heads", "decoder_attention_heads"):
-            if self.d_model % getattr(self, heads):
-                raise ValueError(f"d_model={self.d_model} is not a multiple of {heads}={getattr(self, heads)}")
-        if self.activation_function not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function={self.activation_function!r}: expected one of {', '.join(ACTIVATIONS)}"
-            )
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        sizes = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")
+        heads = ("encoder_attention_heads", "decoder_attention_heads")
+        checks.at_least(self, 1, *sizes, *heads)
+        checks.at_least(self, 3, "vocab_size", "max_position_embeddings")
+        checks.at_least(self, 0, "init_std")
+        checks.below_one(self, "dropout", "attention_dropout", "activation_dropout")
+        checks.one_of(self, "activation_function", ACTIVATIONS)
+        for name in heads:
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
+        required = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+        for name in (*required, "forced_bos_token_id", "forced_eos_token_id"):
             token = getattr(self, name)
-            if not 0 <= token < self.vocab_size:
+            if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} lies outside the vocabulary of {self.vocab_size} tokens")
 
     @property

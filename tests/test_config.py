@@ -59,11 +59,11 @@ def test_differences_name_fields():
     ("mapping", "message"),
     [
         ({"loop": {"stepz": 1}}, "run.loop.stepz: no such field"),
-        ({"loop": {"steps": 0}}, "run.loop: steps=0: expected at least 1"),
-        ({"data": {"source": "csv"}}, "run.data: source='csv': expected one of jsonl, parquet, "),
-        ({"data": {"input_template": "{query}"}}, "run.data: input_template="),
-        ({"simcas": {"align": "median"}}, "run.simcas: align='median'"),
-        ({"bart": {"d_model": 7}}, "run.bart: d_model=7 is not a multiple"),
+        ({"loop": {"steps": 0}}, "run.loop.steps=0: expected at least 1"),
+        ({"data": {"source": "xml"}}, "run.data.source='xml': expected one of jsonl, "),
+        ({"data": {"input_template": "{query}"}}, "run.data.input_template="),
+        ({"simcas": {"align": "median"}}, "run.simcas.align='median'"),
+        ({"bart": {"d_model": 7}}, "run.bart.d_model=7 is not a multiple"),
     ],
 )
 def test_a_bad_field_is_named(mapping, message):

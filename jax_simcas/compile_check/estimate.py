@@ -1,0 +1,68 @@
+"""Compiling the stages for a slice and telling whether they fit: what `jax_simcas.compile_check` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.common import cli, files
+from jax_simcas.compile_check import output, topology
+from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage, mesh_sizes
+from jax_simcas.compile_check.topology import Topology
+from jax_simcas.run import config as config_lib
+from jax_simcas.run.config import Settings
+from jax_simcas.run.config_file import settings_of
+
+
+def batch_shape(settings: Settings, documents: int, tokens: int, target: int, devices: int) -> BatchShape:
+    """The batch asked for, 0 standing for the default.
+
+    Raises:
+      UserError: the model has fewer positions than target tokens or tokens of a chunk.
+    """
+    shape = BatchShape(
+        documents or devices,
+        tokens or settings.simcas.max_input_len,
+        target or min(settings.simcas.max_target_len, settings.bart.max_position_embeddings),
+    )
+    simcas = settings.simcas.replace(max_input_len=shape.tokens, max_target_len=shape.target)
+    generate = dataclasses.replace(settings.generate, max_length=min(settings.generate.max_length, shape.target))
+    config_lib.check(dataclasses.replace(settings, simcas=simcas, generate=generate), sizes_known=True)
+    return shape
+
+
+def describe(settings: Settings, shape: BatchShape, target: Topology) -> str:
+    """The slice, the mesh on it and the batch, in one line."""
+    sizes = mesh_sizes(settings, shape, len(target.devices))
+    mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+    return (
+        f"{target.name}, {len(target.devices)} devices ({mesh}); "
+        f"{shape.documents} documents of {shape.tokens} tokens, {shape.target} target tokens; "
+        f"clock assumed {target.chip.clock / 1e9:g} GHz, peak {target.chip.peak / 1e12:g} TFLOP/s"
+    )
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    settings = settings_of(arguments)
+    topology.parse(arguments.topology)
+    cli.prepare()
+    topology.prepare_environment()
+    settings = dataclasses.replace(settings, bart=bart_of(settings))
+    target = topology.describe(arguments.topology)
+    shape = (arguments.documents, arguments.tokens, arguments.target)
+    batch = batch_shape(settings, *shape, devices=len(target.devices))
+    print(describe(settings, batch, target), file=sys.stderr)
+    results = []
+    for stage in arguments.stages:
+        results.append(compile_stage(stage, settings, batch, target))
+        print(f"{stage}: {'compiled' if results[-1].analysis else 'not compiled'}", file=sys.stderr)
+    for line in output.lines(results, arguments.slowest, target.chip.clock):
+        print(line)
+    if arguments.json:
+        content = output.json_of(results, batch, target, arguments.slowest or 20)
+        files.replace_file(Path(arguments.json), (json.dumps(files.json_ready(content), indent=1) + "\n").encode())
+    return 0 if all(result.fits for result in results) else cli.EXIT_ERROR

@@ -1,0 +1,83 @@
+"""Reading an experiment and running what of it was asked for: what `jax_simcas.experiments` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.common import cli, files
+from jax_simcas.common.errors import UserError
+from jax_simcas.experiments import output, runner
+from jax_simcas.experiments.plan import Command, Plan, run_folder
+from jax_simcas.experiments.spec import Experiment
+from jax_simcas.run.config_file import EXPERIMENTS, errors_of, folder, load, override, path_of, read
+
+
+def read_experiment(arguments: Any) -> tuple[str, Any, Experiment]:
+    """The base config's name and contents, and the experiment on it with all flags applied.
+
+    Raises:
+      UserError: a file that is missing or cannot be run, or that is something else.
+    """
+    ours = folder() / EXPERIMENTS
+    path = path_of(arguments.experiment, "EXPERIMENT", ours)
+    base = arguments.base or str(path)
+    config = read(base, "--base") if arguments.base else read(arguments.experiment, "EXPERIMENT", ours)
+    module = load(path)
+    if not hasattr(module, "get_experiment"):
+        raise UserError(f"{path}: no function get_experiment(config); is it a config of jax_simcas.train? Give --base")
+    changed = override(config, arguments.changes)
+    with errors_of(path):
+        experiment = module.get_experiment(changed)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{path}: get_experiment() returned {type(experiment).__name__}, expected an Experiment")
+    try:
+        return base, config, dataclasses.replace(experiment, seeds=arguments.seeds or experiment.seeds)
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from None
+
+
+def choose(commands: list[Command], experiment: Experiment, workdir: Path, names: list[str]) -> list[Command]:
+    """The commands of the variants named by --only, or all.
+
+    Raises:
+      UserError: an unknown variant.
+    """
+    known = [variant.name for variant in experiment.variants]
+    if set(names) - set(known):
+        raise UserError(f"--only={','.join(names)}: the variants are {', '.join(known)}")
+    folders = {run_folder(workdir, name, seed) for name in names for seed in experiment.seeds}
+    return [command for command in commands if not names or command.training in folders]
+
+
+def print_commands(commands: Sequence[Command]) -> None:
+    for command in commands:
+        state = "to do" if runner.seconds_of(command) is None else "done"
+        print(f"{state:5} {command.name}\n      {shlex.join(command.argv)}")
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    base, config, experiment = read_experiment(arguments)
+    stems = dict.fromkeys(Path(path).stem for path in (arguments.experiment, base))
+    workdir = Path(arguments.workdir or Path("runs") / "-".join(stems))
+    changes = tuple(f"--config.{name}={value}" for name, value in arguments.changes)
+    plan = Plan(base, config, workdir, changes, arguments.split or "", arguments.limit or 0)
+    commands = plan.commands(experiment)
+    chosen = choose(commands, experiment, workdir, arguments.only)
+    if arguments.dry_run:
+        print_commands(chosen)
+        return 0
+    files.make_folder(workdir, "--workdir")
+    problems: list[str] = []
+    if not arguments.table:
+        with runner.exit_on_sigterm(), runner.exclusive(workdir) as lock:
+            problems = runner.run_all(chosen, lock)
+    print(output.write(" on ".join(stems), experiment, workdir, commands))
+    print(f"in {workdir}: table.md, table.csv, plot.png")
+    for problem in problems:
+        cli.fail(problem)
+    return cli.EXIT_ERROR if problems else 0

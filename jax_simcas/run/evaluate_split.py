@@ -1,0 +1,127 @@
+"""Evaluating a trained model on a split, and comparing two evaluations: what `jax_simcas.evaluate` runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jax_simcas.common import cli, files, progress
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.rows import First
+from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
+from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
+from jax_simcas.run.config_file import with_flags
+from jax_simcas.run.method_config import policy_of
+from jax_simcas.run.processes import gather, is_main, join, local_mesh
+from jax_simcas.run.workdir import CONFIG
+
+
+def open_run(arguments: Any) -> Model:
+    """The run's model, its settings overridden by the flags."""
+    workdir = Path(arguments.workdir)
+    if not (workdir / CONFIG).is_file():
+        raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
+    with_flags(read_settings(str(workdir)), arguments, sizes_known=False)  # what they refuse, before weights are read
+    model = load_model(str(workdir), arguments.step)
+    model = model._replace(settings=with_flags(model.settings, arguments))
+    for note in model.notes if is_main() else ():
+        print(note, file=sys.stderr)
+    return model
+
+
+def open_split(model: Model, split: str, limit: int | None) -> Any:
+    """The rows to evaluate."""
+    source = open_source(model.settings, split, cli.cache_dir())
+    for note in source.notes if is_main() else ():
+        print(f"warning: {note}", file=sys.stderr)
+    return First(source, limit) if limit else source
+
+
+def evaluate_all(model: Model, source: Any, policy: str, lead_words: int, seed: int) -> list[documents.Evaluated]:
+    """The rows of all processes, with a progress line."""
+    data = model.settings.data
+    size = -(-len(source) // jax.process_count())
+    with (
+        jax.set_mesh(local_mesh(data.batch_size)),
+        progress.Progress(size, unit="documents", disable=not is_main()) as bar,
+    ):
+        rows = list(
+            documents.evaluate_documents(
+                predictor(model),
+                source,
+                policy=policy_of(policy, "--policy"),
+                task=data.task,
+                lead_words=lead_words,
+                key=jax.random.key(seed),
+                on_batch=bar.update,
+            )
+        )
+    return documents.of_all_processes(rows, source, gather)
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    cli.prepare()
+    join(arguments.distributed)
+    model = open_run(arguments)
+    settings = model.settings
+    split = arguments.split or settings.data.validation_split
+    source = open_split(model, split, arguments.limit)
+    policy = arguments.policy or settings.simcas.policy
+    name = split + (f"-{arguments.policy}" if arguments.policy else "")
+    folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
+    if is_main():
+        files.make_folder(folder, "--output")
+    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore and is_main() else None
+    started = time.monotonic()
+    lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
+    rows = evaluate_all(model, source, policy, lead_words, arguments.seed)
+    if not is_main():
+        return 0
+    if encoder:
+        rows = documents.with_bertscore(rows, encoder, settings.data.task, lead_words)
+    summary = documents.summary_of(rows, arguments.seed) | {
+        "split": split,
+        "source": repr(source),
+        "policy": policy,
+        "task": settings.data.task,
+        "max_input_len": settings.simcas.max_input_len,
+        "lead_words": lead_words,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if encoder:
+        summary["bertscore_limit"] = encoder.limit
+    report.write(folder, rows, summary)
+    for line in report.lines(summary, folder):
+        print(line)
+    return 0
+
+
+def run_compare(arguments: Any) -> int:
+    """The program on two files of predictions."""
+    cli.prepare()
+    paths = [Path(name) for name in arguments.compare]
+    files = [paired_bootstrap.read_predictions(path) for path in paths]
+    paired_bootstrap.check_pairs(*files)
+    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore else None
+    names = arguments.measures or paired_bootstrap.common_scores(*files)
+    scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
+    if encoder:
+        extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
+        scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
+    compared = paired_bootstrap.compare(scores[0], scores[1], arguments.seed)
+    print(paired_bootstrap.table(compared))
+    print(f"\nA: {paths[0]}\nB: {paths[1]}")
+    print(
+        f"A - B with its 95 % interval and two-sided p: {paired_bootstrap.RESAMPLES} bootstrap resamples of the "
+        f"documents, A and B together; seed {arguments.seed}"
+    )
+    if encoder:
+        print(f"BERTScore reads at most {encoder.limit} tokens of a text")
+    if arguments.plot:
+        print(f"plot: {paired_bootstrap.plot(compared, arguments.plot, *map(str, paths))}")
+    return 0

@@ -1,0 +1,300 @@
+"""Holds the public functions against arrays that the authors' PyTorch code computed: every case, every quantity."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+
+from jax_simcas.backbones.bart.backbone import Bart
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints.hub import from_state_dict, load
+from jax_simcas.common import cli, files, progress, tables
+from jax_simcas.common.errors import UserError
+from jax_simcas.method import steps
+from jax_simcas.method.align import ALIGNMENTS
+from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import SimCAS, encode, encode_and_select, forward
+from jax_simcas.method.optimizers import adam, inverse_sqrt
+from jax_simcas.method.ppo import Orders, PPOConfig, Rollout, ppo_update
+from jax_simcas.method.select import state_values
+
+# What float32 allows.
+STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 1e-4
+SELECTOR_LR = 1e-4  # of the PPO cases
+LABEL_SMOOTHING = 0.1
+
+Arrays = dict[str, np.ndarray]
+
+
+class Check(NamedTuple):
+    """One comparison: the largest error, or for what must be equal the number of differing elements."""
+
+    case: str
+    quantity: str
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.tolerance  # and False for NaN
+
+
+class Case(NamedTuple):
+    """One case of the manifest, and the model that it is about."""
+
+    name: str
+    settings: dict[str, Any]
+    arrays: Arrays
+    bart: BartConfig
+    params: Any
+
+    @property
+    def model(self) -> SimCAS:
+        return SimCAS(Bart(self.bart), align=ALIGNMENTS[self.settings["align"]], mask_padding=False)
+
+    def example(self, prefix: str = "") -> Example:
+        """One document and its target; PAD is real in it, as in the released code."""
+        ids = jnp.asarray(self.arrays[f"{prefix}input_ids"][0], jnp.int32)
+        target = jnp.asarray(self.arrays[f"{prefix}target_ids"][0], jnp.int32)
+        document = Document(ids, jnp.ones(ids.shape, bool), jnp.ones(ids.shape[0], bool))
+        return Example(document, Target(target, target != self.bart.pad_token_id))
+
+    def within(self, quantity: str, measured: Any, expected: Any, tolerance: float, scale: float = 0.0) -> Check:
+        """The largest absolute error or, with a `scale`, the largest relative to max(|expected|, scale)."""
+        measured, expected = np.asarray(measured, np.float64), np.asarray(expected, np.float64)
+        if measured.shape != expected.shape:
+            return Check(self.name, f"{quantity}, shape {measured.shape}", float("inf"), tolerance)
+        error = np.abs(measured - expected)
+        if scale:
+            error = error / np.maximum(np.abs(expected), scale)
+        return Check(self.name, quantity, float(np.max(error, initial=0.0)), tolerance)
+
+    def equal(self, quantity: str, measured: Any, expected: Any) -> Check:
+        """How many elements differ; none may."""
+        measured, expected = np.asarray(measured), np.asarray(expected)
+        same_shape = measured.shape == expected.shape
+        differing = np.count_nonzero(measured != expected) if same_shape else float("inf")
+        return Check(self.name, quantity, float(differing), 0.0)
+
+
+def after_training(case: Case) -> Any:
+    """The parameters that the case ends with, as our tree."""
+    prefix = "after/"
+    return from_state_dict({k.removeprefix(prefix): v for k, v in case.arrays.items() if k.startswith(prefix)})
+
+
+def largest_gap(a: Any, b: Any) -> float:
+    """Largest absolute difference over two trees of the same structure."""
+    gap = lambda x, y: float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0.0))
+    return max(jax.tree.leaves(jax.tree.map(gap, a, b)), default=0.0)
+
+
+def without_key_biases(params: Any) -> Any:
+    """The tree without the biases of key projections.
+
+    They shift all scores of a query equally, so their true gradient is 0; what PyTorch's Adam made of its rounding
+    noise differs from model to model.
+    """
+    flat = traverse_util.flatten_dict(params)
+    return {name: leaf for name, leaf in flat.items() if name[-2:] != ("k_proj", "bias")}
+
+
+def check_forward(case: Case) -> Iterator[Check]:
+    """Encode, align, select, compact, decode, reward and loss of one document with given draws."""
+    arrays, model, example = case.arrays, case.model, case.example()
+    sampled = jnp.asarray(arrays["sampled_actions"], bool)
+
+    @jax.jit
+    def run(params: Any) -> tuple:
+        _, layer_inputs = encode(params, model, example.document)
+        out = forward(params, model, example, action=sampled)
+        states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
+        value = jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
+        rewards = model.credit(model.reward(params, model, example, out), out)
+        return layer_inputs, out, value, rewards
+
+    layer_inputs, out, value, rewards = run(case.params)
+    _, selection, compacted = out.encoded
+    for layer in range(case.bart.encoder_layers):
+        expected = arrays[f"encoder_states_{layer}"][0]
+        yield case.within(f"input of encoder layer {layer}", layer_inputs[layer], expected, STATES)
+    yield case.equal("selection", selection.action, arrays["actions"].astype(bool))
+    yield case.within("state before each chunk", selection.state, arrays["state_before_chunk"][:, 0], STATES)
+    yield case.within("log-probabilities", selection.log_prob, arrays["log_probs"], STATES)
+    yield case.within("values", value, arrays["values"], STATES)
+    rows = int(compacted.mask.sum())
+    yield case.equal("number selected", rows - 1, int(arrays["selected_count"]))
+    yield case.within("selected states", compacted.states[:rows], arrays["selected"][0], STATES)
+    yield case.within("logits", out.logits, arrays["logits"][0], STATES)
+    yield case.within("cross-attention", out.cross_attention[:rows], arrays["mean_cross_attention"], STATES)
+    kept = np.asarray(selection.action)
+    tiny = float(np.finfo(np.float32).tiny)
+    yield case.within("rewards of kept", np.asarray(rewards)[kept], arrays["select_rewards"], LOSSES, tiny)
+    skipped = np.asarray(rewards)[~kept]
+    yield case.within("reward of skipped", skipped, np.broadcast_to(arrays["skip_reward"], skipped.shape), LOSSES, tiny)
+    loss = steps.smoothed_cross_entropy(out.logits, example.target, LABEL_SMOOTHING)
+    yield case.within("smoothed loss", loss, np.reshape(arrays["smoothed_loss"], ()), LOSSES, tiny)
+
+
+def check_ppo(case: Case) -> Iterator[Check]:
+    """Rollout, advantages and every minibatch of the selector's update, in the given order of visits."""
+    arrays, model, example = case.arrays, case.model, case.example()
+    epochs, chunks, per_chunk = arrays["token_orders"].shape
+    config = PPOConfig(epochs=epochs, minibatch_size=int(arrays["minibatch_size"]))
+    size = min(config.minibatch_size, per_chunk)
+    batch = jax.tree.map(lambda x: x[None], example)
+    action = jnp.asarray(arrays["actions"], bool)[None]
+    keys = jax.random.split(jax.random.key(0), 1)
+    collect = lambda params: steps.rollout(params, batch, model, config, keys, action=action)[0]
+    experience: Rollout = jax.jit(collect)(case.params)
+    yield case.within("values", experience.value[0], arrays["values"], STATES)
+    yield case.within("log-probabilities", experience.log_prob[0], arrays["log_probs"], STATES)
+    yield case.within("advantages", experience.advantage[0], arrays["advantages"], STATES, 1.0)
+    yield case.within("returns", experience.returns[0], arrays["returns"], STATES, 1.0)
+
+    rounds = -(-per_chunk // size)
+    fill = ((0, 0), (0, 0), (0, rounds * size - per_chunk))
+    token = np.pad(arrays["token_orders"], fill, constant_values=per_chunk)[:, None]
+    chunk = arrays["chunk_orders"].reshape(epochs, rounds, 1, chunks)
+    orders = Orders(jnp.asarray(token, jnp.int32), jnp.asarray(chunk, jnp.int32))
+    optimizer = optax.adam(SELECTOR_LR)
+    run = jax.jit(lambda s, r, o: ppo_update(s, optimizer, optimizer.init(s), r, o, config))
+    selector, _, losses, taken = run(case.params["selector"], experience, orders)
+    measured = np.stack([np.asarray(column)[np.asarray(taken)] for column in losses], axis=1)
+    columns = case.settings.get("losses_columns", ["policy", "value", "entropy", "total", "approx_kl"])
+    for number, name in enumerate(columns):
+        # A mean of normalised advantages is zero but for rounding, so near zero the error is absolute.
+        yield case.within(f"{name} of all minibatches", measured[:, number], arrays["losses"][:, number], LOSSES, 0.2)
+    gap = largest_gap(selector, after_training(case)["selector"])
+    yield Check(case.name, "selector afterwards", gap, PARAMETERS)
+
+
+def check_train(case: Case) -> Iterator[Check]:
+    """The transformer's optimizer steps: rates, losses, and every parameter afterwards."""
+    arrays, settings = case.arrays, case.settings
+    rate = inverse_sqrt(settings["max_lr"], settings["warmup_steps"])
+    optimizer = adam(rate)
+    params = jax.tree.map(jnp.asarray, case.params)
+    state = steps.init_state(params, optimizer, adam(SELECTOR_LR), jax.random.key(0))
+    step = jax.jit(
+        partial(steps.transformer_step, model=case.model, optimizer=optimizer, label_smoothing=LABEL_SMOOTHING)
+    )
+    rates, losses = [], []
+    for i in range(settings["steps"]):
+        batch = jax.tree.map(lambda x: x[None], case.example(f"step{i + 1}/"))
+        action = jnp.asarray(arrays[f"step{i + 1}/sampled_actions"], bool)[None]
+        state, metrics = step(state, batch, action=action)
+        rates.append(float(rate(i)))
+        losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    tiny = float(np.finfo(np.float32).tiny)
+    yield case.within("learning rates", rates, arrays["learning_rates"], LOSSES, tiny)
+    yield case.within("losses of all steps", losses, arrays["losses"], LOSSES, tiny)
+    transformer, selector = steps.split_params(state.params)
+    gap = largest_gap(without_key_biases(transformer), without_key_biases(after_training(case)))
+    yield Check(case.name, "transformer afterwards", gap, PARAMETERS)
+    yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
+
+
+def check_generate(case: Case) -> Iterator[Check]:
+    """Generated sequences, token for token, in every setting."""
+    arrays = case.arrays
+    for i, options in enumerate(case.settings["settings"]):
+        try:
+            config = GenerateConfig(**options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{case.name}: setting {i} of the manifest: {error}") from None
+        ids = jnp.asarray(arrays[f"{i}/input_ids"][0], jnp.int32)
+        action = jnp.asarray(arrays[f"{i}/sampled_actions"], bool)
+
+        def run(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS, config: GenerateConfig) -> jax.Array:
+            real = jnp.ones(ids.shape, bool)
+            encoded = encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action)
+            return generate(params, model, config, encoded.compacted).sequence
+
+        sequence = jax.jit(run, static_argnums=(3, 4))(case.params, ids, action, case.model, config)
+        expected = np.full(sequence.shape, case.bart.pad_token_id)
+        given = arrays[f"{i}/sequences"][0]
+        expected[: len(given)] = given
+        yield case.equal(f"sequence {i}, {config.num_beams} beams", sequence, expected)
+
+
+KINDS: dict[str, Callable[[Case], Iterator[Check]]] = {
+    "forward": check_forward,
+    "ppo": check_ppo,
+    "train": check_train,
+    "generate": check_generate,
+}
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """Every case of the folder's manifest.
+
+    Raises:
+      UserError: no manifest or weights, an unreadable .npz, or a case of an unknown kind.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    loaded = load(folder)
+    if "selector" not in loaded.params:
+        raise UserError(f"{folder}: the weights hold no selector, which every case needs")
+    cases = []
+    for name, settings in manifest.items():
+        if name.split("_")[0] not in KINDS:
+            raise UserError(f"{path}: case {name!r} is of no known kind ({', '.join(KINDS)})")
+        file = folder / f"{name}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                cases.append(Case(name, settings, dict(arrays), loaded.config, loaded.params))
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file}: cannot be read ({error})") from None
+    return cases
+
+
+def check(case: Case) -> list[Check]:
+    """All comparisons of a case.
+
+    Raises:
+      UserError: it lacks an array or a setting.
+    """
+    try:
+        return list(KINDS[case.name.split("_")[0]](case))
+    except KeyError as error:
+        raise UserError(f"case {case.name}: no {error.args[0]!r} in its .npz or in the manifest") from None
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    cli.prepare()
+    cases = read_cases(Path(arguments.folder))
+    checks: list[Check] = []
+    with progress.Progress(len(cases), unit="cases") as bar:
+        for case in cases:
+            checks += check(case)
+            bar.update(1)
+    failed = sum(not row.holds for row in checks)
+    if arguments.json:
+        rows = [row._asdict() | {"holds": row.holds} for row in checks]
+        print(json.dumps(files.json_ready({"failed": failed, "checks": rows}), indent=1))
+    else:
+        columns = ["case", "quantity", "error", "tolerance", "verdict"]
+        shown = [
+            {**row._asdict(), "error": f"{row.error:.1e}", "verdict": "holds" if row.holds else "EXCEEDED"}
+            for row in checks
+        ]
+        print(tables.markdown_table(shown, columns))
+        print(f"\n{len(checks)} comparisons in {len(cases)} cases, {failed} beyond their tolerance")
+    return cli.EXIT_ERROR if failed or not checks else 0
