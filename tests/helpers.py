@@ -138,7 +138,7 @@ def tiny_params(bart=TINY, seed=0):
 
 def tiny_bert(folder):
     """Makes `folder`: transformers' BERT of three layers with random weights, whose words are BERT_WORDS."""
-    import torch
+    torch = pytest.importorskip("torch")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 

@@ -114,7 +114,7 @@ def test_the_limit_is_what_the_positions_allow(kind, positions, knows, limit):
 
 
 def test_the_encoder_of_an_encoder_decoder_serves(tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import BartConfig, BartModel
 
     word_level(BERT_WORDS, tmp_path / "bart-base")  # named after one whose best layer is known

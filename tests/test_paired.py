@@ -183,6 +183,11 @@ def test_other_files_are_refused(tmp_path, capsys):
     assert f"{good} has no score 'bleu'; expected some of rouge1" in one_line_error(capsys.readouterr().err)
     assert evaluate.main(["--compare", str(good), str(good), "--plot=/dev/null/x.png"]) == 1
     assert "/dev/null/x.png: cannot be written" in one_line_error(capsys.readouterr().err)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path, capsys):
+    pytest.importorskip("torch")
+    good = write(tmp_path / "good.jsonl", [row("1")])
     assert evaluate.main(["--compare", str(good), str(good), f"--bertscore={tmp_path}/none"]) == 1
     assert "none: cannot be loaded (" in one_line_error(capsys.readouterr().err)
 
