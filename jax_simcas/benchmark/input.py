@@ -25,9 +25,10 @@ from jax_simcas.common import cli, files, progress, tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
-from jax_simcas.data.batches import PipelineConfig, make_iterator
-from jax_simcas.data.rows import Fields
+from jax_simcas.data.batches import FeatureCache, PipelineConfig, make_iterator
+from jax_simcas.data.rows import Fields, RowSource
 from jax_simcas.data.text_files import JsonlSource
+from jax_simcas.data.tokenizer import TextTokenizer
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.input --folder DIR --consumed 870       # 100,000 documents of 4,000 to 16,000 tokens
@@ -69,7 +70,9 @@ def memory() -> float:
     return sum(resident("VmRSS", process) for process in ("self", *workers)) / MIB
 
 
-def read(source: Any, tokenizer: Any, config: PipelineConfig, rows: int, cache: Any) -> dict[str, Any]:
+def read(
+    source: RowSource, tokenizer: TextTokenizer, config: PipelineConfig, rows: int, cache: FeatureCache | None
+) -> dict[str, Any]:
     """Figures for the first `rows` rows of a training epoch, in whole batches."""
     batches = make_iterator(source, tokenizer, config, training=True, cache=cache)
     next(batches)  # workers have started
@@ -131,7 +134,9 @@ def open_documents(folder: Path, rows: int, tokens: tuple[int, int]) -> tuple[Js
     return source, tokenizer_lib.load_or_make(folder / "tokenizer", train)
 
 
-def open_cache(source: JsonlSource, tokenizer: Any, config: PipelineConfig, folder: Path) -> cache_lib.TokenCache:
+def open_cache(
+    source: JsonlSource, tokenizer: TextTokenizer, config: PipelineConfig, folder: Path
+) -> cache_lib.TokenCache:
     """The token cache, built unless the folder has it."""
     cache = cache_lib.find(source, tokenizer, config, folder)
     if cache is not None:

@@ -14,8 +14,8 @@ from jax_simcas.common import pairs
 from jax_simcas.common.sharding import batch_shardings, put, replicated
 from jax_simcas.data import batches
 from jax_simcas.data.features import Features
-from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import count_unknown
+from jax_simcas.data.rows import Row, RowSource
+from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
 from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
 from jax_simcas.method.select import Policy
@@ -60,7 +60,7 @@ def score(prediction: str, row: Row, task: str) -> dict[str, float]:
 
 def evaluate_documents(
     predictor: Predictor,
-    source: Any,
+    source: RowSource,
     *,
     policy: Policy,
     task: str,
@@ -111,7 +111,7 @@ def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: ja
 
 
 def score_row(
-    tokenizer: Any, row: Row, batch: Features, predictions: Predictions, b: int, *, task: str, lead_words: int
+    tokenizer: TextTokenizer, row: Row, batch: Features, predictions: Predictions, b: int, *, task: str, lead_words: int
 ) -> Evaluated:
     """What came out for `row`, the b-th of a batch."""
     prediction = tokenizer.decode(predictions.sequence[b], skip_special_tokens=True).strip()
@@ -138,7 +138,7 @@ def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, 
     return metrics.evidence_scores(predictions.kept[b][known], matters[known])
 
 
-def of_all_processes(rows: list[Evaluated], source: Any, gather: Callable[[Any], list[Any]]) -> list[Evaluated]:
+def of_all_processes(rows: list[Evaluated], source: RowSource, gather: Callable[[Any], list[Any]]) -> list[Evaluated]:
     """The rows of all processes, each once and in order; `gather` gives the JSON values of all of them."""
     if jax.process_count() == 1:
         return rows

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.common.sharding import over_documents
 from jax_simcas.data.batches import PipelineConfig
+from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
 from jax_simcas.method.document import Document, Target
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
@@ -24,7 +25,7 @@ class Predictor(NamedTuple):
 
     params: Params
     model: SimCAS
-    tokenizer: Any
+    tokenizer: TextTokenizer
     reading: PipelineConfig
     generate: GenerateConfig
 

@@ -22,7 +22,7 @@ from jax_simcas.common.progress import Progress
 from jax_simcas.common.sharding import replicated
 from jax_simcas.common.tables import plural
 from jax_simcas.data.features import Features
-from jax_simcas.data.tokenizer import count_unknown
+from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
 from jax_simcas.method.document import Example
 from jax_simcas.method.steps import batch_loss, selector_step, transformer_step
 from jax_simcas.run import advice
@@ -327,7 +327,7 @@ class Speed:
         return speed
 
 
-def batch_figures(batch: Features, tokenizer: Any) -> Totals:
+def batch_figures(batch: Features, tokenizer: TextTokenizer) -> Totals:
     """How many documents and targets of a batch were cut at the limits; how many tokens the tokenizer does not know."""
     rows = float(batch["row_mask"].sum())
     unknown, tokens = count_unknown(tokenizer, batch["input_ids"], batch["token_mask"])

@@ -20,7 +20,7 @@ from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
-from jax_simcas.data.rows import First
+from jax_simcas.data.rows import First, RowSource
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
@@ -54,8 +54,8 @@ class Run(NamedTuple):
     folder: Workdir
     model: Model
     steps: int  # optimizer steps, as `loop.steps` or `loop.epochs` has them
-    training: Any  # rows
-    validation: Any  # rows
+    training: RowSource
+    validation: RowSource
     cache: Path
     progress: bool
 
@@ -219,7 +219,9 @@ def token_caches(
     return cached, cached_tokens(run, run.validation, in_process, run.steps / run.settings.loop.eval_every)
 
 
-def cached_tokens(run: Run, source: Any, config: batches.PipelineConfig, passes: float) -> cache_lib.TokenCache | None:
+def cached_tokens(
+    run: Run, source: RowSource, config: batches.PipelineConfig, passes: float
+) -> cache_lib.TokenCache | None:
     """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be kept."""
     options = (source, run.model.tokenizer, config, run.cache / "tokens")
     found = cache_lib.find(*options)
