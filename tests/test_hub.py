@@ -1,5 +1,6 @@
 """Checkpoints in every layout, the same forward pass as transformers' models, and errors that name everything."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -409,6 +410,17 @@ def test_any_config_gives_a_model_or_one_line(changes):
         Path(folder, "config.json").write_text(json.dumps(config | changes))
         shutil.copy(PARITY / "model.safetensors", folder)
         assert_a_model_or_one_line(Path(folder))
+
+
+@pytest.mark.parametrize("value", [-1, 0, 10**30])
+def test_sizes_that_no_model_has_are_named(value, folder):
+    config = json.loads((folder / "config.json").read_text())
+    for name in (field.name for field in dataclasses.fields(BartConfig) if field.type == "int"):
+        if value == 0 and name.endswith("token_id"):
+            continue
+        (folder / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(UserError, match=rf"config\.json: .*{name}"):
+            load(folder)
 
 
 @given(tensors | st.binary(max_size=60) | st.none(), st.binary(max_size=64), st.none() | st.integers(0, 2**64 - 1))

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import grain
 import numpy as np
 
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.features import FeatureConfig, Features, featurize
 from jax_simcas.data.rows import Row, RowSource
@@ -17,12 +18,6 @@ from jax_simcas.method.chunk import bucket
 from jax_simcas.method.document import Document, Example, Target
 
 BATCHES_AHEAD = 4
-
-
-def check_template(input_template: str) -> None:
-    """Raises ValueError for a template that does not show the document, or shows it more than once."""
-    if input_template.count("{document}") != 1:
-        raise ValueError(f"input_template={input_template!r}: expected '{{document}}' in it, once")
 
 
 @dataclass(frozen=True)
@@ -46,9 +41,8 @@ class PipelineConfig(FeatureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("batch_size", 1), ("bucket_batches", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        checks.at_least(self, 1, "batch_size")
+        checks.at_least(self, 0, "bucket_batches", "workers")
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import Tokenizer, tokenize
@@ -50,11 +51,9 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         check_template(self.input_template)
-        if self.chunking not in ("fixed", "sentences"):
-            raise ValueError(f"chunking={self.chunking!r}: expected one of fixed, sentences")
-        for name, least in (("chunk_length", 3), ("max_input_len", 3), ("max_target_len", TARGET_SPECIALS)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+        checks.one_of(self, "chunking", ("fixed", "sentences"))
+        checks.at_least(self, 3, "chunk_length", "max_input_len")  # BOS, one token, EOS
+        checks.at_least(self, TARGET_SPECIALS, "max_target_len")
 
     @property
     def most_chunks(self) -> int:

@@ -53,11 +53,11 @@ class Fields:
 
     document: str = "document"  # a text or a list of lines
     summary: str = "summary"  # a text, a list of texts or of objects with a `text`
-    query: str = ""  # a text that the document is asked
+    query: str = ""  # a question about the document
     id: str = "id"  # a name of the row, in predictions and errors
-    evidence: str = "evidence"  # [[start, end), ...] in characters of the document: what matters
+    evidence: str = "evidence"  # [[start, end], ...]: characters of the document that matter
     context: str = ""  # a second, shorter text
-    chunks: str = ""  # a list of lists of token ids, in place of the document's text; evidence is then not read
+    chunks: str = ""  # a list of lists of token ids, read instead of the document; evidence is then not read
 
     def __post_init__(self) -> None:
         if not self.summary.strip():

@@ -34,12 +34,12 @@ class SyntheticConfig:
     held_out_rows: int = 500  # documents of each other split
     chunks: int = 8  # per document
     words_per_chunk: int = 30  # should be the model's chunk_length - 2
-    topics: int = 4  # of which a document asks about one
+    topics: int = 4  # a document asks about one of them
     slots: int = 3  # facts per topic
     values_per_slot: int = 8  # words that may fill a slot
     fillers: int = 100  # words that mean nothing
-    # facts do not name their slot: the answer is the asked topic's values in the document's order, so that a
-    # model has to know which chunk comes before which
+    # facts do not name their slot: the answer is the asked topic's values in the document's order, so a model has to
+    # know the order of the chunks
     ordered: bool = False
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ import jax
 
 from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import First
+from jax_simcas.data.rows import First, RowSource
 from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
 from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import with_flags
@@ -41,7 +41,7 @@ def open_split(model: Model, split: str, limit: int | None) -> Any:
     return First(source, limit) if limit else source
 
 
-def evaluate_all(model: Model, source: Any, policy: str, lead_words: int, seed: int) -> list[documents.Evaluated]:
+def evaluate_all(model: Model, source: RowSource, policy: str, lead_words: int, seed: int) -> list[documents.Evaluated]:
     """The rows of all processes, with a progress line."""
     data = model.settings.data
     size = -(-len(source) // jax.process_count())
