@@ -19,7 +19,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(bert):
-    return bertscore.load(f"{bert}@2")
+    return bertscore.load_encoder(f"{bert}@2")
 
 
 def states(vectors, counts=None):
@@ -122,7 +122,7 @@ def test_the_encoder_of_an_encoder_decoder_serves(tmp_path):
     sizes = {"d_model": 16, "encoder_layers": 6, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 20}
     BartModel(BartConfig(vocab_size=35, **sizes, **heads)).save_pretrained(tmp_path / "bart-base")
-    encoder = bertscore.load(str(tmp_path / "bart-base"))
+    encoder = bertscore.load_encoder(str(tmp_path / "bart-base"))
     assert encoder.score_name == "bertscore/bart-base@6"
     same, other = bertscore.bertscore(encoder, ["w1 w2", "w1 w2"], [["w1 w2"], ["w3"]])
     assert same.f1 == pytest.approx(1, abs=1e-5) and other.f1 < 1
@@ -145,7 +145,7 @@ def test_the_score_is_named_after_model_and_layer(encoder):
 )
 def test_a_choice_that_cannot_be_used_is_told(choice, message, bert):
     with pytest.raises(UserError) as error:
-        bertscore.load(choice.format(bert))
+        bertscore.load_encoder(choice.format(bert))
     assert message.format(bert) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -161,10 +161,10 @@ def test_missing_weights_are_not_made_up(bert, tmp_path):
     with pytest.raises(
         UserError, match=r"1 weights are missing, the first is encoder\.layer\.1\.attention\.self\.query"
     ):
-        bertscore.load(f"{folder}@2")
+        bertscore.load_encoder(f"{folder}@2")
 
 
 def test_without_pytorch_the_extra_is_named(bert, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"needs PyTorch; pip install 'jax_simcas\[bertscore\]'"):
-        bertscore.load(f"{bert}@2")
+        bertscore.load_encoder(f"{bert}@2")

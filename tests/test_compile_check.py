@@ -124,14 +124,14 @@ def test_training_takes_three_times_the_forward_pass():
 
 
 def test_topologies_are_parsed_and_unknown_ones_name_the_known():
-    chip, sides = topology.parse("v5e:4x16")
+    chip, sides = topology.parse_topology("v5e:4x16")
     assert (chip, sides) == (topology.CHIPS["v5e"], (4, 16))
     for name in ("v9:2x2", "v5e", "v5e-256", "v5e:", "tpu"):
         with pytest.raises(UserError, match=r"--topology=.*v4, v5e, v5p, v6e, tpu7x .*v5e:16x16"):
-            topology.parse(name)
+            topology.parse_topology(name)
     for name in ("v5p:4x4", "v5e:2x2x2", "v5e:0x4"):
         with pytest.raises(UserError, match=r"comes as .*N"):
-            topology.parse(name)
+            topology.parse_topology(name)
 
 
 def test_the_assumed_clocks_fit_the_peaks():
@@ -188,7 +188,9 @@ def test_what_fits_and_what_does_not():
     assert result().fits and not result(temporaries=5).fits
     # Where the peak is known it decides: temporaries need not all live at once.
     assert result(temporaries=5, peak=7).fits and not result(peak=8).fits
-    assert output.cells(result(peak=2**30))["peak GiB"] == 1.0 and output.cells(result())["peak GiB"] is None
+    assert (
+        output.stage_cells(result(peak=2**30))["peak GiB"] == 1.0 and output.stage_cells(result())["peak GiB"] is None
+    )
     refused = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     problem = programs.problem_of(refused + "Used 20.05G of 15.75G hbm. Exceeded hbm capacity by 4.30G.")
     assert problem == "needs 20.05G of 15.75G memory"
@@ -196,7 +198,7 @@ def test_what_fits_and_what_does_not():
     assert programs.problem_of(other) == "needs 1.00T of 30.75G memory"
     assert programs.problem_of("INTERNAL:\n  no idea") == "INTERNAL: no idea"
     gone = programs.Result("train", problem=problem, memory=7)
-    assert not gone.fits and output.cells(gone)["fits"] == "NO"
+    assert not gone.fits and output.stage_cells(gone)["fits"] == "NO"
     assert output.remarks(gone) == ["train: not compiled: needs 20.05G of 15.75G memory"]
     assert output.as_json(gone, 3)["fits"] is False
 

@@ -271,4 +271,4 @@ def test_of_a_conditional_the_dearer_branch_counts():
 
 def test_text_that_is_no_module_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
-        hlo.parse("nothing")
+        hlo.parse_module("nothing")

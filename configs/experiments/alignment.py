@@ -2,10 +2,10 @@
 
 python -m jax_simcas.experiments configs/experiments/alignment.py
 
-The paper: alignment helps a little on all seven data sets, by at most 2.6 %; it does not say that its code shifts. Here
-by default on the embedded task with two topics: only the first chunk knows which facts are asked for, and without
-alignment the selector of another chunk hears of it through what was selected before alone. 3 variants, 3 seeds:
-an hour on one CPU core (two seeds took 41 minutes, and are not enough: see docs/results.md).
+The paper: alignment helps a little on all seven data sets, by at most 2.6 %; it does not mention that its code shifts.
+By default on the synthetic task with two topics: only the first chunk contains the query, and without alignment later
+chunks' selectors see the query only through previously selected states. 3 variants, 3 seeds, an hour on one CPU core
+(two seeds took 41 minutes and are not enough: see docs/results.md).
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

@@ -1,10 +1,10 @@
-"""The length of a chunk, of documents that stay as long as they are.
+"""Chunks of different lengths, for documents of the same length.
 
 python -m jax_simcas.experiments configs/experiments/chunk_length.py
 
-Longer chunks let more tokens see each other and cost more time; the paper takes the longest that BART's positions
-allow, 512. Half, once, twice and four times the base's chunk length, as far as its positions reach. By default on the
-embedded task: 8 to 64 tokens, 4 variants, 3 seeds, 48 minutes on one CPU core (one seed took 16).
+Longer chunks let more tokens attend to each other and take more time; the paper uses 512 tokens. Half,
+once, twice and four times the base config's chunk length, as far as the model's positions reach. By default on the
+synthetic task: 8 to 64 tokens, 4 variants, 3 seeds, 48 minutes on one CPU core (one seed took 16).
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.
@@ -20,7 +20,7 @@ def get_config():
 
 def get_experiment(config):
     def variant(length):
-        # As many tokens as before in every bucket.
+        # Every bucket keeps its number of tokens.
         before = config.data.chunk_buckets
         buckets = tuple(-(-chunks * (config.simcas.chunk_length - 2) // (length - 2)) for chunks in before)
         overrides = {"simcas.chunk_length": length, "data.chunk_buckets": buckets}

@@ -1,11 +1,11 @@
-"""Whether the model is told which chunk is which: not at all (as published), by sinusoids, by a learned table.
+"""Encodings of the order of chunks: none (as published), sinusoidal, or a learned table.
 
 python -m jax_simcas.experiments configs/experiments/chunk_position.py
 
-Neither the paper nor its code encodes the order of chunks; nobody has published what that costs. Here by default on the
-embedded task with two facts that have to be told in the document's order: who does not know the order of chunks gets
-two facts of different chunks in the wrong order half of the time. 2,000 steps (800 are too few for most seeds), 3
-variants, 3 seeds: 70 minutes on one CPU core (two seeds took 45).
+Neither the paper nor its code encodes the order of chunks, and the cost of that is unpublished. By default on the
+synthetic task with two facts that must be answered in document order: a model that does not know the order of chunks
+swaps two facts of different chunks half of the time. 2,000 steps (800 are too few for most seeds), 3 variants, 3
+seeds, 70 minutes on one CPU core (two seeds took 45).
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

@@ -2,14 +2,14 @@
 
 python -m jax_simcas.experiments configs/experiments/length.py
 
-The paper reads up to 350,000 tokens and shows time, not whether what was learned on short documents holds on longer
-ones. By default on the embedded task, with three facts in each document however long it is. From scratch nothing is
-learned of 4,096 tokens in the time of a few minutes: so the first variant learns on 128 tokens, and the others go on
-from it with 4,096: with a reward that grows with the candidates that share it, and with the same one. 3 variants, 3
-seeds: an hour and a half on one CPU core (one seed with --limit=50 took 20 minutes).
+The paper reads up to 350,000 tokens and reports time, not whether what is learned on short documents carries over to
+longer ones. By default on the synthetic task, with three facts per document of any length. Training from scratch on
+4,096 tokens learns nothing within minutes: so the first variant trains on 128 tokens, and the others continue from it
+with 4,096, one with a reward scaled by the number of candidates that share it, one with the same reward. 3 variants, 3
+seeds, an hour and a half on one CPU core (one seed with --limit=50 took 20 minutes).
 
-Other data: --base=configs/govreport.py --config.data.data_dir=DATA, or others with documents that long: they are cut to
-each length.
+Other data: --base=configs/govreport.py --config.data.data_dir=DATA, or others with documents of that length, which are
+cut to each length.
 """
 
 from jax_simcas.experiments.spec import Evaluation, Experiment, Variant
@@ -37,7 +37,7 @@ def get_experiment(config):
             "loop.steps": 100,
             "loop.eval_documents": 32,
         }
-        # A document's reward is shared by 32 times as many candidates.
+        # 32 times as many candidates share the reward of a document.
         larger = {"simcas.reward_scale": 32 * config.simcas.reward_scale}
         short = "trained at 128"
         variants = (

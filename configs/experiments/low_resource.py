@@ -2,9 +2,9 @@
 
 python -m jax_simcas.experiments configs/experiments/low_resource.py
 
-The paper: SimCAS gains over its backbone with as few as 10 training examples; it starts from pretrained BART, the
-embedded task here from scratch. The best checkpoint on validation counts. 6 variants, 3 seeds: 50 minutes on one
-CPU core (two took 35). The tokenizer of data without one is made from all rows.
+The paper: SimCAS improves on its backbone with as few as 10 training examples. The paper starts from pretrained BART,
+this experiment on the synthetic task from scratch. The best checkpoint by validation counts. 6 variants, 3 seeds, 50
+minutes on one CPU core (two seeds took 35). Data without a tokenizer get one that is trained on all rows.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.

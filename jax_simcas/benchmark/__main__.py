@@ -100,7 +100,7 @@ def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
     exponents = growth.growth(results)
     content = json.dumps(files.json_ready({"results": results, "growth": exponents}), indent=1)
     files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
-    print(tables.markdown_table([growth.cells(result) for result in results], growth.COLUMNS))
+    print(tables.markdown_table([growth.result_cells(result) for result in results], growth.COLUMNS))
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))

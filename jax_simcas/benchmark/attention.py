@@ -84,7 +84,7 @@ def splash_attention(shape: AttentionShape) -> Callable[..., Any]:
 KINDS = {"ours": our_attention, "flash": flash_attention, "splash": splash_attention}
 
 
-def compiled(kind: str, shape: AttentionShape, where: str, backward: bool) -> cost.Analysis:
+def analyze_attention(kind: str, shape: AttentionShape, where: str, backward: bool) -> cost.Analysis:
     """The compiled program, analysed; bfloat16."""
     import jax
     import jax.numpy as jnp
@@ -134,7 +134,7 @@ def cycles_of(kind: str, shape: AttentionShape, where: str, backward: bool) -> i
         schedules = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
         profiles = f"--xla_jf_dump_static_llo_profile_to={folder}"
         os.environ["LIBTPU_INIT_ARGS"] = schedules if only_kernels else profiles
-        analysis = compiled(kind, shape, where, backward)
+        analysis = analyze_attention(kind, shape, where, backward)
         files = [path.read_text(errors="replace") for path in Path(folder).rglob("*") if path.is_file()]
     if only_kernels:
         # One grid step per chunk and head, since a block is as long as a chunk.
@@ -145,7 +145,7 @@ def cycles_of(kind: str, shape: AttentionShape, where: str, backward: bool) -> i
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    topology.parse(arguments.topology)
+    topology.parse_topology(arguments.topology)
     shape = AttentionShape(arguments.chunks, arguments.heads, arguments.length, arguments.width)
     rows = []
     spawn = multiprocessing.get_context("spawn")

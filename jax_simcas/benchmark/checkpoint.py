@@ -32,7 +32,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
-class Training:
+class TimedTraining:
     """A compiled training step and its state."""
 
     def __init__(self, task: Task) -> None:
@@ -47,7 +47,7 @@ class Training:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) / 1e6
 
 
-def save_once(training: Training, checkpoints: Checkpointer, number: int, alone: float) -> dict[str, float]:
+def save_once(training: TimedTraining, checkpoints: Checkpointer, number: int, alone: float) -> dict[str, float]:
     """Seconds of one save, with training steps until it is on disk; `alone`: of a step without a save."""
     taken, steps = seconds(partial(checkpoints.save, number, training.state, None, {})), 0
     while not (saved := checkpoints.finished()):
@@ -61,7 +61,7 @@ def save_once(training: Training, checkpoints: Checkpointer, number: int, alone:
 
 def time_saves(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
     """One row for saving beside training and one for training that waits; medians of `repeats` saves."""
-    training = Training(task)
+    training = TimedTraining(task)
     training.step()
     alone = statistics.median(seconds(training.step) for _ in range(repeats))
     rows, number = [], itertools.count(1)

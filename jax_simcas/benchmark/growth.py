@@ -19,7 +19,7 @@ LINE = ("stage", "side", "dtype")  # identifies a line of the plot
 MIB = 2**20
 
 
-def cells(result: dict[str, Any]) -> dict[str, Any]:
+def result_cells(result: dict[str, Any]) -> dict[str, Any]:
     """A row of the table, under COLUMNS; the spread is half the range between the fastest and the slowest run."""
     seconds = median(result["seconds"])
     return {

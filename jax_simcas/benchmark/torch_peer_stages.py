@@ -18,7 +18,7 @@ from jax_simcas.method.ppo import PPOConfig
 LEARNING_RATE = 1e-4  # any value: only the time of a step matters
 
 
-class Inputs(NamedTuple):
+class PeerInputs(NamedTuple):
     """A task's model and document."""
 
     task: Task
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
         return torch.randn(*shape, generator=self.generator)
 
 
-def inputs_of(task: Task) -> Inputs:
+def inputs_of(task: Task) -> PeerInputs:
     """The same parameters and document as on our side."""
     peer = Peer(task.bart, jax.device_get(fresh_params(task)), autocast=task.dtype == "bfloat16").eval()
     batch = example(task)
@@ -40,7 +40,7 @@ def inputs_of(task: Task) -> Inputs:
         torch.from_numpy(np.array(array[0])).long() for array in (batch.document.input_ids, batch.target.ids)
     )
     action = torch.from_numpy(half_selected(task, batch)[0])
-    return Inputs(task, peer, ids, target, action, torch.Generator().manual_seed(1))
+    return PeerInputs(task, peer, ids, target, action, torch.Generator().manual_seed(1))
 
 
 def prepared(task: Task) -> Callable[[], Any]:
@@ -48,35 +48,35 @@ def prepared(task: Task) -> Callable[[], Any]:
     return STAGES[task.stage](inputs_of(task))
 
 
-def _encode(inputs: Inputs) -> Callable[[], Any]:
+def _encode(inputs: PeerInputs) -> Callable[[], Any]:
     return lambda: inputs.peer.encode(inputs.ids)
 
 
-def _select(inputs: Inputs) -> Callable[[], Any]:
+def _select(inputs: PeerInputs) -> Callable[[], Any]:
     hidden = inputs.random(*inputs.ids.shape, inputs.task.bart.d_model)
     return lambda: inputs.peer.select(hidden)
 
 
-def _decode(inputs: Inputs) -> Callable[[], Any]:
+def _decode(inputs: PeerInputs) -> Callable[[], Any]:
     states = inputs.random(inputs.task.selected, inputs.task.bart.d_model)
     return lambda: inputs.peer.logits(states, inputs.target)
 
 
-def _reward(inputs: Inputs) -> Callable[[], Any]:
+def _reward(inputs: PeerInputs) -> Callable[[], Any]:
     logits = inputs.random(inputs.task.target, inputs.task.bart.vocab_size)
     count = int(inputs.action.sum()) + 1
     attention = torch.full((count,), 1.0 / count)
     return lambda: rewards(logits, attention, inputs.action, inputs.target)
 
 
-def _generate(inputs: Inputs) -> Callable[[], Any]:
+def _generate(inputs: PeerInputs) -> Callable[[], Any]:
     task = inputs.task
     config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
     selected = inputs.random(task.selected, task.bart.d_model)
     return lambda: inputs.peer.generate(selected, config)
 
 
-def _transformer(inputs: Inputs) -> Callable[[], torch.Tensor]:
+def _transformer(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
     optimizer = torch.optim.Adam(inputs.peer.bart.parameters(), lr=LEARNING_RATE)
 
     def step() -> torch.Tensor:
@@ -89,7 +89,7 @@ def _transformer(inputs: Inputs) -> Callable[[], torch.Tensor]:
     return step
 
 
-def _selector(inputs: Inputs) -> Callable[[], torch.Tensor]:
+def _selector(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
     peer, config = inputs.peer, PPOConfig()
     chunks, candidates = inputs.action.shape
     optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], LEARNING_RATE)
@@ -108,12 +108,12 @@ def _selector(inputs: Inputs) -> Callable[[], torch.Tensor]:
     return step
 
 
-def _without_gradient(prepare: Callable[[Inputs], Callable[[], Any]]) -> Callable[[Inputs], Callable[[], Any]]:
+def _without_gradient(prepare: Callable[[PeerInputs], Callable[[], Any]]) -> Callable[[PeerInputs], Callable[[], Any]]:
     """The stage with every run under torch.no_grad."""
     return lambda inputs: torch.no_grad()(prepare(inputs))
 
 
-STAGES: dict[str, Callable[[Inputs], Callable[[], Any]]] = {
+STAGES: dict[str, Callable[[PeerInputs], Callable[[], Any]]] = {
     "encode": _without_gradient(_encode),
     "select": _without_gradient(_select),
     "decode": _without_gradient(_decode),

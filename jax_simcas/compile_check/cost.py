@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jax_simcas.compile_check.hlo import Instruction, Module, parse, shape_bytes
+from jax_simcas.compile_check.hlo import Instruction, Module, parse_module, shape_bytes
 from jax_simcas.compile_check.loops import Execution, Loop, executions, loop_of
 
 KERNEL = "tpu_custom_call"  # a Pallas (Mosaic) kernel
@@ -109,7 +109,7 @@ class Analysis:
 
 def analyze(text: str) -> Analysis:
     """Walks a compiled module's text from its entry."""
-    module = parse(text)
+    module = parse_module(text)
     visited = list(executions(module))
     fused = {name for each in visited if each.instruction.opcode == "fusion" for name in each.instruction.called}
     visible = [each for each in visited if each.computation not in fused]  # a fusion stands for what it contains

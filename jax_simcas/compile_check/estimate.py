@@ -48,7 +48,7 @@ def describe(settings: Settings, shape: BatchShape, target: Topology) -> str:
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     settings = settings_of(arguments)
-    topology.parse(arguments.topology)
+    topology.parse_topology(arguments.topology)
     cli.prepare()
     topology.prepare_environment()
     settings = dataclasses.replace(settings, bart=bart_of(settings))
@@ -60,7 +60,7 @@ def run(arguments: Any) -> int:
     for stage in arguments.stages:
         results.append(compile_stage(stage, settings, batch, target))
         print(f"{stage}: {'compiled' if results[-1].analysis else 'not compiled'}", file=sys.stderr)
-    for line in output.lines(results, arguments.slowest, target.chip.clock):
+    for line in output.printed_lines(results, arguments.slowest, target.chip.clock):
         print(line)
     if arguments.json:
         content = output.json_of(results, batch, target, arguments.slowest or 20)

@@ -87,7 +87,7 @@ class Module:
         return self.stacks.get(int(found.group(1)), ()) if found else ()
 
 
-def parse(text: str) -> Module:
+def parse_module(text: str) -> Module:
     """Reads a module's text.
 
     Raises:

@@ -18,7 +18,7 @@ COLUMNS = (
 )
 
 
-def cells(result: Result) -> dict[str, Any]:
+def stage_cells(result: Result) -> dict[str, Any]:
     """The row of a stage, under COLUMNS."""
     row: dict[str, Any] = {"stage": result.stage, "fits": "yes" if result.fits else "NO"}
     row["memory GiB"] = result.memory / GIB
@@ -38,9 +38,9 @@ def cells(result: Result) -> dict[str, Any]:
     }
 
 
-def lines(results: Sequence[Result], slowest: int, clock: float) -> Iterator[str]:
+def printed_lines(results: Sequence[Result], slowest: int, clock: float) -> Iterator[str]:
     """The table, the remarks, and for each stage the `slowest` places and instructions."""
-    yield tables.markdown_table([cells(result) for result in results], COLUMNS)
+    yield tables.markdown_table([stage_cells(result) for result in results], COLUMNS)
     for result in results:
         yield from remarks(result)
     for result in results:

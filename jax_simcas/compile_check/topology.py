@@ -55,7 +55,7 @@ class Topology:
     devices: tuple[Any, ...]
 
 
-def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """`v5e:16x16` -> the generation's facts and the slice's sides in chips.
 
     Raises:
@@ -92,7 +92,7 @@ def describe(name: str) -> Topology:
     Raises:
       UserError: no libtpu, or a slice that does not exist.
     """
-    chip, sides = parse(name)
+    chip, sides = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("libtpu, which has the TPU compiler, is not installed: pip install 'jax_simcas[tpu]'")
     from jax.experimental import topologies

@@ -80,7 +80,7 @@ def match(prediction: States, reference: States) -> Match:
     return Match(precision, recall, 2 * precision * recall / both if both > 0 else 0.0)
 
 
-def load(choice: str) -> Encoder:
+def load_encoder(choice: str) -> Encoder:
     """The encoder of `MODEL` or `MODEL@LAYER`; MODEL is a folder or a hub id; code in it is never run.
 
     Raises:
@@ -92,9 +92,31 @@ def load(choice: str) -> Encoder:
         raise UserError(f"--bertscore={choice}: expected MODEL or MODEL@LAYER, such as roberta-large@17")
     try:
         import torch
-        from transformers import AutoModel, AutoTokenizer
     except ImportError:
         raise UserError(f"--bertscore={choice}: needs PyTorch; pip install 'jax_simcas[bertscore]'") from None
+    tokenizer, model = _read(choice, source)
+    config = model.config
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
+    name = os.path.basename(os.path.normpath(source)) if os.path.isdir(source) else source
+    layer = int(number) if number else LAYERS.get(name.split("/")[-1])
+    layers = config.num_hidden_layers
+    if layer is None or not 0 < layer <= layers:
+        why = "no layer is known to be best for it" if layer is None else f"it has {layers} layers"
+        raise UserError(f"--bertscore={choice}: {why}; give {source}@LAYER, 1 to {layers}")
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return Encoder(name, layer, _limit(tokenizer, config), model, tokenizer)
+
+
+def _read(choice: str, source: str) -> tuple[Any, Any]:
+    """The tokenizer and the model of a folder or hub id.
+
+    Raises:
+      UserError: it cannot be loaded, or weights are missing.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
     where = "expected a hub id that can be reached, or a folder with config.json, tokenizer and weights"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -108,17 +130,7 @@ def load(choice: str) -> Encoder:
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         raise UserError(f"--bertscore={choice}: {len(missing)} weights are missing, the first is {missing[0]}; {where}")
-    config = model.config
-    if config.is_encoder_decoder:
-        model = model.get_encoder()
-    name = os.path.basename(os.path.normpath(source)) if os.path.isdir(source) else source
-    layer = int(number) if number else LAYERS.get(name.split("/")[-1])
-    layers = config.num_hidden_layers
-    if layer is None or not 0 < layer <= layers:
-        why = "no layer is known to be best for it" if layer is None else f"it has {layers} layers"
-        raise UserError(f"--bertscore={choice}: {why}; give {source}@LAYER, 1 to {layers}")
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return Encoder(name, layer, _limit(tokenizer, config), model, tokenizer)
+    return tokenizer, model
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
@@ -151,7 +163,7 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> list[States]:
     return [States(v[r], ~s[r]) for v, r, s in zip(vectors, real, special, strict=True)]
 
 
-def encode(encoder: Encoder, texts: Sequence[str]) -> dict[str, States]:
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> dict[str, States]:
     """The states of each distinct text, batched by similar length."""
     ordered = sorted(dict.fromkeys(texts), key=len)
     batches = (ordered[i : i + BATCH] for i in range(0, len(ordered), BATCH))
@@ -168,7 +180,7 @@ def bertscore(encoder: Encoder, predictions: Sequence[str], references: Sequence
     matches = []
     for start in range(0, len(every), 4 * BATCH):  # in parts, to limit memory
         pairs = every[start : start + 4 * BATCH]
-        states = encode(encoder, [text for prediction, given in pairs for text in (prediction, *given)])
+        states = encode_texts(encoder, [text for prediction, given in pairs for text in (prediction, *given)])
         for prediction, given in pairs:
             best = (match(states[prediction], states[reference]) for reference in given)
             matches.append(max(best, key=lambda found: found.f1))

@@ -1,4 +1,4 @@
-"""Two systems' predictions for the same documents, paired by id: how far apart their scores are, and how surely."""
+"""Paired differences of two systems on the same documents, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESAMPLES = 10_000  # of the documents
 
 
 class Predicted(NamedTuple):
-    """A row of predictions.jsonl; what it does not hold is empty, and a score that is null is NaN."""
+    """A row of predictions.jsonl; missing fields are empty, and null scores are NaN."""
 
     prediction: str | None
     references: tuple[str, ...]
@@ -36,11 +36,11 @@ class Compared(NamedTuple):
     difference: bootstrap.Difference
 
 
-Key = tuple[str, int]  # an id, and how often it came before: ids of user data may come twice
+Key = tuple[str, int]  # an id, and how many rows before have it too: ids of user data may repeat
 
 
 def read_predictions(path: Path) -> dict[Key, Predicted]:
-    """The rows of a predictions.jsonl, or of the one in an evaluation's folder.
+    """The rows of a predictions.jsonl, given as the file or as its evaluation's folder.
 
     Raises:
       UserError: unreadable, empty, not JSON, or a row without an id, or with neither scores nor texts to score.
@@ -71,21 +71,32 @@ def _parsed(line: str, where: str) -> tuple[str, Predicted]:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("id"), (str, int)):
         raise UserError(f"{where}: expected an object with an id")
-    prediction, reference, answers = row.get("prediction"), row.get("reference"), row.get("answers") or []
-    scores = row.get("scores") or {}
-    references = answers or ([] if reference is None else [reference])
-    if not isinstance(references, list) or not all(isinstance(t, str) for t in (prediction or "", *references)):
-        raise UserError(f"{where}: expected texts: a prediction, a reference, a list of answers")
-    if not isinstance(scores, dict) or not all(isinstance(v, (int, float, type(None))) for v in scores.values()):
-        raise UserError(f"{where}: field 'scores': expected an object of numbers")
+    prediction, references, scores = row.get("prediction"), _references(row, where), _scores(row, where)
+    if not isinstance(prediction, (str, type(None))):
+        raise UserError(f"{where}: field 'prediction': expected a text")
     if not scores and (prediction is None or not references):
         raise UserError(f"{where}: neither scores nor a prediction and a reference to score")
-    values = {name: math.nan if value is None else float(value) for name, value in scores.items()}
-    return str(row["id"]), Predicted(prediction, tuple(references), bool(answers), values)
+    return str(row["id"]), Predicted(prediction, references, bool(row.get("answers")), scores)
+
+
+def _references(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The answers, or the reference, or nothing."""
+    answers, reference = row.get("answers") or [], row.get("reference")
+    references = answers or ([] if reference is None else [reference])
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise UserError(f"{where}: field 'reference' or 'answers': expected a text, or a list of answers")
+    return tuple(references)
+
+
+def _scores(row: dict[str, Any], where: str) -> dict[str, float]:
+    scores = row.get("scores") or {}
+    if not isinstance(scores, dict) or not all(isinstance(v, (int, float, type(None))) for v in scores.values()):
+        raise UserError(f"{where}: field 'scores': expected an object of numbers")
+    return {name: math.nan if value is None else float(value) for name, value in scores.items()}
 
 
 def check_pairs(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> None:
-    """Checks that two files are of the same documents.
+    """Checks that two files are about the same documents.
 
     Raises:
       UserError: ids that only one of them has, or other references for the same id.
@@ -106,17 +117,17 @@ def check_pairs(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> None:
 
 
 def common_scores(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> tuple[str, ...]:
-    """The scores that all rows of both files hold; where there are none, what their texts allow to compute."""
+    """The scores that all rows of both files have; if there are none, those that can be computed from their texts."""
     rows = [*a.values(), *b.values()]
     held = tuple(name for name in rows[0].scores if all(name in row.scores for row in rows))
     return held or (ANSWER_SCORES if any(row.are_answers for row in rows) else SUMMARY_SCORES)
 
 
 def scored(rows: dict[Key, Predicted], names: Sequence[str], where: str) -> dict[Key, dict[str, float]]:
-    """The named scores of each row: those that it holds, and the others computed from its texts.
+    """The named scores of each row: read from it, or computed from its texts.
 
     Raises:
-      UserError: a score that is neither held nor known how to compute, or no texts to compute it from.
+      UserError: a score that is neither there nor computable, or no texts to compute it from.
     """
     found = {}
     for key, row in rows.items():
@@ -166,7 +177,7 @@ def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed
     return found
 
 
-def table(compared: dict[str, Compared]) -> str:
+def differences_table(compared: dict[str, Compared]) -> str:
     """One row per score, as Markdown, with its name in words."""
     rows: list[dict[str, Any]] = [
         {

@@ -76,7 +76,7 @@ def run(arguments: Any) -> int:
     if not arguments.table:
         with runner.exit_on_sigterm(), runner.exclusive(workdir) as lock:
             problems = runner.run_all(chosen, lock)
-    print(output.write(" on ".join(stems), experiment, workdir, commands))
+    print(output.write_outputs(" on ".join(stems), experiment, workdir, commands))
     print(f"in {workdir}: table.md, table.csv, plot.png")
     for problem in problems:
         cli.fail(problem)

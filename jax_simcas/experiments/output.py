@@ -71,7 +71,7 @@ def draw(rows: Sequence[TableRow], axis: str, path: Path) -> None:
     plots.plot_lines(panels, axis, path, metrics.measure_of)
 
 
-def write(title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> str:
+def write_outputs(title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> str:
     """Writes table.md, table.csv and plot.png of what has finished; returns the Markdown."""
     rows = table.table_rows(experiment, read_results(experiment, workdir, commands))
     text = table.markdown(title, rows, [command.name for command in commands if seconds_of(command) is None])

@@ -76,7 +76,7 @@ def run(arguments: Any) -> int:
     folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
     if is_main():
         files.make_folder(folder, "--output")
-    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore and is_main() else None
+    encoder = bertscore.load_encoder(arguments.bertscore) if arguments.bertscore and is_main() else None
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
     rows = evaluate_all(model, source, policy, lead_words, arguments.seed)
@@ -107,14 +107,14 @@ def run_compare(arguments: Any) -> int:
     paths = [Path(name) for name in arguments.compare]
     files = [paired_bootstrap.read_predictions(path) for path in paths]
     paired_bootstrap.check_pairs(*files)
-    encoder = bertscore.load(arguments.bertscore) if arguments.bertscore else None
+    encoder = bertscore.load_encoder(arguments.bertscore) if arguments.bertscore else None
     names = arguments.measures or paired_bootstrap.common_scores(*files)
     scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
     if encoder:
         extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
     compared = paired_bootstrap.compare(scores[0], scores[1], arguments.seed)
-    print(paired_bootstrap.table(compared))
+    print(paired_bootstrap.differences_table(compared))
     print(f"\nA: {paths[0]}\nB: {paths[1]}")
     print(
         f"A - B with its 95 % interval and two-sided p: {paired_bootstrap.RESAMPLES} bootstrap resamples of the "

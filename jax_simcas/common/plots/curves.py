@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_simcas.common.files import PathLike
 from jax_simcas.common.metric_log import read_metrics
-from jax_simcas.common.plots.style import COLORS, legend_below, new_figure, save, tidy
+from jax_simcas.common.plots.style import COLORS, legend_below, new_figure, save_png, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,8 +166,8 @@ def plot_training(metrics_jsonl: PathLike, folder: PathLike) -> list[Path]:
     together = training_figure(rows, name)
     if together is None:
         return []
-    written = [save(together, Path(folder) / "curves.png")]
+    written = [save_png(together, Path(folder) / "curves.png")]
     for panel, series in panels_of(rows):
         figure = _figure([(panel, series)], 1, (6.0, 3.8), name, ticks_of(rows))
-        written.append(save(figure, Path(folder) / "curves" / f"{panel.file}.png"))
+        written.append(save_png(figure, Path(folder) / "curves" / f"{panel.file}.png"))
     return written

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jax_simcas.common.files import PathLike
 from jax_simcas.common.pairs import Number
-from jax_simcas.common.plots.style import COLORS, FAINT, INK, caption, new_figure, save, tidy
+from jax_simcas.common.plots.style import COLORS, FAINT, INK, caption, new_figure, save_png, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,4 +77,4 @@ def plot_growth(panels: Mapping[str, Mapping[str, Growth]], path: PathLike, note
     Raises:
       UserError: the image cannot be written.
     """
-    return save(growth_figure(panels, note), path)
+    return save_png(growth_figure(panels, note), path)

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_simcas.common.files import PathLike
 from jax_simcas.common.pairs import Number
-from jax_simcas.common.plots.style import COLORS, FAINT, INK, caption, legend_below, new_figure, save, tidy
+from jax_simcas.common.plots.style import COLORS, FAINT, INK, caption, legend_below, new_figure, save_png, tidy
 from jax_simcas.common.tables import Interval, Measure, measure_named
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def plot_comparison(
       ValueError: an empty table.
       UserError: the image cannot be written.
     """
-    return save(comparison_figure(table, describe), path)
+    return save_png(comparison_figure(table, describe), path)
 
 
 def differences_figure(
@@ -137,7 +137,7 @@ def plot_differences(
     Raises:
       UserError: the image cannot be written.
     """
-    return save(differences_figure(differences, a, b, describe, notes), path)
+    return save_png(differences_figure(differences, a, b, describe, notes), path)
 
 
 def lines_figure(
@@ -154,24 +154,29 @@ def lines_figure(
     """
     if not panels:
         raise ValueError("panels: expected at least one")
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    every = sorted({x for lines in panels.values() for points in lines.values() for x in points})
     figure = new_figure(4.3 * len(panels), 4.0)
-    fullest = None
-    for column, (name, lines) in enumerate(panels.items(), 1):
-        axes, measure = figure.add_subplot(1, len(panels), column), describe(name)
-        for label, points in lines.items():
-            _draw_line(axes, label, points, COLORS[labels.index(label) % len(COLORS)])
-        if every[0] > 0 and every[-1] > 10 * every[0]:
-            axes.set_xscale("log")
-        axes.set_xticks(every, [f"{x:,g}" if isinstance(x, float) else f"{x:,}" for x in every])
-        axes.set_xticks([], minor=True)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    points = [point for lines in panels.values() for line in lines.values() for point in line.items()]
+    ticks = sorted({x for x, _ in points})
+    every = [figure.add_subplot(1, len(panels), column) for column in range(1, len(panels) + 1)]
+    for axes, (name, lines) in zip(every, panels.items(), strict=True):
+        for label, line in lines.items():
+            _draw_line(axes, label, line, COLORS[labels.index(label) % len(COLORS)])
+        _number_axis(axes, ticks)
+        measure = describe(name)
         tidy(axes, "both", measure.title, axis, measure.unit)
-        fullest = axes if fullest is None or len(lines) == len(labels) else fullest
-    assert fullest is not None
-    scores = (score for lines in panels.values() for points in lines.values() for score in points.values())
-    legend_below(figure, fullest, f"{_documents(scores)} per point; shaded: 95 % intervals")
+    sizes = [len(lines) for lines in panels.values()]
+    note = f"{_documents(score for _, score in points)} per point; shaded: 95 % intervals"
+    legend_below(figure, every[sizes.index(max(sizes))], note)
     return figure
+
+
+def _number_axis(axes: Axes, ticks: Sequence[Number]) -> None:
+    """Ticks at these numbers; logarithmic if they span more than a decade."""
+    if ticks[0] > 0 and ticks[-1] > 10 * ticks[0]:
+        axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{x:,g}" if isinstance(x, float) else f"{x:,}" for x in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _draw_line(axes: Axes, label: str, points: Mapping[Number, Interval], color: str) -> None:
@@ -193,4 +198,4 @@ def plot_lines(
       ValueError: no panels.
       UserError: the image cannot be written.
     """
-    return save(lines_figure(panels, axis, describe), path)
+    return save_png(lines_figure(panels, axis, describe), path)

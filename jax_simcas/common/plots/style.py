@@ -59,7 +59,7 @@ def caption(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=8.5, color=FAINT, x=0.01, ha="left")
 
 
-def save(figure: Figure, path: PathLike) -> Path:
+def save_png(figure: Figure, path: PathLike) -> Path:
     """Writes a PNG.
 
     Raises:
