@@ -34,7 +34,7 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
     return shape
 
 
-def describe(settings: Settings, shape: BatchShape, target: Topology) -> str:
+def summary_line(settings: Settings, shape: BatchShape, target: Topology) -> str:
     """The slice, the mesh on it and the batch, in one line."""
     sizes = mesh_sizes(settings, shape, len(target.devices))
     mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -55,7 +55,7 @@ def run(arguments: Any) -> int:
     target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)
     batch = batch_shape(settings, *shape, devices=len(target.devices))
-    print(describe(settings, batch, target), file=sys.stderr)
+    print(summary_line(settings, batch, target), file=sys.stderr)
     results = []
     for stage in arguments.stages:
         results.append(compile_stage(stage, settings, batch, target))
