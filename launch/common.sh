@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034  # sets variables that the scripts read
-# Sourced by the other scripts: what they share.
+# Functions shared by the other scripts, which source it.
 
 if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
   echo "error: this is bash $BASH_VERSION; these scripts need bash 5 or newer" >&2

@@ -4,16 +4,15 @@
 #   bash launch/gpu.sh start --workdir=runs/arxiv -- --config=configs/arxiv.py --config.data.data_dir=DATA
 #   bash launch/gpu.sh status --workdir=runs/arxiv      running, exit CODE, lost, not started
 #   bash launch/gpu.sh logs --workdir=runs/arxiv        follows until training ends
-#   bash launch/gpu.sh stop --workdir=runs/arxiv        training saves and ends; start goes on
+#   bash launch/gpu.sh stop --workdir=runs/arxiv        training saves and ends; start resumes
 #   bash launch/gpu.sh slurm --workdir=/shared/runs/arxiv --nodes=2 --gpus=8 --time=24:00:00 \
 #       --sbatch-flags='--partition=gpu' -- --config=configs/arxiv.py --config.data.data_dir=/shared/data
 #
 # start uses all GPUs in one process, or those of --gpus=0,1; it makes the environment with [cuda] first.
-# Paths in train's arguments are seen from the checkout.
-# slurm writes WORKDIR/job.sbatch and submits it: one process a node, which drives its --gpus=COUNT. Training gets
-# SIGTERM 5 minutes before the time limit, saves and ends with 75, and the job queues again; so it does after a
-# preemption. Checkout, environment and workdir must be where all nodes see them. Submitted twice, the second waits
-# for the first.
+# Paths in train's arguments are relative to the checkout.
+# slurm writes WORKDIR/job.sbatch and submits it: one process per node, which drives its --gpus=COUNT. Training gets
+# SIGTERM 5 minutes before the time limit, saves and exits with 75, and the job is requeued, as after a preemption.
+# All nodes must see the checkout, the environment and the workdir. A second submission waits for the first.
 #   --dry-run   prints the commands, or the sbatch script
 # exit codes: 0 done (status: trained), 1 an error, 2 wrong flags; status: 1 ended otherwise, 4 running, 5 not started
 set -euo pipefail
@@ -24,7 +23,7 @@ here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 workdir="" gpus="" nodes=1 time="" sbatch_flags="" dry_run="" verb="" train=()
 
 start() {
-  local settings=('JAX_PLATFORMS=cuda,cpu') # without it, a driver that fails would mean training on the CPU
+  local settings=('JAX_PLATFORMS=cuda,cpu') # without it, a failing driver would mean training on the CPU
   [ -z "$gpus" ] || settings+=("CUDA_VISIBLE_DEVICES=$gpus")
   set -- bash "$here/job.sh" start "$workdir/job" \
     env "${settings[@]}" "$venv/bin/python" -u -m jax_simcas.train "--workdir=$workdir" "${train[@]}"
@@ -52,7 +51,7 @@ script() { # the sbatch script
 #SBATCH --requeue
 #SBATCH --open-mode=append
 cd $(quote "$root") || exit 1
-# On Slurm JAX would give each process the one device of its number.
+# On Slurm, JAX would otherwise give each process only the device with its own number.
 export JAX_PLATFORMS=cuda,cpu JAX_LOCAL_DEVICE_IDS=$ids
 srun $(quote "$venv/bin/python" -u -m jax_simcas.train --distributed=auto "--workdir=$workdir" "${train[@]}")
 code=\$?

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One job in the background, which outlives the connection that started it.
+# One background job, which outlives the connection that started it.
 #
 #   bash launch/job.sh start DIR COMMAND...    does nothing if the job of DIR is running
 #   bash launch/job.sh status DIR              running, exit CODE, lost (no exit code: killed, rebooted), not started
-#   bash launch/job.sh logs DIR [LINES]        the last lines (default 100), and what follows until the job ends
+#   bash launch/job.sh logs DIR [LINES]        the last lines (default 100), then new ones until the job ends
 #   bash launch/job.sh stop DIR [SECONDS]      SIGTERM; SIGKILL if that has not ended it after SECONDS (default 120)
 #
 # DIR gets command, log, pid, exit and lock: the job runs as long as it holds the lock, so two cannot run at once, and
-# no process number is trusted that a reboot has given to somebody else.
+# a process id that was reused after a reboot is not mistaken for the job.
 # exit codes: 0 done, 1 an error; status: 0 ended with 0, 1 ended otherwise, 4 running, 5 not started
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,8 +23,8 @@ start() {
   fi
   rm -f "$dir/exit" "$dir/pid"
   quote "$@" >"$dir/command"
-  # Of its own session, so that no hang-up reaches it; it inherits the lock. SIGTERM (stop, a machine that shuts down)
-  # goes on to the command, which saves and leaves; the exit code appears whole or not at all.
+  # In a session of its own, so that no hang-up reaches it; it inherits the lock. SIGTERM (from stop or a shutdown) is
+  # forwarded to the command, which saves and exits; the exit code is written atomically.
   # shellcheck disable=SC2016  # expanded by the inner shell
   setsid bash -c '
     dir="$1"
@@ -34,7 +34,7 @@ start() {
     trap "kill -TERM $child 2>/dev/null" TERM
     echo "$child" >"$dir/pid"
     while wait "$child" && code=0 || code=$?; kill -0 "$child" 2>/dev/null; do :; done
-    # A wait that the trap cut short told of the signal; if so, the command'"'"'s own code is still to be had.
+    # If the trap interrupted the wait, it returned the signal; wait again for the command'"'"'s own exit code.
     wait "$child" 2>/dev/null && own=0 || own=$?
     [ "$own" -eq 127 ] || code=$own
     echo "$code" >"$dir/exit.new"

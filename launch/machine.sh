@@ -14,7 +14,7 @@ gc() { # gc GROUP VERB ARGUMENTS...: gcloud compute tpus, in our zone and projec
 }
 
 # Sets `state`: NONE, UNKNOWN (gcloud failed), PREEMPTED (it says ACTIVE, but the node is gone), or gcloud's own word;
-# and `left`, what is to be said of the machine at the end.
+# and `left`, the note about the machine to print at the end.
 look() {
   local node
   if ! state="$(gc queued-resources describe "$name" --format='value(state.state)' 2>"$tmp/error")"; then
@@ -28,7 +28,7 @@ look() {
   case "$state" in NONE) left="" ;; UNKNOWN) left="may still be there" ;; *) left="is still there ($state)" ;; esac
 }
 
-look_patiently() { # a connection that is broken here is no reason to leave a machine alone
+look_patiently() { # a broken connection on this side is no reason to abandon a machine
   local tries
   for ((tries = 0; tries < 20; tries++)); do
     look
@@ -65,7 +65,7 @@ on_workers() { # on_workers COMMAND: on all at once; what worker N says comes to
     --command="{ $1; } && echo 'worker: ok'" >"$tmp/error" 2>&1 || true
 }
 
-everywhere() { # everywhere WHAT COMMAND: as on_workers, and says who failed
+everywhere() { # everywhere WHAT COMMAND: as on_workers, and names those that failed
   local index failed=() log
   on_workers "$2" || return 1
   [ -z "$dry_run" ] || return 0
@@ -95,7 +95,7 @@ read_workers() { # sets running and silent (how many), report, and verdict: the 
     report+="worker $index: $line"$'\n'
     codes+=" ${line%%,*} "
   done
-  # An error that training told of (exit 1 or 2) outweighs the aborts of the others that follow from it.
+  # An error reported by training (exit 1 or 2) outweighs the aborts of other workers that follow from it.
   case "$codes" in
     *" exit 1 "* | *" exit 2 "*) verdict=1 ;;
     *running* | *" no answer "*) verdict=4 ;;

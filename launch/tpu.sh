@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice of one or many hosts: a verb for each step, and `run` for all of them.
+# Trains on a Cloud TPU slice of one or more hosts: one verb per step, and `run` for all of them.
 #
 #   bash launch/tpu.sh VERB --name=NAME --zone=ZONE [FLAGS] [-- TRAIN ARGUMENTS...]
 #
-#   run      create, wait, copy, install, start, follow; after a preemption all over, until trained; then delete
+#   run      create, wait, copy, install, start, follow; again after each preemption, until trained; then delete
 #            bash launch/tpu.sh run --name=arxiv --zone=us-west4-a --type=v5litepod-256 --workdir=gs://BUCKET/runs/arxiv \
 #                -- --config=configs/arxiv.py --config.data.data_dir=gs://BUCKET/data/arxiv
 #   create   ask for the machine              tpu.sh create --name=arxiv --zone=us-west4-a --type=v5litepod-16 --on-demand
@@ -25,19 +25,19 @@
 #   --name  --zone  --project    of the queued resource and its node; the project defaults to gcloud's
 #   --type                       v4-8, v5litepod-256, v5p-128, v6e-16 and so on
 #   --version                    runtime version; by default the plain one of the type
-#   --spot | --on-demand         spot (the default) is cheaper, and may be taken away at any time
+#   --spot | --on-demand         spot (the default) is cheaper and may be preempted at any time
 #   --workdir=gs://BUCKET/PATH   outlives the machine: that is what resuming needs. Training writes there itself; of its
 #                                other arguments those that say gs://... (data, weights) become paths in buckets that the
 #                                workers mount with gcsfuse, to read only
 #   --prepare=COMMAND            run on each worker before installing, e.g. to add gcsfuse's package source
 #   --create-flags='FLAGS...'    more flags for gcloud's create, separated by spaces, e.g. --network=NAME
 #   --worker=0  --to=DIR         for logs and fetch
-#   --timeout=SECONDS --poll=30  how long wait waits (default 0: for ever), and how often it looks
+#   --timeout=SECONDS --poll=30  how long wait waits (default 0: no limit), and how often it polls
 #   --keep                       run leaves the machine when trained
 #   --dry-run                    prints the commands instead
 #
-# All verbs can be repeated; run, interrupted and repeated, follows the training that went on meanwhile. A verb that
-# leaves a machine that costs, or may, ends by saying so and how to delete it.
+# All verbs can be repeated; run, interrupted and repeated, follows the training that continued meanwhile. Any verb that
+# leaves a billable machine running, or may have, prints how to delete it.
 # Several workers need ssh-add ~/.ssh/google_compute_engine first (gcloud's advice).
 # exit codes: 0 done (status: trained); 1 an error, or training failed; 2 wrong flags; 3 the machine is gone: resume;
 # 4 not yet (wait timed out; status: running or not started); 75 stopped after a checkpoint: start; 130 Ctrl-C
@@ -100,7 +100,7 @@ copy() {
   git -C "$root" rev-parse --git-dir >/dev/null 2>&1 || fail 1 "$root is no git checkout: copy sends what git tracks" || return
   untracked="$(git -C "$root" ls-files --others --exclude-standard)"
   [ -z "$untracked" ] || echo "warning: not sent, because git does not track it (git add): ${untracked//$'\n'/, }" >&2
-  [ -e "$tmp/simcas-code.tgz" ] || ( # once: a run that resumes goes on with the code that it began with
+  [ -e "$tmp/simcas-code.tgz" ] || ( # once: a run that resumes continues with the code it started with
     cd "$root" || exit 1
     git ls-files -z | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
       tar --null --files-from=- -czf "$tmp/simcas-code.tgz"
@@ -133,12 +133,12 @@ start() {
     fail 1 "training runs on $running of $workers workers only: stop it, then start"
     return
   fi
-  # Without JAX_PLATFORMS a TPU that does not come up would mean training on the host's CPU, at the TPU's price.
+  # Without JAX_PLATFORMS, a TPU that fails to start would mean training on the host's CPU at the TPU's price.
   everywhere start "cd simcas/code && bash launch/worker.sh mount $(quote "${buckets[@]}") && bash launch/job.sh start ../job \
 env JAX_PLATFORMS=tpu,cpu ../venv/bin/python -u -m jax_simcas.train --distributed=auto $(quote "${arguments[@]}")"
 }
 
-newest_checkpoint() { # says which it is, machine or none; orbax writes commit_success.txt when all of it is there
+newest_checkpoint() { # prints it, with or without a machine; orbax writes commit_success.txt when a checkpoint is complete
   local found step
   found="$(do_or_print gcloud storage ls "$workdir/checkpoints/*/commit_success.txt" 2>"$tmp/error")" ||
     grep -q 'matched no objects' "$tmp/error" ||
@@ -176,7 +176,7 @@ delete() {
   if [ "$state" != NONE ]; then
     gc queued-resources delete "$name" --force >"$tmp/delete" 2>&1 || true
     [ -z "$dry_run" ] || assumed=NONE
-    while look && [ "$state" != NONE ]; do # the proof is that gcloud no longer finds it
+    while look && [ "$state" != NONE ]; do # until gcloud no longer finds it
       case "$state" in DELETING | SUSPENDING) [ $((SECONDS - begin)) -lt 600 ] && sleep "$poll" && continue ;; esac
       fail 1 "$name is not deleted, it is $state: $(tail -n 1 "$tmp/delete"); try again" || return
     done
@@ -184,7 +184,7 @@ delete() {
   left="may still be there"
   node="$(gc tpu-vm describe "$name" --format='value(state)' 2>"$tmp/error")" || gone ||
     fail 1 "cannot ask whether the node $name is gone: $(tail -n 1 "$tmp/error"); try again" || return
-  if [ -n "$node" ]; then # a node without its queued resource costs as much
+  if [ -n "$node" ]; then # a node without its queued resource is billed all the same
     gc tpu-vm delete "$name" >"$tmp/error" 2>&1 || fail 1 "the node $name is not deleted: $(tail -n 1 "$tmp/error")" || return
   fi
   left=""
@@ -197,7 +197,7 @@ resume() {
   create && wait_for && copy && install && start
 }
 
-taken_away() { dead && [ "$state" != FAILED ]; } # what FAILED would only fail again
+taken_away() { dead && [ "$state" != FAILED ]; } # a machine that FAILED would fail again
 
 run() {
   local restarts=0 unheard=0 lines=100 code
@@ -223,7 +223,7 @@ run() {
     verdict=4 # if status cannot even ask
     status && break
     code="$verdict"
-    sleep "$poll" # a preemption shows in the workers before it shows in the machine's state
+    sleep "$poll" # workers show a preemption before the machine's state does
     look_patiently || return
     if taken_away; then
       say "$name was taken away: resuming from the checkpoints in $workdir"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Runs on a TPU worker, called by tpu.sh: what the machine must have before training.
+# Runs on a TPU worker, called by tpu.sh: prepares the machine for training.
 #
 #   bash launch/worker.sh install             Python 3.11 or newer, and the environment ../venv with [tpu]
-#   bash launch/worker.sh mount BUCKETS...    each at ../buckets/BUCKET, with gcsfuse; does nothing where it is mounted
+#   bash launch/worker.sh mount BUCKETS...    each at ../buckets/BUCKET, with gcsfuse; skipped if mounted
 #
-# Data are read as plain files, so their buckets are mounted, to read only. The workdir is not: training writes to its
-# bucket itself.
+# Data are read as plain files, so their buckets are mounted read-only. The workdir is not mounted: training writes to
+# its bucket directly.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 base="$(dirname "$root")"
 
-packages() { # packages NAMES...: fresh machines hold apt's lock for their own updates at first
+packages() { # packages NAMES...: fresh machines hold apt's lock for their own updates
   sudo apt-get -qq -o DPkg::Lock::Timeout=600 update >&2 || true
   sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install -y "$@" >&2
 }

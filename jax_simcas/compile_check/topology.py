@@ -1,6 +1,6 @@
-"""TPU chips that are not there: what they have, and how libtpu's ahead-of-time compiler is asked for them.
+"""TPU topologies for ahead-of-time compilation by libtpu, without a TPU, and the capabilities of their chips.
 
-Only the compiler of libtpu is used (extra `tpu`); any Linux CPU will do.
+Uses only libtpu's compiler (extra `tpu`); any Linux CPU will do.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """What one jax device of a TPU generation has; of v4 and v5p that is a chip of two cores, of tpu7x half a chip.
+    """One jax device of a TPU generation: a chip of two cores for v4 and v5p, half a chip for tpu7x.
 
     memory: bytes that the compiler lets a program have, as its message says when one is too large.
-    peak: bfloat16 FLOP/s. Source: the published figures, as jax's Pallas (`tpu_info`) has them.
-    clock: Hz, ASSUMED: peak over the products that the matrix units do in a cycle.
-    torus: along a side of at least this many chips the links close to a ring (a whole pod of v5e and v6e; the others'
-      slices are built of 4x4x4 cubes).
+    peak: bfloat16 FLOP/s. Source: the published figures, from jax's Pallas (`tpu_info`).
+    clock: Hz, ASSUMED: peak over the products of the matrix units per cycle.
+    torus: sides of at least this many chips have links that close to a ring (a whole pod of v5e and v6e; slices of the
+      others are built of 4x4x4 cubes).
     """
 
     dimensions: int
@@ -48,7 +48,7 @@ EXAMPLES = "v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16 or tpu7x:4x4x4"
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice of a pod: its name, its generation's facts and its compile-only devices."""
+    """A slice of a pod: its name, its chip and its compile-only devices."""
 
     name: str
     chip: Chip
@@ -56,7 +56,7 @@ class Topology:
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """`v5e:16x16` -> the generation's facts and the slice's sides in chips.
+    """`v5e:16x16` -> the chip and the sides of the slice in chips.
 
     Raises:
       UserError: not of that form, or of an unknown generation.
@@ -73,11 +73,11 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def prepare_environment() -> None:
-    """Lets libtpu load where there is no TPU, quietly and in several processes. Call before jax's first device."""
+    """Lets libtpu load without a TPU, quietly and in several processes. Call it before jax's first device is used."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # what runs, runs here
-    jax.config.update("jax_enable_compilation_cache", False)  # of no use to programs that are not run
+    jax.config.update("jax_platforms", "cpu")  # what does run runs on the CPU
+    jax.config.update("jax_enable_compilation_cache", False)  # useless for programs that are not run
     for variable, value in (
         ("TPU_WORKER_HOSTNAMES", "localhost"),
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
@@ -87,7 +87,7 @@ def prepare_environment() -> None:
 
 
 def describe(name: str) -> Topology:
-    """The slice as the compiler knows it; `prepare_environment` comes first.
+    """The slice as the compiler describes it; call `prepare_environment` first.
 
     Raises:
       UserError: no libtpu, or a slice that does not exist.
@@ -105,6 +105,6 @@ def describe(name: str) -> Topology:
     }
     try:
         devices = topologies.get_topology_desc(name, "tpu", **options).devices
-    except Exception as error:  # jax raises what the plugin's C interface gives it
+    except Exception as error:  # jax raises whatever the plugin's C interface returns
         raise UserError(f"--topology={name}: {error}; try {EXAMPLES}") from None
     return Topology(name, chip, tuple(devices))

@@ -22,7 +22,7 @@ class Score(NamedTuple):
     mean: float
     low: float
     high: float
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses
+    count: int  # type: ignore[assignment]  # shadows tuple.count, which is not used
 
 
 class Difference(NamedTuple):
@@ -52,7 +52,7 @@ def _resampled_sums(table: Float[np.ndarray, "n m"], key_seed: int, samples: int
 
 
 def _interval(estimates: Float[np.ndarray, " s"], point: float, level: float) -> tuple[float, float]:
-    """The central `level` of the estimates that are defined; never leaves out the point estimate itself."""
+    """The central `level` of the defined estimates; always contains the point estimate."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level={level}: expected 0 < level < 1")
     ordered = np.sort(estimates[~np.isnan(estimates)])
@@ -118,7 +118,7 @@ def pool_scores(
     Args:
       rows: the (sum, count) pairs of each document; a missing name is (0, 0).
       ratios: name -> (over, under): adds the quotient of two of the pooled means.
-      differences: name -> (a, b): adds a - b, of documents that are drawn for both together.
+      differences: name -> (a, b): adds a - b, over the same resampled documents for both.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:
@@ -146,6 +146,6 @@ def pool_scores(
 def summarize_scores(
     rows: Sequence[Mapping[str, Number]], key_seed: int = 0, *, samples: int = 2000, level: float = 0.95
 ) -> dict[str, Score]:
-    """Mean and bootstrap interval of every score over documents; a row with NaN or without it has none."""
+    """Mean and bootstrap interval of every score over documents; rows where it is missing or NaN do not count."""
     pairs = [{k: (v, 1.0) if not math.isnan(v) else (0.0, 0.0) for k, v in row.items()} for row in rows]
     return pool_scores(pairs, key_seed, samples=samples, level=level)

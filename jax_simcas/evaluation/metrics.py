@@ -52,7 +52,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 class _StemmingTokenizer:
-    """rouge-score's own tokenizer and Porter stemmer; remembers stems, which are slow to find."""
+    """rouge-score's own tokenizer and Porter stemmer, with a cache of stems, which are slow to compute."""
 
     def __init__(self) -> None:
         from nltk.stem import porter
@@ -67,7 +67,7 @@ class _StemmingTokenizer:
 
 @lru_cache(maxsize=1)
 def _rouge_scorer() -> Any:
-    # Here and not above: nltk takes two seconds to import.
+    # Imported here because nltk takes two seconds to import.
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_StemmingTokenizer())
@@ -89,7 +89,7 @@ def one_sentence_per_line(text: str) -> str:
 def rouge(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
     """ROUGE-1, 2, L and Lsum F-measures x 100 (rouge-score, stemmer); each the maximum over references.
 
-    Lsum compares sentence by sentence: the lines of a text that has several, else `split_sentences` of it.
+    Lsum compares sentence by sentence: the lines of a text with several lines, else its `split_sentences`.
 
     Raises:
       ValueError: no reference.
@@ -163,8 +163,8 @@ def average_words(texts: Iterable[str]) -> int:
 def lead(document: str, length_words: int) -> str:
     """The lead baseline: the document's first `length_words` words, its own white space between them kept.
 
-    The caller decides how many: `average_words` of a data set's references, or the words of the document's
-    own reference, which no summariser knows.
+    The caller chooses the length: `average_words` of a data set's references, or that of the document's own reference,
+    which no summariser knows.
     """
     words = list(islice(re.finditer(r"\S+", document), max(0, length_words)))
     return document[words[0].start() : words[-1].end()] if words else ""
@@ -230,7 +230,7 @@ EVIDENCE_RATIOS = {"likelihood_ratio": ("evidence_kept", "rest_kept")}
 
 
 def evidence_scores(kept: Bool[np.ndarray, " n"], evidence: Bool[np.ndarray, " n"]) -> dict[str, Pair]:
-    """How selection and evidence meet among the n real candidates of one document, as (sum, count) pairs.
+    """Overlap of selection and evidence among the n real candidates of one document, as (sum, count) pairs.
 
     all_kept: share kept of all candidates; evidence_kept: of the evidence; rest_kept: of everything else;
     evidence_precision: share of what is kept that is evidence.
