@@ -23,7 +23,7 @@ EXAMPLES = """\
   python -m jax_simcas.compile_check --config=configs/arxiv.py --topology=v5e:1x1 --stages=train --slowest=20 \\
       --config.pretrained=facebook/bart-large --config.simcas.capacity=2048 --json=check.json
 """
-EXITS = "0 all compile and fit; 1 one does not, or an error, told in one line; 2 wrong flags; 130 Ctrl-C"
+EXITS = "0 all compile and fit; 1 one does not, or an error (one line on stderr); 2 wrong flags; 130 Ctrl-C"
 STAGES = ("train", "ppo", "generate")
 
 

@@ -18,7 +18,7 @@ EXAMPLES = """\
   python -m jax_simcas.experiments configs/experiments/policy.py --base=configs/qmsum.py --limit=60 \\
       --config.data.data_dir=DATA --seeds=0,1 --workdir=runs/policy-qmsum
 """
-EXITS = """0 done; 1 an error, told in one line, or failed runs, named at the end; 2 wrong flags; 75 stopped by
+EXITS = """0 done; 1 an error (one line on stderr) or failed runs, named at the end; 2 wrong flags; 75 stopped by
 SIGTERM; 130 Ctrl-C. After 75, 130 and any kill the same command resumes."""
 
 
@@ -29,12 +29,16 @@ def parser() -> cli.Parser:
     made.add_argument("--workdir", type=cli.text, help="default: runs/EXPERIMENT[-BASE]")
     made.add_argument("--seeds", type=cli.numbers(0), help="such as 0,1,2; in place of the experiment's")
     made.add_argument(
-        "--only", default=[], type=cli.names, metavar="VARIANT,...", help="run these; the table has all that is done"
+        "--only",
+        default=[],
+        type=cli.names,
+        metavar="VARIANT,...",
+        help="run these; the table shows all that have finished",
     )
     made.add_argument("--split", type=cli.text, help="to evaluate, in place of the experiment's")
     made.add_argument("--limit", type=cli.positive, help="documents of each evaluation")
-    made.add_argument("--dry-run", action="store_true", help="print the commands and which are done")
-    made.add_argument("--table", action="store_true", help="only write the table of what is done")
+    made.add_argument("--dry-run", action="store_true", help="print the commands and which have finished")
+    made.add_argument("--table", action="store_true", help="only write the table of what has finished")
     return made
 
 
