@@ -33,7 +33,7 @@ def parser() -> cli.Parser:
         default=[],
         type=cli.names,
         metavar="VARIANT,...",
-        help="run these; the table shows all that have finished",
+        help="run these; the table shows every finished one",
     )
     made.add_argument("--split", type=cli.text, help="to evaluate, in place of the experiment's")
     made.add_argument("--limit", type=cli.positive, help="documents of each evaluation")
