@@ -1,4 +1,4 @@
-"""Chunking: the layout of method.md, nothing lost, and as few chunks as sentences allow (against brute force)."""
+"""Chunking: the layout of docs/method.md, nothing lost, and as few chunks as sentences allow (against brute force)."""
 
 import numpy as np
 import pytest

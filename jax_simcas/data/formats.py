@@ -159,7 +159,7 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Table:
     else:
         table = _hub(datasets, source, name, split)
     files = [Path(file["filename"]) for file in table.cache_files]
-    return Table(f"{source} {split}", table, _digest(split, str(len(table)), stat_key(files)))
+    return Table(f"{source} {split}", table, _key(split, str(len(table)), stat_key(files)))
 
 
 def _named_split(table: Any, split: str) -> Any:
@@ -182,11 +182,11 @@ def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
         HfApi().dataset_info(name, timeout=HUB_SECONDS)
     except HfHubHTTPError as error:
         raise UserError(
-            f"config.data.source={source}: no folder here, and the hub refuses {name} ({_reason(error)}); "
+            f"config.data.source={source}: no folder here, and the hub refuses {name} ({_innermost_reason(error)}); "
             "check the id, or log in with `hf auth login` if it is gated"
         ) from None
     except Exception as error:  # no network, a proxy that refuses, HF_HUB_OFFLINE
-        unreached = _reason(error)
+        unreached = _innermost_reason(error)
     remedy = "check the configuration's and the split's name"
     if unreached:
         remedy = (
@@ -222,7 +222,7 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
         raise UserError(f"config.data.source=tfds:{name}: not prepared in {folder}; {prepare}")
     with _one_line(f"config.data.source=tfds:{name} split {split!r}", prepare):
         records = builder.as_data_source(split)
-        key = _digest(split, stat_key(sorted(path for path in folder.iterdir() if path.is_file())))
+        key = _key(split, stat_key(sorted(path for path in folder.iterdir() if path.is_file())))
     return Table(f"tfds:{name} {split}", records, key)
 
 
@@ -241,10 +241,10 @@ def _one_line(what: str, remedy: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the libraries raise anything, from KeyError to pyarrow's own
-        raise UserError(f"{what}: {_reason(error)}; {remedy}") from None
+        raise UserError(f"{what}: {_innermost_reason(error)}; {remedy}") from None
 
 
-def _reason(error: BaseException) -> str:
+def _innermost_reason(error: BaseException) -> str:
     """An error's innermost reason in one line of a readable length."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -252,5 +252,5 @@ def _reason(error: BaseException) -> str:
     return text if len(text) <= REASON else text[: REASON - 3] + "..."
 
 
-def _digest(*parts: str) -> str:
+def _key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]

@@ -198,13 +198,13 @@ def load_or_make(folder: Path, make: Callable[[Path], None]) -> TextTokenizer:
 
 def train_on_rows(source: RowSource, vocab_size: int, cache: Path) -> TextTokenizer:
     """A byte-level BPE of a source's documents, summaries and queries, cached by content and vocabulary size."""
-    content = source.fingerprint or _digest(source)
+    content = source.fingerprint or _content_digest(source)
     key = hashlib.sha256(f"byte-level-bpe 2 {vocab_size} {content}".encode()).hexdigest()[:20]
     train = lambda folder: byte_level_bpe(distinct_texts(source), vocab_size, folder)
     return load_or_make(cache / "tokenizers" / key, train)
 
 
-def _digest(source: RowSource) -> str:
+def _content_digest(source: RowSource) -> str:
     digest = hashlib.sha256()
     for text in distinct_texts(source):
         digest.update(hashlib.sha256(text.encode()).digest())
