@@ -33,7 +33,7 @@ Params = Any
 
 
 class Model(NamedTuple):
-    """All that encoding, decoding and training need; `notes` are worth telling the user."""
+    """Settings, parameters and tokenizer of a model; `notes` are for the user."""
 
     settings: Settings
     params: Params
@@ -50,7 +50,7 @@ def open_source(settings: Settings, split: str, cache: Path) -> RowSource:
 
 
 def pipeline_config(settings: Settings) -> PipelineConfig:
-    """What turns rows into batches."""
+    """The part of the settings that turns rows into batches."""
     names = {field.name for field in dataclasses.fields(PipelineConfig)}
     shared = {name: value for name, value in (vars(settings.simcas) | vars(settings.data)).items() if name in names}
     start = settings.bart.decoder_start_token_id
@@ -78,8 +78,8 @@ def make_tokenizer(settings: Settings, cache: Path) -> TextTokenizer:
 def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path | None = None) -> Model:
     """A model to start training from: as `load_weights` reads it, or fresh with a vocabulary that fits the tokenizer.
 
-    Its parameters are made or read straight into their places on the mesh. A resumed run goes on with the tokenizer
-    that it saved, if `saved_tokenizer` is there.
+    Parameters are made or read directly into their shards on the mesh. A resumed run keeps the tokenizer that it
+    saved, if `saved_tokenizer` exists.
 
     Raises:
       UserError: weights, vocabulary or lengths that do not fit together.
@@ -91,7 +91,7 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
         loaded = fill_missing_params(
             load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position
         )
-        settings = dataclasses.replace(settings, bart=with_rates(loaded.config, settings.bart))
+        settings = dataclasses.replace(settings, bart=keep_run_dropout(loaded.config, settings.bart))
         tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
         rules = settings.model().sharding_rules
         params, notes = put(loaded.params, state_shardings(mesh, loaded.params, rules)), tuple(loaded.notes)
@@ -110,14 +110,14 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     return Model(settings, params, tokenizer, notes)
 
 
-def with_rates(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
+def keep_run_dropout(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
     """The pretrained shape with the run's own dropout rates."""
     rates = {name: getattr(wanted, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
     return dataclasses.replace(pretrained, **rates)
 
 
 def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | os.PathLike[str]) -> None:
-    """Raises UserError when the tokenizer can give ids that the embedding has no row for."""
+    """Raises UserError if the tokenizer has ids without an embedding row, or other special ids than the model."""
     rows = settings.bart.vocab_size
     if len(tokenizer) > rows:
         raise UserError(
@@ -199,7 +199,7 @@ def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summa
 
 
 def predictor(model: Model) -> Predictor:
-    """What predicting needs of a model."""
+    """The part of a model that predicting needs."""
     settings = model.settings
     return Predictor(
         model.params,

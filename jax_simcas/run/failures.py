@@ -1,11 +1,11 @@
-"""Word among the processes of a job: when one fails or dies the others end too, and say which it was and why.
+"""Failure propagation between processes: when one fails or dies, the others exit and print which one and why.
 
-It goes through the store of JAX's coordination service, which lives in process 0. When that one is killed JAX mostly
-is faster, and aborts the others ("the leader task was preempted/died", exit code 134).
+Messages go through the key-value store of JAX's coordination service, which lives in process 0. When process 0 is
+killed, JAX usually aborts the others first ("the leader task was preempted/died", exit code 134).
 
-    jax_simcas/name/INDEX    which process this is, on which machine
-    jax_simcas/end/INDEX     this process ends the job: with which exit code, and why
-    jax_simcas/call/INDEX    this process lost a connection: who is still there?
+    jax_simcas/name/INDEX    index and machine of this process
+    jax_simcas/end/INDEX     this process ends the job: exit code and reason
+    jax_simcas/call/INDEX    this process lost a connection and asks who is alive
     jax_simcas/here/INDEX    the answer
 """
 
@@ -25,38 +25,38 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # has the service's client, for which jax.distributed has no name
 
-EXIT_LOST = 134  # of those left when one died without a word; also what jax ends them with
-SECONDS_BETWEEN_LOOKS = 1.0
+EXIT_LOST = 134  # of the remaining processes when one died silently; jax's own abort gives the same
+SECONDS_BETWEEN_POLLS = 1.0
 SECONDS_TO_ANSWER = 5.0
 
 
 def listen() -> None:
-    """From now on this process answers the others and ends with them; call once they are joined."""
+    """Starts the thread that answers the other processes and exits with them; call after joining."""
     _put("name", _name())
     leaving = threading.Event()
-    atexit.register(leaving.set)  # runs before jax leaves the service: what was registered last runs first
+    atexit.register(leaving.set)  # before jax leaves the service: last registered runs first
     threading.Thread(target=_listen, args=(leaving,), daemon=True).start()
-    # When jax aborts, its message is the last but this thread's stack: absl had asked for those of all.
+    # When jax aborts, print this thread's stack only, after jax's message; absl had asked for all threads.
     faulthandler.enable(all_threads=False)
 
 
 def end_all(code: int, why: str) -> NoReturn:
-    """Ends this process at once, and the others with the same code once they have printed its name and `why`.
+    """Exits this process at once, and the others with the same code after they print its name and `why`.
 
-    Leaving in the ordinary way would wait for the others, who wait for this one.
+    An ordinary exit would deadlock: it waits for the others, which wait for this process.
     """
     print(f"error: {_name()} failed, and the others end with it", file=sys.stderr)
     _end(code, f"{_name()} failed: {why}")
 
 
 def end_if_one_is_lost() -> None:
-    """Call after an error that another process's end may have caused: if so, says who and ends all that are left."""
+    """Call after an error that another process's death may have caused: if so, prints which, and ends all others."""
     try:
-        _look()
+        _poll()
         _put("call", "")
         time.sleep(SECONDS_TO_ANSWER)
         names, here = _all("name"), _all("here")
-    except Exception:  # process 0 is gone, and with it the store: `_listen` is about to say so
+    except Exception:  # process 0 and its store are gone: `_listen` is about to report it
         time.sleep(SECONDS_TO_ANSWER)
         return
     lost = [name for index, name in sorted(names.items()) if index not in here and index != jax.process_index()]
@@ -67,15 +67,15 @@ def end_if_one_is_lost() -> None:
 
 def _listen(leaving: threading.Event) -> None:
     coordinator = _client().blocking_key_value_get("jax_simcas/name/0", 60_000)
-    while not leaving.wait(SECONDS_BETWEEN_LOOKS):
+    while not leaving.wait(SECONDS_BETWEEN_POLLS):
         try:
-            _look()
+            _poll()
         except Exception:
             if not leaving.is_set():
                 _exit(EXIT_LOST, _gone(coordinator))
 
 
-def _look() -> None:
+def _poll() -> None:
     own = jax.process_index()
     for index, word in _all("end").items():
         if index != own:
@@ -87,8 +87,8 @@ def _look() -> None:
 def _end(code: int, why: str) -> NoReturn:
     with contextlib.suppress(Exception):  # process 0 may be gone
         _put("end", json.dumps([code, why]))
-        if jax.process_index() == 0:  # with this process the store goes: let the others read it first
-            time.sleep(3 * SECONDS_BETWEEN_LOOKS)
+        if jax.process_index() == 0:  # the store ends with this process: let the others read it first
+            time.sleep(3 * SECONDS_BETWEEN_POLLS)
     _exit(code)
 
 
@@ -117,5 +117,5 @@ def _put(kind: str, value: str) -> None:
 
 
 def _all(kind: str) -> dict[int, str]:
-    """What every process put, by its index."""
+    """What each process stored, by index."""
     return {int(key.rsplit("/", 1)[1]): value for key, value in _client().key_value_dir_get(f"jax_simcas/{kind}/")}

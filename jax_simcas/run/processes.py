@@ -1,4 +1,4 @@
-"""A job: the processes that train and stop together, their devices as one mesh, and which documents each reads."""
+"""The processes of a job: joining, one mesh over their devices, stopping together, and which documents each reads."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from jax_simcas.data.features import Features
 from jax_simcas.method.document import Example
 from jax_simcas.run import failures
 
-HEARTBEAT_SECONDS = 30  # so long after one process dies the others end at the latest
+HEARTBEAT_SECONDS = 30  # after one process dies, the others end within this time
 
 
 class Job(NamedTuple):
-    """The mesh, and the places of each batch of `batch_size` documents whose devices belong to this process."""
+    """The mesh, and the positions in each batch of `batch_size` documents that lie on this process's devices."""
 
     mesh: Mesh
     batch_size: int
     places: tuple[int, ...]
 
     def put(self, batch: Features, pad: int) -> Example:
-        """This process's rows of a batch -> global arrays, equally wide in all processes."""
+        """This process's rows of a batch as global arrays, padded alike in all processes."""
         chunks, target = batch["input_ids"].shape[1], batch["target_ids"].shape[1]
         if jax.process_count() > 1:
             chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
@@ -43,14 +43,14 @@ class Job(NamedTuple):
 
 
 def join(where: str) -> None:
-    """Joins the other processes; call before anything else asks for a device.
+    """Joins the other processes; call before the first use of a device.
 
     Args:
-      where: "" for a process of its own; "auto" where the cluster says (TPU pods, Slurm, several hosts of a cloud);
-        "HOST:PORT,COUNT,INDEX" anywhere: process 0's address, how many there are, and which this is.
+      where: "" for a single process; "auto" where JAX detects the cluster (TPU pods, Slurm, several hosts of a cloud);
+        "HOST:PORT,COUNT,INDEX" anywhere: address of process 0, number of processes, index of this one.
 
     Raises:
-      UserError: neither of these; the others cannot be reached.
+      UserError: none of these; the others cannot be reached.
     """
     if not where:
         return
@@ -72,12 +72,12 @@ def join(where: str) -> None:
 
 
 def several() -> bool:
-    """Whether this process has joined others."""
+    """Whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints and writes figures."""
+    """Whether this is process 0, which prints and writes metrics."""
     return jax.process_index() == 0
 
 
@@ -89,16 +89,16 @@ def notify(*lines: str) -> None:
 
 
 def wait_for_all(what: str) -> None:
-    """Until every process has come here."""
+    """A barrier: returns once every process has called it with the same `what`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def make_job(config: MeshConfig, batch_size: int) -> Job:
-    """Lays a mesh over all devices, or over as many of a single process's as its documents keep busy.
+    """A mesh over all devices, or over as many of a single process's as a batch can use.
 
     Raises:
-      UserError: documents that do not divide over the mesh; axes that need fewer devices than there are.
+      UserError: a batch size that the mesh does not divide; several processes with idle devices.
     """
     devices = jax.devices()
     try:
@@ -108,12 +108,12 @@ def make_job(config: MeshConfig, batch_size: int) -> Job:
     documents = sizes["data"] * sizes["fsdp"]
     if batch_size % documents:
         raise UserError(
-            f"config.data.batch_size={batch_size}: the mesh has {documents} places for documents (data x fsdp); "
+            f"config.data.batch_size={batch_size}: the mesh splits a batch over {documents} devices (data x fsdp); "
             f"make it a multiple of {documents}, or config.mesh smaller"
         )
     used = int(np.prod(list(sizes.values())))
     if used < len(devices):
-        idle = f"config.data.batch_size={batch_size} keeps {used} of {len(devices)} devices busy"
+        idle = f"config.data.batch_size={batch_size} uses {used} of {len(devices)} devices"
         if jax.process_count() > 1:
             raise UserError(f"{idle}: raise it, or spread each document with config.mesh.chunk")
         print(f"note: {idle}", file=sys.stderr)
@@ -122,30 +122,30 @@ def make_job(config: MeshConfig, batch_size: int) -> Job:
 
 
 def local_mesh(documents: int) -> Mesh:
-    """A mesh over as many of this process's own devices as divide the documents: for what processes do each alone."""
+    """A mesh over as many of this process's own devices as divide the batch: for independent work."""
     devices = jax.local_devices()
     sizes = fitted(MeshConfig(), len(devices), documents)
     return make_mesh(sizes, devices[: sizes["data"]])
 
 
 class Stop:
-    """Notes SIGTERM, so that the loop can save and leave after the step at hand: all processes after the same one.
+    """Records SIGTERM so the loop checkpoints and exits after the current step: all processes after the same one.
 
-    Ctrl-C raises KeyboardInterrupt at once, and once more after the step: where it falls into a callback (jax has one
-    in garbage collection), Python prints and drops what is raised.
+    Ctrl-C raises KeyboardInterrupt at once, and again after the step: an exception raised inside a callback (jax has
+    one in garbage collection) is printed and dropped by Python.
     """
 
     requested = interrupted = False
 
     def __enter__(self) -> Stop:
-        # Of several processes jax's own handler tells the others.
-        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._note)} if jax.process_count() == 1 else {}
+        # Among several processes jax's own handler passes the signal on.
+        self._before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._record)} if jax.process_count() == 1 else {}
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
             self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Once asked to leave, a process is leaving: being asked again must not change how.
+        # A second SIGTERM must not cut short what the first has begun.
         if self.requested and signal.SIGTERM in self._before:
             self._before[signal.SIGTERM] = signal.SIG_IGN
         for number, handler in self._before.items():
@@ -159,7 +159,7 @@ class Stop:
             self.requested = multihost_utils.reached_preemption_sync_point(step)
         return self.requested
 
-    def _note(self, *_: object) -> None:
+    def _record(self, *_: object) -> None:
         self.requested = True
 
     def _interrupt(self, *_: object) -> None:
@@ -168,7 +168,7 @@ class Stop:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes, by process, on every process."""
+    """The JSON values of all processes, in order of their index, on every process."""
     if jax.process_count() == 1:
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -178,10 +178,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """`cli.guarded`; when one of several processes fails or dies, all say which it was and why, and end."""
+    """`cli.guarded`; when one of several processes fails or dies, all print which one and why, and exit."""
     why = ""
 
-    def told() -> int:
+    def recording_why() -> int:
         nonlocal why
         try:
             return run()
@@ -192,7 +192,7 @@ def guarded(run: Callable[[], int]) -> int:
             raise
 
     try:
-        code = cli.guarded(told)
+        code = cli.guarded(recording_why)
     except Exception:
         if not several():
             raise

@@ -22,7 +22,7 @@ CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
 
 
 class Workdir(NamedTuple):
-    """A run's folder. One in a bucket (gs://...) has its small files in a local copy, which `publish` writes back."""
+    """A run's folder. The small files of one in a bucket (gs://...) live in a local copy, which `publish` uploads."""
 
     local: Path
     checkpoints: str
@@ -30,7 +30,7 @@ class Workdir(NamedTuple):
 
     @classmethod
     def at(cls, where: str | os.PathLike[str], cache: Path) -> Workdir:
-        """Opens the folder; of one in a bucket fetches the small files.
+        """Opens the folder; downloads the small files of one in a bucket.
 
         Raises:
           UserError: it cannot be written, or the bucket cannot be read.
@@ -47,7 +47,7 @@ class Workdir(NamedTuple):
             top = [path for path in remote.iterdir() if path.name != CHECKPOINTS] if remote.exists() else []
             for path in (file for entry in top for file in _files(entry)):
                 files.replace_file(local / path.relative_to(remote), path.read_bytes())
-        except Exception as error:  # whatever the bucket's library raises
+        except Exception as error:  # fsspec's libraries raise many types
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
         return cls(local, f"{name}/{CHECKPOINTS}", remote)
 
@@ -59,7 +59,7 @@ class Workdir(NamedTuple):
         )
 
     def publish(self) -> None:
-        """Writes the small files to the bucket, if the folder is in one."""
+        """Uploads the small files, if the folder is in a bucket."""
         if self.remote is None:
             return
         try:
