@@ -406,12 +406,12 @@ def test_training_with_a_cache_gives_the_same_numbers_and_resumes_with_or_withou
     data, expected, cache = plain
     train.train(text_run(data), tmp_path / "run", cache, progress=False)
     err = capsys.readouterr().err
-    assert f"the tokens of 6 rows are kept in {cache}/tokens/" in err
-    assert f"the tokens of 3 rows are kept in {cache}/tokens/" in err
+    assert f"the tokens of 6 rows are cached in {cache}/tokens/" in err
+    assert f"the tokens of 3 rows are cached in {cache}/tokens/" in err
     assert_same_run(tmp_path / "run", expected)
     train.train(text_run(data, **{"loop.steps": 3}), tmp_path / "half", cache, progress=False)
     train.train(text_run(data, **{"data.cache": False}), tmp_path / "half", cache, progress=False)
-    assert "are kept" not in capsys.readouterr().err  # they were there
+    assert "are cached" not in capsys.readouterr().err  # they were there
     assert_same_run(tmp_path / "half", expected)
 
 
@@ -443,7 +443,7 @@ def test_a_full_disk_is_a_warning_and_training_continues(plain, tmp_path, capsys
     monkeypatch.setattr(cache_lib.shutil, "disk_usage", lambda folder: usage._replace(free=0))
     train.train(text_run(data), tmp_path / "run", tmp_path / "cache", progress=False)
     err = capsys.readouterr().err
-    line = f"warning: {tmp_path}/cache/tokens: tokens cannot be kept there (about 0.0 GB more are needed, "
+    line = f"warning: {tmp_path}/cache/tokens: tokens cannot be cached there (about 0.0 GB more are needed, "
     assert line in err and "--config.data.cache=False" in err
     assert_same_run(tmp_path / "run", expected)
     assert all(name.endswith(".lock") for name in contents(tmp_path / "cache" / "tokens"))

@@ -76,7 +76,7 @@ class Progress:
                 initial=self._done,
                 file=self._stream,
                 ncols=_columns(self._stream),
-                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}|{postfix}",
+                bar_format="{n_fmt}/{total_fmt} " + self._unit + " |{bar}| {desc}",
             )
         self._print_if_due()
         return self
@@ -86,7 +86,7 @@ class Progress:
         self._done += count
         self._first = self._first or (self._clock(), self._done)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._status(self._clock()), refresh=False)
+            self._bar.set_description_str(self._status(self._clock()), refresh=False)
             self._bar.update(count)
         self._print_if_due()
 
@@ -106,7 +106,7 @@ class Progress:
         """Shows the loss, reward, share kept and tokens per second among these metrics from now on."""
         self._metrics = ", ".join(text(float(metrics[name])) for name, text in _SHOWN if name in metrics)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._status(self._clock()))
+            self._bar.set_description_str(self._status(self._clock()))
 
     def _print_if_due(self, last: bool = False) -> None:
         printed_at, printed = self._printed

@@ -16,6 +16,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.pairs import Totals
 from jax_simcas.common.progress import Progress
 from jax_simcas.common.sharding import state_shardings
+from jax_simcas.common.tables import plural
 from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -222,7 +223,7 @@ def token_caches(
 def cached_tokens(
     run: Run, source: RowSource, config: batches.PipelineConfig, passes: float
 ) -> cache_lib.TokenCache | None:
-    """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be kept."""
+    """The tokens of rows on disk, made first if they are read more than once; None, and why, if they cannot be."""
     options = (source, run.model.tokenizer, config, run.cache / "tokens")
     found = cache_lib.find(*options)
     if found or (passes <= 1 and not config.bucket_batches):
@@ -232,11 +233,11 @@ def cached_tokens(
             made = cache_lib.token_cache(*options, bar.update)
     except OSError as error:
         notify(
-            f"warning: {run.cache / 'tokens'}: tokens cannot be kept there ({error.strerror or error}): rows are "
+            f"warning: {run.cache / 'tokens'}: tokens cannot be cached there ({error.strerror or error}): rows are "
             "tokenised whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
         )
         return None
-    notify(f"the tokens of {len(source)} rows are kept in {made.folder} ({made.size / 1e6:.1f} MB)")
+    notify(f"the tokens of {plural(len(source), 'row')} are cached in {made.folder} ({made.size / 1e6:.1f} MB)")
     return made
 
 
