@@ -169,10 +169,10 @@ def test_kept_is_what_the_decoder_sees_and_what_finds_no_place_is_a_warning(narr
     err, rows = narrow
     for row in rows:
         assert row["kept"] == pytest.approx(row["selection/kept"] * (1 - row["selection/overflow"]))
-        assert row["kept"] * 60 <= 7  # of the 60 candidates, beside the document state
+        assert row["kept"] * 60 <= 7.001  # of the 60 candidates, beside the document state
     assert err.count("finds no place in config.simcas.capacity=8, and the decoder does not see it") == 1
     shown = re.findall(r"kept ([\d.]+)%", err)
-    assert shown and max(map(float, shown)) <= 100 * 7 / 60
+    assert shown and max(map(float, shown)) <= 100 * 7 / 60 + 0.05  # rounded
 
 
 def test_a_first_attempt_that_fails_leaves_its_folder_to_other_settings(cache, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ class Run(NamedTuple):
 
     job: Job
     folder: Workdir
+    begun: bool  # whether it has taken steps in the folder before
     model: Model
     steps: int  # optimizer steps, as `loop.steps` or `loop.epochs` has them
     training: RowSource
@@ -108,7 +110,7 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
         rows_per_step = settings.data.batch_size * settings.optimizer.accumulate_step
         steps = -(-settings.loop.epochs * len(training) // rows_per_step)
     validation = First(validation, settings.loop.eval_documents)
-    return Run(job, folder, model, steps, training, validation, cache, progress)
+    return Run(job, folder, begun, model, steps, training, validation, cache, progress)
 
 
 def check_same_run(settings: Settings, workdir: Path) -> None:
@@ -246,4 +248,6 @@ def claim(run: Run) -> None:
     wait_for_all("every process has read what was there")
     if is_main():
         files.replace_file(run.folder.local / CONFIG, config_lib.to_json(run.settings).encode())
+        if not run.begun:
+            shutil.rmtree(run.folder.local / TOKENIZER, ignore_errors=True)  # of a first attempt that failed
         tokenizer_lib.save_tokenizer(run.model.tokenizer, run.folder.local / TOKENIZER)
