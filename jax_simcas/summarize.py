@@ -17,7 +17,7 @@ EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/qmsum --query='What was decided on the budget?' meeting.txt
   cat article.txt | python -m jax_simcas.summarize --model=runs/sumpubmed
 """
-EXITS = "0 done; 1 an error, told in one line, or only empty summaries; 2 wrong flags; 130 Ctrl-C"
+EXITS = "0 done; 1 error (one line on stderr), or only empty summaries; 2 wrong flags; 130 Ctrl-C"
 
 
 def parser() -> cli.Parser:

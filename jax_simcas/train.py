@@ -18,11 +18,10 @@ EXAMPLES = """\
   python -m jax_simcas.train --config=configs/sumpubmed.py --workdir=runs/sumpubmed \\
       --config.data.data_dir=DATA --config.loop.steps=500 --config.simcas.dtype=bfloat16
 """
-EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command again goes on
 EXITS = f"""{cli.EXITS};
-75 stopped by SIGTERM, after a checkpoint; 134 another process of the job died; 143 (as shells show it) ended by
-SIGTERM before the first step, when there is nothing to save. After 75, 130, 134, 143 and 137 (SIGKILL) the same command
-resumes."""
+{cli.EXIT_STOPPED} stopped by SIGTERM, after a checkpoint; 134 another process of the job died; 143 (as shells show it)
+ended by SIGTERM before the first step, when there is nothing to save. After 75, 130, 134, 143 and 137 (SIGKILL) the
+same command resumes."""
 
 
 def parser() -> cli.Parser:
@@ -44,7 +43,7 @@ def train(arguments: Any) -> int:
     outcome = loop.train(settings, arguments.workdir, cli.cache_dir())
     if outcome.preempted:
         notify(f"stopped by SIGTERM; step {outcome.step} is saved, the same command resumes")
-        return EXIT_PREEMPTED
+        return cli.EXIT_STOPPED
     if outcome.metrics and is_main():
         figures = ", ".join(f"{k} {v:.4g}" for k, v in outcome.metrics.items() if k in ("nll", "loss"))
         print(f"step {outcome.step}: validation {figures}; see {arguments.workdir}/curves.png")

@@ -122,7 +122,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(cache, tmp_path):
     running[1].send_signal(signal.SIGTERM)
     done = finish(running)
     assert [code for code, _ in done] == [75, 75], done
-    assert "the same command goes on" in done[0][1]
+    assert "the same command resumes" in done[0][1]
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def hit(workdir, cache, strikes, seed, **changes):
         codes = {STOPPED[how], -how} if moment == "start" else {STOPPED[how]}
         assert child.returncode in codes, (child.returncode, err)
         if child.returncode == 75:
-            assert f"step {newest} is saved, the same command goes on" in err and newest >= reached
+            assert f"step {newest} is saved, the same command resumes" in err and newest >= reached
         # A save waits for the one before, and comes after its own step's line: what the step after it has seen.
         assert newest >= max(held, EVERY * ((reached - 1) // EVERY - 1))
     with start(folder, cache, steps, **changes) as child:

@@ -23,10 +23,11 @@ import jax_simcas
 from jax_simcas.common.checks import LARGEST_SEED
 from jax_simcas.common.errors import UserError
 
-EXIT_ERROR = 1  # a UserError: nothing useful came out
+EXIT_ERROR = 1  # a UserError, printed as one line
 EXIT_USAGE = 2  # wrong flags
+EXIT_STOPPED = 75  # BSD's EX_TEMPFAIL: SIGTERM, and the same command resumes
 EXIT_INTERRUPTED = 130  # Ctrl-C
-EXITS = "0 done; 1 an error, told in one line; 2 wrong flags; 130 Ctrl-C"
+EXITS = "0 done; 1 error (one line on stderr); 2 wrong flags; 130 Ctrl-C"
 INSTALL = "activate the environment that has it (. .venv/bin/activate) or install what is needed (pip install -e .)"
 
 

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.common import files, progress
+from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import UserError
 from jax_simcas.experiments.plan import Command
 
 STATE, LOG = "step.json", "log.txt"
-EXIT_STOPPED = 75  # as train's: the same command resumes
 RESUME = "the same command resumes"
 # What may change when an experiment resumes: where files lie, and what the runs run on.
 FREE = ("data.data_dir", "data.workers", "mesh.")
@@ -67,7 +66,7 @@ def execute(command: Command, lock: int) -> str:
     if code == 0:
         write_state(command, round(time.monotonic() - started, 1))
         return ""
-    if code in (EXIT_STOPPED, -signal.SIGTERM):
+    if code in (cli.EXIT_STOPPED, -signal.SIGTERM):
         return f"stopped by SIGTERM; {RESUME}"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; {RESUME}"
@@ -133,7 +132,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(EXIT_STOPPED)
+        raise SystemExit(cli.EXIT_STOPPED)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -128,7 +128,7 @@ def run(arguments: Any) -> int:
         print(figures(summary), file=sys.stderr)
         line = json.dumps({"file": name, **summary.record()}, ensure_ascii=False) if arguments.json else summary.summary
         print(line, flush=True)
-    if arguments.html:
+    if arguments.html and summaries:
         page = highlight.page([(shown(name), summary) for name, summary in summaries])
         files.replace_file(Path(arguments.html), page.encode())
         print(f"what was kept: {arguments.html}", file=sys.stderr)
