@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from jax_simcas.common import moved
+
 # Imports here stay light: programs answer --help, and name a package that is missing, before jax is imported.
 
 __version__ = "0.2.0"
+moved.register()
 
 # Public name -> the module that defines it; `load` stands for `load_summarizer`.
 _PUBLIC = {
