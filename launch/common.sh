@@ -37,7 +37,8 @@ check_train_arguments() { # check_train_arguments ROOT ARGUMENTS...: what would 
     esac
   done
   [ -n "$config" ] || fail 2 "no config: end the command with -- --config=configs/NAME.py" || return
-  (cd "$root" && [ -f "${config%%:*}" ]) || fail 2 "--config=$config is no file, seen from $root"
+  (cd "$root" && { [ -f "${config%%:*}" ] || [ -f "configs/${config%%:*}.py" ]; }) ||
+    fail 2 "--config=$config is no file, seen from $root"
 }
 
 # Sets verb; NAME of every --NAME=VALUE (a - in it becomes _) and, to "yes", of every --NAME alone; train: what is

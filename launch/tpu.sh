@@ -291,6 +291,7 @@ check_flags() {
 check_config_goes_along() { # copy sends what git tracks
   local config
   config="$(printf '%s\n' "${train[@]}" | sed -n 's/^--config=//p' | tail -n 1)"
+  [ -f "$root/configs/${config%%:*}.py" ] && config="configs/${config%%:*}.py" # one of ours, by name
   if [[ "$config" == /* ]] || ! git -C "$root" ls-files --error-unmatch -- "${config%%:*}" >/dev/null 2>&1; then
     fail 2 "--config=$config would not be sent to the workers: give a path within the checkout, and git add it"
   fi

@@ -107,17 +107,28 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--stages=sleep", "--stages=sleep: expected some of encode"),
-        ("--sides=tensorflow", "--sides=tensorflow: expected some of jax, torch, released"),
-        ("--dtypes=float16", "--dtypes=float16: expected some of float32"),
         ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
-        ("--lengths=many", "--lengths=many: expected whole numbers"),
         ("--output=/proc/nowhere", "cannot be written"),
     ],
 )
 def test_bad_flags_are_named(flag, message, capsys):
     assert benchmark.main([flag]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--stages=sleep", "--stages: 'sleep': expected some of encode"),
+        ("--sides=tensorflow", "--sides: 'tensorflow': expected some of jax, torch, released"),
+        ("--dtypes=float16", "--dtypes: 'float16': expected some of float32"),
+        ("--lengths=many", "--lengths: 'many': expected a whole number"),
+    ],
+)
+def test_wrong_flags_are_named(flag, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main([flag])
+    assert exit.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings

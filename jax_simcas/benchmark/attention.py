@@ -160,18 +160,21 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.parser("benchmark.attention", __doc__ or "", EXAMPLES)
-    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip it is (default v5e:2x2)")
+def parser() -> cli.Parser:
+    made = cli.parser("benchmark.attention", __doc__ or "", EXAMPLES)
+    made.add_argument("--topology", default="v5e:2x2", help="whose first chip it is (default v5e:2x2)")
     for name, default, what in (
         ("chunks", 32, "of the document"),
         ("heads", 16, "of BART-large; base has 12"),
         ("length", 512, "tokens of a chunk"),
         ("width", 64, "of a head"),
     ):
-        parser.add_argument(f"--{name}", type=cli.positive, default=default, help=f"{what} (default {default})")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
+        made.add_argument(f"--{name}", type=cli.positive, default=default, help=f"{what} (default {default})")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parser(), run, argv)
 
 
 if __name__ == "__main__":

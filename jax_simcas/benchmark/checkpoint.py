@@ -10,7 +10,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def time_saves(task: Task, folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    folder = files.make_folder(arguments.folder, "--folder")
+    folder = files.make_folder(Path(arguments.folder), "--folder")
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
     cli.prepare()
@@ -86,14 +86,17 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
-    parser.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
-    parser.add_argument("--length", type=cli.positive, default=4_096, help="tokens of the document (default 4096)")
-    parser.add_argument("--repeats", type=cli.positive, default=3, help="saves per kind (default 3)")
-    parser.add_argument("--folder", type=Path, required=True, help="a new folder on the disk to measure")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
+def parser() -> cli.Parser:
+    made = cli.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
+    made.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
+    made.add_argument("--length", type=cli.positive, default=4_096, help="tokens of the document (default 4096)")
+    made.add_argument("--repeats", type=cli.positive, default=3, help="saves per kind (default 3)")
+    made.add_argument("--folder", type=cli.text, required=True, help="a new folder on the disk to measure")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,22 +105,6 @@ def read(
     }
 
 
-def parse_ranges(arguments: Any) -> tuple[tuple[int, int], list[int]]:
-    """--tokens and --workers.
-
-    Raises:
-      UserError: not numbers, too small, or in the wrong order.
-    """
-    try:
-        low, high = map(int, arguments.tokens.split(","))
-        workers = sorted({int(count) for count in arguments.workers.split(",")})
-    except ValueError:
-        raise UserError("expected --tokens=LEAST,MOST and --workers=COUNT[,COUNT...]") from None
-    if not 0 < low <= high or workers[0] < 0:
-        raise UserError(f"--tokens={arguments.tokens} --workers={arguments.workers}: too small, or in the wrong order")
-    return (low, high), workers
-
-
 def open_documents(folder: Path, rows: int, tokens: tuple[int, int]) -> tuple[JsonlSource, Any]:
     """The documents and their tokenizer, made unless the folder has them."""
     path = folder / f"{rows}-{tokens[0]}-{tokens[1]}.jsonl"
@@ -154,7 +139,9 @@ def run(arguments: Any) -> int:
     """The program after its flags are read."""
     if not sys.platform.startswith("linux"):
         raise UserError("the benchmark reads memory from /proc and so needs Linux")
-    tokens, workers = parse_ranges(arguments)
+    tokens, workers = arguments.tokens, sorted(set(arguments.workers))
+    if tokens[0] > tokens[1]:
+        raise UserError(f"--tokens={tokens[0]},{tokens[1]}: expected the least first")
     folder = files.make_folder(Path(arguments.folder), "--folder")
     source, tokenizer = open_documents(folder, arguments.rows, tokens)
     config = PipelineConfig(arguments.chunk_length, arguments.max_input_len, 256, batch_size=arguments.batch_size)
@@ -171,23 +158,40 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.parser("benchmark.input", __doc__ or "", EXAMPLES)
-    parser.add_argument(
-        "--folder", required=True, help="for documents and tokens, about 60 KB per row; another run reuses it"
+def parser() -> cli.Parser:
+    made = cli.parser("benchmark.input", __doc__ or "", EXAMPLES)
+    made.add_argument(
+        "--folder",
+        required=True,
+        type=cli.text,
+        help="for documents and tokens, about 60 KB per row; another run reuses it",
     )
-    parser.add_argument("--rows", type=cli.positive, default=100_000, help="documents (default 100000)")
-    parser.add_argument("--tokens", default="4000,16000", help="approximate minimum and maximum per document")
-    parser.add_argument("--sample", type=cli.positive, default=2_000, help="rows to tokenise while reading")
-    parser.add_argument("--workers", default="0,2", help="processes that prepare batches (default 0,2)")
-    parser.add_argument("--batch-size", type=cli.positive, default=8)
-    parser.add_argument("--chunk-length", type=cli.positive, default=512)
-    parser.add_argument("--max-input-len", type=cli.positive, default=16_384)
-    parser.add_argument("--read", type=cli.positive, help="rows to read from the cache (default: an epoch)")
-    parser.add_argument("--bucket-batches", type=int, default=32, help="sorted together (default 32); 0: not measured")
-    parser.add_argument("--consumed", type=float, help="tokens/s that a training step consumes, to compare")
-    arguments = parser.parse_args(argv)
-    return cli.guarded(lambda: run(arguments))
+    made.add_argument("--rows", type=cli.positive, default=100_000, help="documents (default 100000)")
+    made.add_argument(
+        "--tokens",
+        type=cli.numbers(1, count=2),
+        default=(4_000, 16_000),
+        help="approximate minimum and maximum per document",
+    )
+    made.add_argument("--sample", type=cli.positive, default=2_000, help="rows to tokenise while reading")
+    made.add_argument(
+        "--workers", type=cli.numbers(0), default=(0, 2), help="processes that prepare batches (default 0,2)"
+    )
+    made.add_argument("--batch-size", type=cli.positive, default=8)
+    made.add_argument("--chunk-length", type=cli.positive, default=512)
+    made.add_argument("--max-input-len", type=cli.positive, default=16_384)
+    made.add_argument("--read", type=cli.positive, help="rows to read from the cache (default: an epoch)")
+    made.add_argument(
+        "--bucket-batches", type=cli.natural, default=32, help="sorted together (default 32); 0: not measured"
+    )
+    made.add_argument(
+        "--consumed", type=cli.number(float, 0), help="tokens/s that a training step consumes, to compare"
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.main(parser(), run, argv)
 
 
 if __name__ == "__main__":

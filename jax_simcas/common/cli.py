@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax_simcas
-from jax_simcas.common.checks import LARGEST_SEED
+from jax_simcas.common.checks import LARGEST, LARGEST_SEED
 from jax_simcas.common.errors import UserError
 
 EXIT_ERROR = 1  # a UserError, printed as one line
@@ -86,7 +86,7 @@ class Parser(argparse.ArgumentParser):
     takes_config = False
 
     def error(self, message: str) -> NoReturn:
-        fail(f"{message}; see --help")
+        fail(f"{message.removeprefix('argument ')}; see --help")
         sys.exit(EXIT_USAGE)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -136,7 +136,7 @@ def split_changes(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, 
             continue
         negated, field, value = found.groups()
         if value is None:
-            is_flag = bool(negated) or not queue or re.match(r"--?[A-Za-z]", queue[0])
+            is_flag = bool(negated) or not queue or re.match(r"--?[A-Za-z]|--$", queue[0])
             value = str(not negated) if is_flag else queue.pop(0)
         changes.append((field, value))
     return rest, changes
@@ -202,7 +202,7 @@ def text(text: str) -> str:
 
 def step(text: str) -> int | str:
     """A flag's type: which checkpoint, best, latest or a number."""
-    if text not in ("best", "latest") and not text.isdecimal():
+    if text not in ("best", "latest") and not (text.isdecimal() and int(text) <= LARGEST):
         raise argparse.ArgumentTypeError(f"{text!r}: expected best, latest or a number")
     return int(text) if text.isdecimal() else text
 

@@ -1,4 +1,4 @@
-"""The modules of version 0.1 by their old names: config files and code that import them keep working, with a warning."""
+"""The modules of version 0.1 by their old names: files and code that import them keep working, with a warning."""
 
 from __future__ import annotations
 

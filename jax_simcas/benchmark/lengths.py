@@ -1,0 +1,90 @@
+"""Timing stages at several lengths, as tables and a plot: what `jax_simcas.benchmark` runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.benchmark import growth
+from jax_simcas.benchmark.stages import SIDES, Task
+from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
+from jax_simcas.common import cli, files, plots, tables
+from jax_simcas.common.errors import UserError
+
+
+def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Released | None]:
+    """The sides that can run, and the released code; what is skipped is named on stderr.
+
+    Raises:
+      UserError: PyTorch is missing.
+    """
+    sides = list(arguments.sides)
+    check_torch(sides)
+    released = Released(Path(arguments.released), arguments.released_python) if arguments.released else None
+    if released:
+        sides = list(dict.fromkeys([*sides, "released"]))
+    if "released" in sides:
+        problem = released.problem() if released else "give --released PATH, a clone of xjw-nlp/SimCAS"
+        if problem:
+            print(f"skipped: the released code: {problem}", file=sys.stderr)
+            sides.remove("released")
+    for side in sides:
+        lacking = [stage for stage in stages if stage not in SIDES[side]]
+        if lacking:
+            print(f"skipped: side {side} has no stage {', '.join(lacking)}", file=sys.stderr)
+    return sides, released
+
+
+def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> list[Task]:
+    """Every stage on every side that has it, in every dtype and length.
+
+    Raises:
+      UserError: a length that is too short, or nothing to measure.
+    """
+    shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected", "remat")}
+    lengths = sorted(set(arguments.lengths))
+    try:
+        tasks = [
+            Task(stage, side, arguments.size, length, dtype, **shape)
+            for stage in stages
+            for side in sides
+            if stage in SIDES[side]
+            for dtype in arguments.dtypes
+            for length in lengths
+        ]
+    except ValueError as error:
+        raise UserError(f"--lengths={','.join(map(str, lengths))}: {error}") from None
+    if not tasks:
+        raise UserError("nothing is left to measure")
+    return tasks
+
+
+def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Prints the tables; writes benchmark.json and, where there are several lengths, benchmark.png."""
+    exponents = growth.growth(results)
+    content = json.dumps(files.json_ready({"results": results, "growth": exponents}), indent=1)
+    files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
+    print(tables.markdown_table([growth.result_cells(result) for result in results], growth.COLUMNS))
+    if len({result["length"] for result in results}) > 1:
+        print()
+        print(tables.markdown_table(exponents, list(exponents[0])))
+        print(f"\nplot: {plots.plot_growth(growth.panels(results), folder / 'benchmark.png', machine())}")
+    print(f"figures: {folder / 'benchmark.json'}")
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read."""
+    if not sys.platform.startswith("linux"):
+        raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
+    stages = arguments.stages
+    sides, released = choose_sides(arguments, stages)
+    tasks = tasks_of(arguments, sides, stages)
+    folder = files.make_folder(Path(arguments.output), "--output")
+    results = time_tasks(tasks, arguments.repeats, released)
+    if not results:
+        raise UserError("every process ended before it was measured; their messages are above")
+    print_results(results, folder)
+    return 0 if len(results) == len(tasks) else cli.EXIT_ERROR
