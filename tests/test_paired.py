@@ -10,6 +10,7 @@ import pytest
 from helpers import one_line_error, tiny_bert
 
 from jax_simcas import evaluate
+from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation import metrics, paired_bootstrap
 
 
@@ -205,3 +206,10 @@ def test_flags_that_do_not_go_together_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit:
         evaluate.main(arguments)
     assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_workdir_in_place_of_its_evaluation_names_those_within(tmp_path):
+    (tmp_path / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "evaluation" / "test" / "predictions.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"cannot be read .*; give one of .*/evaluation/test$"):
+        paired_bootstrap.read_predictions(tmp_path)

@@ -49,7 +49,9 @@ def read_predictions(path: Path) -> dict[Key, Predicted]:
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give what jax_simcas.evaluate wrote") from None
+        within = sorted(str(found.parent) for found in path.glob(f"evaluation/*/{PREDICTIONS}"))
+        give = f"give one of {', '.join(within)}" if within else "give what jax_simcas.evaluate wrote"
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {give}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start}); give what jax_simcas.evaluate wrote") from None
     rows: dict[Key, Predicted] = {}
