@@ -32,7 +32,7 @@ class GenerateConfig:
       ValueError: a value that has no meaning, by the name of its option.
     """
 
-    num_beams: int = 4
+    num_beams: int = 4  # hypotheses that are followed side by side
     max_length: int = 128  # tokens of a summary, the start token included
     min_length: int = 0  # tokens, likewise
     length_penalty: float = 1.0  # scores are divided by tokens ** length_penalty: above 0 prefers long summaries

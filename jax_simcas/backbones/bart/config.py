@@ -23,10 +23,10 @@ class BartConfig:
 
     vocab_size: int = 50265  # tokens; a model from scratch has those of its tokenizer
     d_model: int = 768  # width of the states, D
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    encoder_attention_heads: int = 12
-    decoder_attention_heads: int = 12
+    encoder_layers: int = 6  # number of layers of the encoder
+    decoder_layers: int = 6  # number of layers of the decoder
+    encoder_attention_heads: int = 12  # heads of the encoder's attention
+    decoder_attention_heads: int = 12  # heads of the decoder's attention
     encoder_ffn_dim: int = 3072  # inner width of the encoder's feed-forward layers
     decoder_ffn_dim: int = 3072  # the same of the decoder
     max_position_embeddings: int = 1024  # most tokens of a chunk and of a target
@@ -38,10 +38,10 @@ class BartConfig:
     scale_embedding: bool = False  # whether embeddings are multiplied by sqrt(d_model)
     normalize_before: bool = False  # whether layers normalise their input, as in mBART
     final_layer_norm: bool = False  # whether each stack ends in one more layer norm, as in mBART
-    pad_token_id: int = 1
+    pad_token_id: int = 1  # fills the last chunk and short targets
     bos_token_id: int = 0  # first of every chunk
     eos_token_id: int = 2  # last of every chunk and target
-    decoder_start_token_id: int = 2
+    decoder_start_token_id: int = 2  # first of every target
     forced_bos_token_id: int | None = None  # what generation must say first
     forced_eos_token_id: int | None = 2  # what generation must say at max_length
 
