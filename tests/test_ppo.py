@@ -137,7 +137,7 @@ def test_visits_without_a_real_candidate_are_not_steps():
 
 def test_stops_after_an_epoch_that_moved_too_far():
     rows = rollout()
-    *_, taken = update(rows, PPOConfig(epochs=3, max_kl=-1.0))
+    *_, taken = update(rows, PPOConfig(epochs=3, max_kl=0.0))
     assert int(taken.sum()) == K
     *_, taken = update(rows, PPOConfig(epochs=3, max_kl=1e9))
     assert int(taken.sum()) == 3 * K
@@ -156,5 +156,5 @@ def test_learns_to_keep_what_is_rewarded():
 
 @pytest.mark.parametrize("field", ["epochs", "minibatch_size"])
 def test_bad_settings_are_named(field):
-    with pytest.raises(ValueError, match=f"ppo.{field}=0"):
+    with pytest.raises(ValueError, match=f"^{field}=0: expected at least 1"):
         PPOConfig(**{field: 0})
