@@ -93,6 +93,7 @@ def test_exponents(power):
 
 
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
+    pytest.importorskip("torch")
     flags = ["--stages=encode", "--size=tiny", "--lengths=1024,4096", "--repeats=2", f"--output={tmp_path}"]
     flags += ["--sides=jax,torch"]
     assert benchmark.main(flags) == 0
