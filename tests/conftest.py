@@ -10,11 +10,17 @@ os.environ.setdefault("NPROC", "16")
 # start. Those that must compile as for users have `helpers.fully_optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import hypothesis
 import jax
 from jaxtyping import install_import_hook
 from launching import place as place
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("jax_simcas", "beartype.beartype")
+
+# The same examples in every run of CI; other runs go on looking for new ones.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 pytest_plugins = ["trained"]

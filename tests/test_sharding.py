@@ -24,7 +24,7 @@ from jax_simcas.common.sharding import (
     state_shardings,
 )
 from jax_simcas.compile_check import hlo
-from jax_simcas.method.model import init_params
+from jax_simcas.method.model import encode_and_select, init_params
 from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.select import POLICIES
 from jax_simcas.method.steps import batch_loss, init_state, selector_step, transformer_step
@@ -133,6 +133,14 @@ def test_parameters_lie_in_pieces():
     assert state_shardings(mesh, odd, MODEL.sharding_rules)["model"]["shared"]["embedding"].spec == P(
         None, ("fsdp", "chunk")
     )
+
+
+def test_chunks_that_the_mesh_does_not_divide_are_refused():
+    """Left to XLA they give wrong states."""
+    mesh = make_mesh(fitted(MeshConfig(data=1, chunk=8), 8, 1), jax.devices())
+    example = document(0, chunks=5, chunk_length=16)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="5 chunks on a mesh with chunk=8: pad them to a multiple"):
+        jax.eval_shape(lambda params: encode_and_select(params, MODEL, example.document), start().params)
 
 
 def test_a_product_brings_its_kernel_together_first():

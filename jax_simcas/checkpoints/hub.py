@@ -212,8 +212,8 @@ def _sharded(path: Path) -> StateDict:
         raise UserError(f"{path}: no weight_map in it, from parameters to files")
     out: StateDict = {}
     for name in sorted(set(parts.values())):
-        if Path(name).name != name:
-            raise UserError(f"{path}: names a file outside its folder: {name!r}")
+        if not name or Path(name).name != name:
+            raise UserError(f"{path}: names {name!r}; expected a file of its own folder")
         out |= _safetensors(path.with_name(name))
     return out
 

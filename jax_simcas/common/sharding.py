@@ -137,6 +137,17 @@ def chunk_pieces(chunks: int) -> int:
     return pieces if chunks % pieces == 0 else 1
 
 
+def check_chunks(chunks: int) -> None:
+    """Raises ValueError where the mesh axis "chunk" does not divide the chunks of a document.
+
+    XLA (jax 0.10.2, CPU) then computes wrong states, in silence.
+    """
+    mesh = mesh_in_use()
+    if mesh is not None and chunks % mesh.shape["chunk"]:
+        pieces = mesh.shape["chunk"]
+        raise ValueError(f"{chunks} chunks on a mesh with chunk={pieces}: pad them to a multiple of {pieces}")
+
+
 def constrain(x: Array, *dimensions: str | None) -> Array:
     """Pins the layout of an array inside jit, by what its dimensions mean; without a mesh, the array itself.
 

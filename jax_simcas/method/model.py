@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.stacks import checkpointed, each_chunk
 from jax_simcas.backbones.protocol import Backbone
-from jax_simcas.common.sharding import Rule, constrain
+from jax_simcas.common.sharding import Rule, check_chunks, constrain
 from jax_simcas.method import select as select_lib
 from jax_simcas.method.align import Alignment, align, chunk_mean
 from jax_simcas.method.chunk_position import ChunkPosition
@@ -145,8 +145,12 @@ def encode(
 
     Returns:
       the last layer's states, and the inputs of all layers (dead code when unused).
+
+    Raises:
+      ValueError: chunks that the mesh axis "chunk" does not divide.
     """
     input_ids, token_mask, chunk_mask = document
+    check_chunks(input_ids.shape[0])
     visible = token_mask if model.mask_padding else jnp.broadcast_to(chunk_mask[:, None], token_mask.shape)
     added = None
     if model.chunk_position is not None:
