@@ -1,4 +1,4 @@
-"""Evaluates a trained model on a split (summaries by beam search, scores, a row per document), or compares two such."""
+"""Evaluates a model on a split (summaries by beam search, scores, one row per document), or compares two evaluations."""
 
 from __future__ import annotations
 

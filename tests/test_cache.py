@@ -427,7 +427,7 @@ def test_a_short_run_does_not_wait_for_a_cache(plain, tmp_path):
 def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
     settings = text_run(plain[0], **{"data.parts_at": "w1", "loop.steps": 1, "loop.eval_every": 1})
     train.train(settings, tmp_path / "run", tmp_path / "cache", progress=False)
-    assert "note: training's tokens are not cached: documents are joined anew" in capsys.readouterr().err
+    assert "note: training's tokens are not cached: documents are joined in another" in capsys.readouterr().err
     assert not (tmp_path / "cache" / "tokens").exists()
     with pytest.raises(UserError, match=r"bucket_batches needs .* no config\.data\.parts_at"):
         buckets = text_run(plain[0], **{"data.parts_at": "w1", "data.bucket_batches": 2})

@@ -44,7 +44,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], Any], float]]) -> None:
     run, compile_seconds = prepare()
     prepare_seconds = time.monotonic() - started
     run()
-    # Memory is measured in a separate run: after trimming, every page must be requested anew, which is slower.
+    # Memory is measured in a separate run: after trimming, every page must be requested again, which is slower.
     reset_peak()
     rest = resident("VmRSS")
     run()

@@ -38,7 +38,7 @@ def fail(message: str) -> int:
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Runs a program's body; what the user can mend becomes one line, never a traceback."""
+    """Runs the body of a program; prints a UserError as one line instead of a traceback."""
     try:
         return run()
     except UserError as error:
@@ -52,7 +52,7 @@ def guarded(run: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output went away (`| head`): nobody is left to tell.
+        # The reader of standard output is gone (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
 

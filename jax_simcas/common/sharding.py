@@ -228,7 +228,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process holds whole -> global arrays, of which each device gets its piece only."""
+    """Arrays that every process holds whole -> global arrays; each device gets its own piece."""
     place = lambda x, sharding: jax.make_array_from_callback(np.shape(x), sharding, partial(np.asarray(x).__getitem__))
     return jax.tree.map(place, tree, shardings)
 
@@ -240,7 +240,7 @@ def local_documents(mesh: Mesh, documents: int) -> tuple[int, ...]:
 
 
 def put_batch(batch: Any, mesh: Mesh, places: Sequence[int], documents: int) -> Any:
-    """A batch of which this process holds the documents at `places` -> global arrays of all `documents`."""
+    """The documents at `places`, which this process holds -> global arrays of all `documents` of the batch."""
     row_of = {place: row for row, place in enumerate(places)}
 
     def one(x: np.ndarray, sharding: NamedSharding) -> Array:

@@ -70,7 +70,7 @@ class DataConfig:
     # training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not
     bucket_batches: int = 0
     # a training that reads its rows more than once tokenises them before the first step and keeps the tokens on disk;
-    # not where `parts_at` joins documents anew each time; the numbers are the same
+    # not where `parts_at` joins documents in another order each time; the numbers are the same
     cache: bool = True
     workers: int = 0  # processes that tokenise and prepare training batches; 0: the training process itself
 

@@ -145,10 +145,10 @@ def settings_of(arguments: Any) -> Settings:
     try:
         return config_lib.from_config(config)
     except UserError as error:
-        raise UserError(_told(str(error), changed, f"{arguments.config}: config.")) from None
+        raise UserError(_reworded(str(error), changed, f"{arguments.config}: config.")) from None
 
 
-def _told(message: str, flags: set[str], instead: str) -> str:
+def _reworded(message: str, flags: set[str], instead: str) -> str:
     """The message with what a flag gave named as the flag, anything else as of the config."""
     name = message.removeprefix("config.").partition("=")[0]
     return message.replace("config.", "--config." if name in flags else instead, 1)

@@ -43,7 +43,7 @@ def hint_of(cls: Any, name: str, where: str) -> Any:
 
 
 def unknown_field(cls: Any, name: str, where: str) -> str:
-    """What to say of a field that there is not."""
+    """The message for a field that does not exist, with the closest one that does."""
     if not dataclasses.is_dataclass(cls):
         return f"{where}.{name}: no such field; {where} has no fields of its own"
     known = [item.name for item in dataclasses.fields(cls)]

@@ -213,7 +213,9 @@ def token_caches(
         return None, None
     cached = None
     if cache_lib.reshuffles_parts(run.training, config):
-        notify("note: training's tokens are not cached: documents are joined anew each time (data.parts_at)")
+        notify(
+            "note: training's tokens are not cached: documents are joined in another order each time (data.parts_at)"
+        )
     else:
         passes = run.steps * config.batch_size * run.batches_per_step / len(run.training)
         cached = cached_tokens(run, run.training, config, passes)

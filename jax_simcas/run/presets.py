@@ -66,7 +66,7 @@ def small_config() -> ConfigDict:
     config.bart.init_std = 0.06
 
     config.simcas.chunk_length = 256
-    config.simcas.capacity = 2_048  # whoever finds no place earns nothing: this is what makes the selector choose
+    config.simcas.capacity = 2_048  # candidates beyond it get no reward, which is what makes the selector choose
 
     config.optimizer.max_lr = 0.02  # 2e-3 at the end of the warmup
     config.optimizer.warmup = 100

@@ -42,8 +42,8 @@ class BartConfig:
     bos_token_id: int = 0  # first of every chunk
     eos_token_id: int = 2  # last of every chunk and target
     decoder_start_token_id: int = 2  # first of every target
-    forced_bos_token_id: int | None = None  # what generation must say first
-    forced_eos_token_id: int | None = 2  # what generation must say at max_length
+    forced_bos_token_id: int | None = None  # token that every summary must begin with; None: any
+    forced_eos_token_id: int | None = 2  # token that a summary of max_length must end with; None: any
 
     def __post_init__(self) -> None:
         sizes = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")

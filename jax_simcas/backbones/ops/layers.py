@@ -61,7 +61,7 @@ def few_rows(x: Float[Array, "T I"], transposed: Float[Array, "O I"]) -> Float[A
     """x W from W^T, summed in float32.
 
     For few rows the cost is streaming W. As the left operand, contracted over its last axis, XLA:CPU streams it without
-    a relayout; as the right operand it is laid out anew at every call (BART-base, 4 rows: 1.3 to 3 times as long).
+    a relayout; as the right operand it is copied at every call (BART-base, 4 rows: 1.3 to 3 times as long).
     """
     product = jnp.einsum("oi,ti->ot", transposed, x, preferred_element_type=jnp.float32)
     return lax.optimization_barrier(product).T  # without a barrier the transpose is folded into the product again

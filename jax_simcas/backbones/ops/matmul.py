@@ -2,7 +2,7 @@
 
 `lax.dot_general` with bfloat16 operands and a float32 result hands a float32 cotangent to both of its backward
 products, which then run in float32: on a CPU at a fifth of the speed, elsewhere with twice the bytes. A `custom_vjp`
-would make a weight gradient a chunk under `vmap` and sum them afterwards; a primitive says what batching means.
+would compute one weight gradient per chunk under `vmap` and sum them afterwards; a primitive defines its batching.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _kernel_gradient(cotangent: Any, x: Array, kernel: Any, *, dimensions: Dimen
 def _kernel_gradient_on_cpu(x: Array, cotangent: Array) -> Array:
     """XLA:CPU only has fast bfloat16 products that sum over the last axis of the left operand: 5 times as fast.
 
-    So x^T is laid out anew, in two blocks of rows: a plain transpose would be folded into the product.
+    So x^T is copied into a new layout, in two blocks of rows: a plain transpose would be folded into the product.
     """
     x, cotangent = (y.reshape(-1, y.shape[-1]) for y in (x, cotangent))
     if x.dtype == jnp.float32:
