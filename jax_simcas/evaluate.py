@@ -1,4 +1,4 @@
-"""Evaluates a model on a split (summaries by beam search, scores, one row per document), or compares two evaluations."""
+"""Evaluates a model on a split (summaries by beam search, scores, one row per document), or compares two of these."""
 
 from __future__ import annotations
 
