@@ -48,10 +48,10 @@ def parser() -> cli.Parser:
 
 def run(arguments: Any) -> int:
     from jax_simcas.run import evaluate_split
-    from jax_simcas.run.processes import guarded
+    from jax_simcas.run.processes import guarded_job
 
     body = evaluate_split.run_compare if arguments.compare else evaluate_split.run
-    return guarded(lambda: body(arguments))
+    return guarded_job(lambda: body(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ def train(arguments: Any) -> int:
     from jax_simcas.run.processes import is_main, join, notify
 
     settings = settings_of(arguments)
-    cli.prepare()
+    cli.prepare_jax()
     join(arguments.distributed)
     outcome = loop.train(settings, arguments.workdir, cli.cache_dir())
     if outcome.preempted:
@@ -51,9 +51,9 @@ def train(arguments: Any) -> int:
 
 
 def run(arguments: Any) -> int:
-    from jax_simcas.run.processes import guarded
+    from jax_simcas.run.processes import guarded_job
 
-    return guarded(lambda: train(arguments))
+    return guarded_job(lambda: train(arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

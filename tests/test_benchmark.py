@@ -10,7 +10,7 @@ import pytest
 from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.benchmark import checkpoint, growth, timing
 from jax_simcas.benchmark import input as input_side
-from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare
+from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare_task
 
 
 def small(stage, **changes):
@@ -20,12 +20,12 @@ def small(stage, **changes):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_traces(stage, dtype):
-    run, arguments = prepare(small(stage, dtype=dtype))
+    run, arguments = prepare_task(small(stage, dtype=dtype))
     assert jax.tree.leaves(jax.eval_shape(run, *arguments))
 
 
 def test_the_document_has_the_length_that_was_asked_for():
-    _, (_, document) = prepare(small("encode"))
+    _, (_, document) = prepare_task(small("encode"))
     assert document.input_ids.shape == (4, 32) and document.token_mask.all() and document.chunk_mask.all()
 
 

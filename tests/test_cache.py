@@ -388,7 +388,7 @@ def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_SIMCAS_CACHE", str(folder / "cache"))
-        cli.prepare()
+        cli.prepare_jax()
     settings = text_run(folder / "data", **{"data.cache": False})
     train.train(settings, folder / "run", folder / "cache", progress=False)
     assert not (folder / "cache" / "tokens").exists()

@@ -21,7 +21,7 @@ from jax_simcas.run.config import Settings
 from jax_simcas.run.fields import all_fields
 
 FIELDS = dict(all_fields(Settings))
-BASE = config_lib.to_json(config_lib.from_config(config_file.read("embedded")))
+BASE = config_lib.to_json(config_lib.from_config(config_file.read_config("embedded")))
 TEXTS = ("", "many", "-1", "0", "1.5", "nan", "-inf", "1e400", "None", "True", "(1.5,8)", "(0,)", "{}", "9" * 30)
 VALUES = (None, True, "many", "", 1.5, -1, 0, math.nan, math.inf, 10**30, -(10**30), [], [1.5], ["x"], {}, {"x": 1})
 NO_NUMBER = ("", "many", "nan", "-inf", "1e400", "None", "True", "(1.5,8)", "(0,)", "{}")  # as flags have them
@@ -66,7 +66,7 @@ def accepted(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(loop, "train", lambda settings, *_: calls.append(settings) or loop.Outcome(1, {}, False))
     monkeypatch.setattr(cli, "prepare", lambda: None)
-    embedded = config_file.read("embedded")
+    embedded = config_file.read_config("embedded")
     monkeypatch.setattr(config_file, "read", lambda *_: embedded)
     monkeypatch.chdir(tmp_path)
     return calls

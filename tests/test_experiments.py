@@ -16,8 +16,8 @@ from jax_simcas.experiments import __main__ as experiments
 from jax_simcas.experiments import plan, runner, spec
 from jax_simcas.experiments.plan import Plan
 from jax_simcas.run.config import differences, from_config
-from jax_simcas.run.config_file import load
-from jax_simcas.run.config_file import read as read_file
+from jax_simcas.run.config_file import load_module
+from jax_simcas.run.config_file import read_config as read_file
 
 READY = sorted(path.stem for path in (CONFIGS / "experiments").glob("*.py"))
 
@@ -90,7 +90,7 @@ def table(here):
 @pytest.mark.parametrize("base", ["", "qmsum"])
 def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
     path = str(CONFIGS / "experiments" / f"{name}.py")
-    module = load(Path(path))
+    module = load_module(Path(path))
     assert f"python -m jax_simcas.experiments configs/experiments/{name}.py" in module.__doc__
     assert "Other data: --base=" in module.__doc__
     config = read_file(str(CONFIGS / f"{base}.py")) if base else module.get_config()

@@ -19,7 +19,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.compile_check import __main__ as compile_check
 from jax_simcas.compile_check import programs
 from jax_simcas.run.config import default_config, from_config
-from jax_simcas.run.config_file import override, read
+from jax_simcas.run.config_file import override, read_config
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_simcas_lists_its_programs_and_refuses_others(capsys):
 
 
 def test_configs_are_found_by_name_and_mistakes_name_the_file_and_line(tmp_path, monkeypatch):
-    assert from_config(read("embedded")) == from_config(read(str(ROOT / "configs" / "embedded.py")))
+    assert from_config(read_config("embedded")) == from_config(read_config(str(ROOT / "configs" / "embedded.py")))
     monkeypatch.chdir(tmp_path)
     for name, text, message in (
         ("configs/embedded.py", None, "no such file; the one that comes with jax_simcas is --config=embedded"),
@@ -118,7 +118,7 @@ def test_configs_are_found_by_name_and_mistakes_name_the_file_and_line(tmp_path,
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(UserError) as error:
-            read(name)
+            read_config(name)
         assert message in str(error.value)
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from jax_simcas.evaluation.highlight import page, shaded
-from jax_simcas.evaluation.summarizer import Summary, Tokens
+from jax_simcas.evaluation.summarizer import ReadTokens, Summary
 
 TEXT = "one <two> & three\nfour é five"
 
 
 def summary(spans, kept, chunks=None, text=TEXT):
     n = len(spans)
-    read = Tokens(
+    read = ReadTokens(
         np.array(spans).reshape(n, 2),
         np.array(chunks or [0] * n),
         np.linspace(0, 1, n),

@@ -9,7 +9,7 @@ import pytest
 from jax_simcas.common.moved import MOVED
 from jax_simcas.experiments.plan import Plan
 from jax_simcas.run.config import from_config
-from jax_simcas.run.config_file import load, read
+from jax_simcas.run.config_file import load_module, read_config
 
 # Of the warnings that a test does not ask for, such as that of the package around an old module.
 pytestmark = pytest.mark.filterwarnings("ignore:jax_simcas.* has moved:DeprecationWarning")
@@ -36,13 +36,13 @@ def test_an_old_name_is_the_new_module(name):
 @pytest.mark.parametrize("path", sorted(OLD.glob("*.py")), ids=lambda path: path.stem)
 def test_old_configs_are_read_and_checked(path):
     with pytest.warns(DeprecationWarning, match=r"jax_simcas\.presets has moved"):
-        config = read(str(path))
-    assert from_config(config) == from_config(read(path.stem))
+        config = read_config(str(path))
+    assert from_config(config) == from_config(read_config(path.stem))
 
 
 @pytest.mark.parametrize("path", sorted(OLD.glob("experiments/*.py")), ids=lambda path: path.stem)
 def test_old_experiments_are_read_and_checked(path, tmp_path):
     with pytest.warns(DeprecationWarning, match=r"jax_simcas\.grid has moved"):
-        module = load(path)
+        module = load_module(path)
     config = module.get_config()
     assert Plan(str(path), config, tmp_path).commands(module.get_experiment(config))

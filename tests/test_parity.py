@@ -60,7 +60,7 @@ def test_the_program_prints_every_comparison_and_notices_a_wrong_one(folder, cap
 def test_not_a_number_and_another_shape_do_not_hold(folder):
     rewrite(folder, smoothed_loss=np.float32(np.nan), values=np.zeros((3, 3), np.float32))
     (case,) = parity_cases.read_cases(folder)
-    assert [check.quantity.split(",")[0] for check in parity_cases.check(case) if not check.holds] == [
+    assert [check.quantity.split(",")[0] for check in parity_cases.compare_case(case) if not check.holds] == [
         "values",
         "smoothed loss",
     ]

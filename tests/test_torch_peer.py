@@ -7,7 +7,7 @@ from helpers import PARITY
 torch = pytest.importorskip("torch")
 
 from jax_simcas.benchmark.torch_peer import Peer  # noqa: E402
-from jax_simcas.benchmark.torch_peer_ppo import experience, ppo_update  # noqa: E402
+from jax_simcas.benchmark.torch_peer_ppo import experience, torch_ppo_update  # noqa: E402
 from jax_simcas.method.beam_search import GenerateConfig  # noqa: E402
 from jax_simcas.method.ppo import PPOConfig  # noqa: E402
 from jax_simcas.run.parity_cases import SELECTOR_LR, after_training, read_cases  # noqa: E402
@@ -74,7 +74,7 @@ def test_ppo(name):
     np.testing.assert_allclose(seen.returns, arrays["returns"], rtol=1e-4, atol=STATES)
     optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], SELECTOR_LR)
     orders = arrays["token_orders"], arrays["chunk_orders"].reshape(epochs, -1, chunks)
-    losses = ppo_update(peer, optimizer, seen, *(torch.tensor(x) for x in orders), config)
+    losses = torch_ppo_update(peer, optimizer, seen, *(torch.tensor(x) for x in orders), config)
     np.testing.assert_allclose(losses, arrays["losses"], rtol=1e-4, atol=2e-6)
     after = after_training(case)["selector"]["actor"]["dense_1"]["kernel"]
     np.testing.assert_allclose(peer.actor.dense_1.weight.detach().T, after, atol=2e-4)

@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 def cache(trained, monkeypatch):
     """Where programs keep tokenizers and compiled functions."""
     monkeypatch.setenv("JAX_SIMCAS_CACHE", str(trained.cache))
-    cli.prepare()
+    cli.prepare_jax()
     return trained.cache
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from jax_simcas.benchmark.stages import SIZES, Task, prepare
+from jax_simcas.benchmark.stages import SIZES, Task, prepare_task
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
@@ -36,7 +36,7 @@ class TimedTraining:
     """A compiled training step and its state."""
 
     def __init__(self, task: Task) -> None:
-        train, (self.state, *self._rest) = prepare(task)
+        train, (self.state, *self._rest) = prepare_task(task)
         self._step = jax.jit(train, donate_argnums=0).lower(self.state, *self._rest).compile()
 
     def step(self) -> None:
@@ -80,7 +80,7 @@ def run(arguments: Any) -> int:
     folder = files.make_folder(Path(arguments.folder), "--folder")
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
-    cli.prepare()
+    cli.prepare_jax()
     rows = time_saves(Task("transformer", size=arguments.size, length=arguments.length), folder, arguments.repeats)
     print(markdown_table(rows, list(rows[0])))
     return 0

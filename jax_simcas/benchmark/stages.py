@@ -215,14 +215,14 @@ def fresh_params(task: Task) -> Any:
     return jax.jit(init_params, static_argnums=1)(jax.random.key(0), task.model)
 
 
-def prepare(task: Task) -> tuple[Callable, tuple]:
+def prepare_task(task: Task) -> tuple[Callable, tuple]:
     """The stage as a function to jit, and its arguments, with fresh parameters."""
     return STAGES[task.stage](task, fresh_params(task), example(task))
 
 
 def compiled(task: Task) -> tuple[Callable[[], Any], float]:
     """The compiled stage and the seconds of compilation; each call runs it once and waits for the result."""
-    run, arguments = prepare(task)
+    run, arguments = prepare_task(task)
     jax.block_until_ready(arguments)
     trains = task.stage in TRAINING_STAGES
     started = time.monotonic()

@@ -85,7 +85,7 @@ def losses(peer: Peer, seen: Experience, chunk: int, tokens: torch.Tensor, confi
     return torch.stack([policy, value, entropy, total, (ratio - 1 - log_ratio).mean().detach()])
 
 
-def ppo_update(
+def torch_ppo_update(
     peer: Peer,
     optimizer: torch.optim.Optimizer,
     seen: Experience,

@@ -11,7 +11,7 @@ import torch
 
 from jax_simcas.benchmark.stages import Task, example, fresh_params, half_selected
 from jax_simcas.benchmark.torch_peer import Peer
-from jax_simcas.benchmark.torch_peer_ppo import experience, ppo_update, rewards
+from jax_simcas.benchmark.torch_peer_ppo import experience, rewards, torch_ppo_update
 from jax_simcas.method.beam_search import GenerateConfig
 from jax_simcas.method.ppo import PPOConfig
 
@@ -103,7 +103,7 @@ def _selector(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
         seen = experience(peer, inputs.ids, inputs.target, config, sampled)
         token_orders = orders(candidates, config.epochs, chunks)
         chunk_orders = orders(chunks, config.epochs, rounds)
-        return ppo_update(peer, optimizer, seen, token_orders, chunk_orders, config)
+        return torch_ppo_update(peer, optimizer, seen, token_orders, chunk_orders, config)
 
     return step
 

@@ -57,7 +57,7 @@ def guarded(run: Callable[[], int]) -> int:
         return EXIT_ERROR
 
 
-def prepare() -> None:
+def prepare_jax() -> None:
     """Call before the first computation: the persistent compilation cache, and libraries that talk less."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

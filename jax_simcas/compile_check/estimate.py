@@ -49,7 +49,7 @@ def run(arguments: Any) -> int:
     """The program after its flags are read."""
     settings = settings_of(arguments)
     topology.parse_topology(arguments.topology)
-    cli.prepare()
+    cli.prepare_jax()
     topology.prepare_environment()
     settings = dataclasses.replace(settings, bart=bart_of(settings))
     target = topology.describe(arguments.topology)

@@ -65,7 +65,7 @@ def row(name: str, summary: dict[str, Any], scores: dict[str, Score]) -> dict[st
     return cells
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def comparison_table(rows: list[dict[str, str]]) -> str:
     """All rows, as Markdown."""
     columns = list(dict.fromkeys(column for cells in rows for column in cells))
     return tables.markdown_table([{column: cells.get(column, "") for column in columns} for cells in rows], columns)

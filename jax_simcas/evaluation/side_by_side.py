@@ -23,7 +23,7 @@ def run(arguments: Any) -> int:
         measures = comparison.chosen(summary["scores"], arguments.measures, folder)
         scores[name] = {measure: comparison.as_score(summary["scores"][measure]) for measure in measures}
         rows.append(comparison.row(name, summary, scores[name]))
-    print(comparison.table(rows))
+    print(comparison.comparison_table(rows))
     shown = dict.fromkeys(measure for of_run in scores.values() for measure in of_run)
     print("\n" + "\n".join(map(metrics.labelled, shown)))
     if arguments.plot:

@@ -21,7 +21,7 @@ from jax_simcas.method.beam_search import Generation
 from jax_simcas.method.select import Selection
 
 
-class Tokens(NamedTuple):
+class ReadTokens(NamedTuple):
     """The n tokens that were read of a document, in order; the special tokens around chunks are left out."""
 
     span: Int[np.ndarray, "n 2"]  # characters [start, end)
@@ -43,7 +43,7 @@ class Summary(NamedTuple):
     candidates: int  # states that could be kept: those of the tokens, of a query, of the EOS of each chunk
     kept: int  # of the candidates, what the decoder saw
     kept_spans: list[list[int]]  # characters [start, end)
-    read: Tokens
+    read: ReadTokens
     seconds: dict[str, float]
 
     def record(self) -> dict[str, Any]:
@@ -137,9 +137,9 @@ def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"])
 
 def tokens_read(
     kept: Bool[np.ndarray, "K N"], keep_prob: Float[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]
-) -> Tokens:
+) -> ReadTokens:
     """The document's own tokens among all positions of its chunks."""
     spans = offsets[:, 1:]
     own = spans[..., 0] >= 0
     chunk = np.broadcast_to(np.arange(len(spans))[:, None], own.shape)
-    return Tokens(spans[own], chunk[own], keep_prob[own].astype(np.float64), kept[own])
+    return ReadTokens(spans[own], chunk[own], keep_prob[own].astype(np.float64), kept[own])

@@ -13,7 +13,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.experiments import output, runner
 from jax_simcas.experiments.plan import Command, Plan, run_folder
 from jax_simcas.experiments.spec import Experiment
-from jax_simcas.run.config_file import EXPERIMENTS, errors_of, folder, load, override, path_of, read
+from jax_simcas.run.config_file import EXPERIMENTS, errors_of, find_config, folder, load_module, override, read_config
 
 
 def read_experiment(arguments: Any) -> tuple[str, Any, Experiment]:
@@ -23,10 +23,10 @@ def read_experiment(arguments: Any) -> tuple[str, Any, Experiment]:
       UserError: a file that is missing or cannot be run, or that is something else.
     """
     ours = folder() / EXPERIMENTS
-    path = path_of(arguments.experiment, "EXPERIMENT", ours)
+    path = find_config(arguments.experiment, "EXPERIMENT", ours)
     base = arguments.base or str(path)
-    config = read(base, "--base") if arguments.base else read(arguments.experiment, "EXPERIMENT", ours)
-    module = load(path)
+    config = read_config(base, "--base") if arguments.base else read_config(arguments.experiment, "EXPERIMENT", ours)
+    module = load_module(path)
     if not hasattr(module, "get_experiment"):
         raise UserError(f"{path}: no function get_experiment(config); is it a config of jax_simcas.train? Give --base")
     changed = override(config, arguments.changes)

@@ -29,7 +29,7 @@ def folder() -> Path:
     return next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
 
 
-def path_of(name: str, flag: str, where: Path | None = None) -> Path:
+def find_config(name: str, flag: str, where: Path | None = None) -> Path:
     """The file of a config: a path, or the name of one of ours such as `embedded`.
 
     Raises:
@@ -65,11 +65,11 @@ def errors_of(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from None
 
 
-def load(path: Path) -> Any:
+def load_module(path: Path) -> Any:
     """The module of a user's Python file.
 
     Raises:
-      UserError: it cannot be read, or whatever it raises.
+      UserError: it cannot be read_config, or whatever it raises.
     """
     spec = importlib.util.spec_from_loader("config", importlib.machinery.SourceFileLoader("config", str(path)))
     assert spec is not None and spec.loader is not None
@@ -83,15 +83,15 @@ def load(path: Path) -> Any:
     return module
 
 
-def read(name: str, flag: str = "--config", where: Path | None = None) -> ConfigDict:
+def read_config(name: str, flag: str = "--config", where: Path | None = None) -> ConfigDict:
     """What `get_config` of a config returns; `NAME:ARGUMENT` is passed on to it.
 
     Raises:
       UserError: no such config, one that cannot be run, or that returns something else.
     """
     name, colon, argument = name.partition(":")
-    path = path_of(name, flag, where)
-    module = load(path)
+    path = find_config(name, flag, where)
+    module = load_module(path)
     if not hasattr(module, "get_config"):
         what = "it is an experiment without a config of its own" if hasattr(module, "get_experiment") else "a config"
         raise UserError(f"{path}: no function get_config(), which returns the config; {what} needs one")
@@ -141,7 +141,7 @@ def settings_of(arguments: Any) -> Settings:
       UserError: names file, field or flag.
     """
     changed = {name for name, _ in arguments.changes}
-    config = override(read(arguments.config), arguments.changes)
+    config = override(read_config(arguments.config), arguments.changes)
     try:
         return config_lib.from_config(config)
     except UserError as error:

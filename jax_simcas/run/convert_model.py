@@ -39,7 +39,7 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    cli.prepare()
+    cli.prepare_jax()
     found, written = convert(arguments.source, Path(arguments.target), arguments.to, arguments.step)
     for note in found.notes:
         print(note, file=sys.stderr)

@@ -65,7 +65,7 @@ def evaluate_all(model: Model, source: RowSource, policy: str, lead_words: int, 
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    cli.prepare()
+    cli.prepare_jax()
     join(arguments.distributed)
     model = open_run(arguments)
     settings = model.settings
@@ -103,7 +103,7 @@ def run(arguments: Any) -> int:
 
 def run_compare(arguments: Any) -> int:
     """The program on two files of predictions."""
-    cli.prepare()
+    cli.prepare_jax()
     paths = [Path(name) for name in arguments.compare]
     files = [paired_bootstrap.read_predictions(path) for path in paths]
     paired_bootstrap.check_pairs(*files)

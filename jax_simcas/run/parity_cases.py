@@ -264,7 +264,7 @@ def read_cases(folder: Path) -> list[Case]:
     return cases
 
 
-def check(case: Case) -> list[Check]:
+def compare_case(case: Case) -> list[Check]:
     """All comparisons of a case.
 
     Raises:
@@ -278,12 +278,12 @@ def check(case: Case) -> list[Check]:
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    cli.prepare()
+    cli.prepare_jax()
     cases = read_cases(Path(arguments.folder))
     checks: list[Check] = []
     with progress.Progress(len(cases), unit="cases") as bar:
         for case in cases:
-            checks += check(case)
+            checks += compare_case(case)
             bar.update(1)
     failed = sum(not row.holds for row in checks)
     if arguments.json:

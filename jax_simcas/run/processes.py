@@ -177,7 +177,7 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(every.reshape(len(sizes), -1), sizes, strict=True)]
 
 
-def guarded(run: Callable[[], int]) -> int:
+def guarded_job(run: Callable[[], int]) -> int:
     """`cli.guarded`; when one of several processes fails or dies, all print which one and why, and exit."""
     why = ""
 

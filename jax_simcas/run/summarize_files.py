@@ -102,17 +102,8 @@ def warnings(summary: Summary) -> Iterator[str]:
         yield "its summary is empty: the model ends it at once"
 
 
-def run(arguments: Any) -> int:
-    """The program after its flags are read. A bad file does not keep the others from being summarised."""
-    cli.prepare()
-    if arguments.html:
-        files.make_folder(Path(arguments.html).parent, "--html")
-    if Path(arguments.model).is_dir():  # now, as reading weights takes long
-        configured(read_settings(arguments.model), arguments, sizes_known=False)
-    names = arguments.files or ["-"]
-    if names == ["-"] and sys.stdin.isatty():
-        print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
-    texts = read_documents(names)
+def summarize_all(arguments: Any, texts: list[tuple[str, str]]) -> list[tuple[str, Summary]]:
+    """Prints one summary per text, with figures and warnings on standard error; a text that fails is left out."""
     summarizer = open_model(arguments)
     summaries: list[tuple[str, Summary]] = []
     for number, (name, text) in enumerate(texts, 1):
@@ -128,10 +119,29 @@ def run(arguments: Any) -> int:
         print(figures(summary), file=sys.stderr)
         line = json.dumps({"file": name, **summary.record()}, ensure_ascii=False) if arguments.json else summary.summary
         print(line, flush=True)
+    return summaries
+
+
+def write_page(path: Path, summaries: list[tuple[str, Summary]]) -> None:
+    """Writes the documents with their kept tokens marked."""
+    page = highlight.page([(shown(name), summary) for name, summary in summaries])
+    files.replace_file(path, page.encode())
+    print(f"what was kept: {path}", file=sys.stderr)
+
+
+def run(arguments: Any) -> int:
+    """The program after its flags are read. A bad file does not keep the others from being summarised."""
+    cli.prepare_jax()
+    if arguments.html:
+        files.make_folder(Path(arguments.html).parent, "--html")
+    if Path(arguments.model).is_dir():  # now, as reading weights takes long
+        configured(read_settings(arguments.model), arguments, sizes_known=False)
+    names = arguments.files or ["-"]
+    if names == ["-"] and sys.stdin.isatty():
+        print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
+    summaries = summarize_all(arguments, read_documents(names))
     if arguments.html and summaries:
-        page = highlight.page([(shown(name), summary) for name, summary in summaries])
-        files.replace_file(Path(arguments.html), page.encode())
-        print(f"what was kept: {arguments.html}", file=sys.stderr)
+        write_page(Path(arguments.html), summaries)
     if summaries and not any(summary.summary for _, summary in summaries):
         return cli.fail("every summary is empty: train the model longer, or give --min-length")
     return 0 if len(summaries) == len(names) else cli.EXIT_ERROR
