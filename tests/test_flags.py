@@ -1,5 +1,6 @@
 """Flags that programs cannot use are named in one line; help ends in examples."""
 
+import importlib
 import subprocess
 import sys
 
@@ -133,3 +134,14 @@ def test_spellings_of_a_setting():
         assert cli.split_changes(["file", *arguments, *rest[1:]]) == (rest, changes)
     changed = lambda *values: override(default_config(), [(field, value) for value in values]).data.chunk_buckets
     assert changed("8", "32") == (8, 32) and changed("(8,)", "(9,)") == (9,) and changed("8", "()") == ()
+
+
+@pytest.mark.parametrize("program", ["summarize", "evaluate", "experiments"])
+def test_a_config_is_not_swallowed_by_programs_that_take_none(program, capsys):
+    """As argparse would have it, which completes names."""
+    needed = {"summarize": ["--model=M"], "evaluate": ["--workdir=W"], "experiments": ["ablation"]}[program]
+    module = importlib.import_module(f"jax_simcas.{program}" + (".__main__" if program == "experiments" else ""))
+    with pytest.raises(SystemExit) as stopped:
+        module.main([*needed, "--config=configs/embedded.py"])
+    assert stopped.value.code == 2
+    assert "--config=configs/embedded.py" in one_line_error(capsys.readouterr().err)

@@ -106,3 +106,52 @@ def test_what_is_named_must_be_callable():
 
 def test_the_mean_is_the_default():
     assert SimcasConfig().model(Bart(TINY)).align is chunk_mean
+
+
+def two_arguments(view, more):
+    return view.mask
+
+
+def probabilities(view):
+    return view.keep_prob
+
+
+def another_shape(boundary, real, axis_name):
+    return boundary[0]
+
+
+def no_optimizer(schedule):
+    return 7
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "message"),
+    [
+        ("policy", "two_arguments", "raised TypeError: .*missing 1 required positional argument"),
+        ("policy", "probabilities", r"returned float32\[4\], expected bool\[4\]"),
+        ("align", "another_shape", r"returned float32\[2, 4\], expected float32\[2, 2, 4\]"),
+        ("align", "keep_first_half", "raised TypeError"),
+    ],
+)
+def test_a_function_of_another_signature_is_one_line_before_anything_is_written(field, name, message):
+    with pytest.raises(UserError, match=f"config.simcas.{field}='{here(name)}': {message}") as raised:
+        SimcasConfig(**{field: here(name)}).model(Bart(TINY))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"algorithm": here("no_optimizer")}, "returned 7, expected an optax.GradientTransformation"),
+        ({"algorithm": "os:getcwd"}, "config.optimizer.algorithm='os:getcwd': raised TypeError"),
+        ({"schedule": "os:getcwd"}, "config.optimizer.schedule='os:getcwd': raised TypeError"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made_is_one_line(settings, message):
+    with pytest.raises(UserError, match=message):
+        UpdateConfig(**settings).transformer(10)
+
+
+def test_a_backbone_that_cannot_be_made_is_one_line():
+    with pytest.raises(UserError, match=r"config\.backbone='os:getcwd': raised TypeError"):
+        backbone_of("os:getcwd", TINY)

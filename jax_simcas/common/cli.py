@@ -110,6 +110,7 @@ def parser(program: str, description: str, examples: str, exits: str = EXITS) ->
         description=description,
         epilog=f"examples:\n{examples}\nexit codes: {exits}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # or --config would stand for the --config.FIELD of programs without a --config
     )
     made.add_argument("--version", action="version", version=f"jax_simcas {jax_simcas.__version__}")
     return made

@@ -33,6 +33,9 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
         held = others[0] if others else CHECKPOINTS
         raise UserError(f"{target}: holds {held} already, which would be read in place of the new file; choose another")
     found = load_weights(source, step)
+    backbone = (found.extra or {}).get("backbone", "bart")
+    if backbone != "bart":
+        raise UserError(f"{source}: config.backbone={backbone!r}; only a BART can be written in these layouts")
     copy = [path for path in tokenizer_files(found.folder) if path.parent.resolve() != target.resolve()]
     return found, hub.save(target, found.config, found.params, layout, found.extra or None, copy)
 

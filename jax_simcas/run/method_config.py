@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from jax_simcas.backbones.bart.backbone import Bart
@@ -17,13 +19,13 @@ from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
-from jax_simcas.method.align import ALIGNMENTS
+from jax_simcas.method.align import ALIGNMENTS, Alignment
 from jax_simcas.method.chunk_position import ChunkPosition, Learned, Sinusoidal
 from jax_simcas.method.model import SimCAS
 from jax_simcas.method.optimizers import ALGORITHMS, SCHEDULES, accumulated
 from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Likelihood
-from jax_simcas.method.select import ALL, POLICIES, SAMPLE, Policy
+from jax_simcas.method.select import ALL, POLICIES, SAMPLE, ChunkView, Policy
 
 ATTENTIONS: dict[str, Attend] = {"auto": attention}
 TRAIN_POLICIES = {"sample": SAMPLE, "all": ALL}
@@ -48,12 +50,51 @@ def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}={name!r}: expected one of {', '.join(table)}, or package.module:name of your own")
     try:
         value = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the import of a user's module raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{where}={name!r}: cannot be imported ({reason})") from None
+    except (Exception, SystemExit) as error:  # whatever the import of a user's module raises
+        raise UserError(f"{where}={name!r}: cannot be imported ({_reason(error)})") from None
     if not callable(value) and not isinstance(value, Policy):
         raise UserError(f"{where}={name!r}: {value!r}; expected a function, or an object that can be called")
     return value
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _call(where: str, name: str, function: Callable, *arguments: Any) -> Any:
+    """The result of a function that `where` names; what it raises becomes one line."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise UserError(f"{where}={name!r}: raised {_reason(error)}") from None
+
+
+def _try(where: str, name: str, function: Callable, expected: jax.ShapeDtypeStruct) -> None:
+    """Traces a function of the user's own once, so that one of another signature is known before anything is written.
+
+    Raises:
+      UserError: it raises, or gives something other than `expected`.
+    """
+    out = _call(where, name, lambda: jax.eval_shape(function))
+    if (getattr(out, "shape", None), getattr(out, "dtype", None)) != (expected.shape, expected.dtype):
+        shown = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else repr(out)
+        raise UserError(f"{where}={name!r}: returned {shown}, expected {expected.dtype}{list(expected.shape)}")
+
+
+def alignment_of(name: str) -> Alignment | None:
+    """An alignment by name, tried on two chunks where it is not one of ours.
+
+    Raises:
+      UserError: no such alignment, or one of another signature.
+    """
+    where = "config.simcas.align"
+    exchange = resolve(name, ALIGNMENTS, where)
+    if name not in ALIGNMENTS:
+        boundary, real = jnp.zeros((2, 2, 4)), jnp.ones(2, bool)
+        both = jax.vmap(lambda boundary, real: exchange(boundary, real, "chunk"), axis_name="chunk")
+        _try(where, name, lambda: both(boundary, real), jax.ShapeDtypeStruct((2, 2, 4), jnp.float32))
+    return exchange
 
 
 @dataclass(frozen=True)
@@ -127,7 +168,7 @@ class SimcasConfig:
         """
         return SimCAS(
             backbone,
-            align=resolve(self.align, ALIGNMENTS, "config.simcas.align"),
+            align=alignment_of(self.align),
             policy=policy_of(self.policy, "config.simcas.policy"),
             train_policy=TRAIN_POLICIES[self.train_policy],
             reward=self._of_number("reward", REWARDS, self.reward_scale),
@@ -159,7 +200,15 @@ def policy_of(name: str, where: str) -> Policy:
       UserError: no such policy; `where` is the field or flag that names it.
     """
     value = resolve(name, POLICIES, where)
-    return value if isinstance(value, Policy) else Policy(value)
+    policy = value if isinstance(value, Policy) else Policy(value)
+    if name not in POLICIES:
+        numbers, flags = jnp.full(4, 0.5), jnp.ones(4, bool)
+        tokens = jnp.zeros(4, jnp.int32) if policy.reads_tokens else None
+        view = ChunkView(
+            numbers, flags, numbers, flags, jnp.array(1) if policy.budgeted else None, jnp.array(1), 0.5, tokens
+        )
+        _try(where, name, lambda: policy.choose(view), jax.ShapeDtypeStruct((4,), jnp.dtype(bool)))
+    return policy
 
 
 def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> Backbone:
@@ -169,7 +218,7 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
       UserError: a name that cannot be resolved.
     """
     attend = resolve(attention_name, ATTENTIONS, "config.simcas.attention")
-    return resolve(name, BACKBONES, "config.backbone")(config, attend)
+    return _call("config.backbone", name, resolve(name, BACKBONES, "config.backbone"), config, attend)
 
 
 @dataclass(frozen=True)
@@ -204,7 +253,7 @@ class UpdateConfig:
           UserError: a name that cannot be resolved.
         """
         make = resolve(self.schedule, SCHEDULES, "config.optimizer.schedule")
-        return make(self.max_lr, self.warmup, steps)
+        return _call("config.optimizer.schedule", self.schedule, make, self.max_lr, self.warmup, steps)
 
     def transformer(self, steps: int) -> optax.GradientTransformation:
         """The transformer's optimizer for a run of so many optimizer steps.
@@ -213,7 +262,11 @@ class UpdateConfig:
           UserError: a name that cannot be resolved.
         """
         algorithm = resolve(self.algorithm, ALGORITHMS, "config.optimizer.algorithm")
-        return accumulated(algorithm(self.learning_rate(steps)), self.accumulate_step, self.clip_norm)
+        base = _call("config.optimizer.algorithm", self.algorithm, algorithm, self.learning_rate(steps))
+        if not isinstance(base, optax.GradientTransformation):
+            given = f"config.optimizer.algorithm={self.algorithm!r}"
+            raise UserError(f"{given}: returned {base!r}, expected an optax.GradientTransformation")
+        return accumulated(base, self.accumulate_step, self.clip_norm)
 
     def selector(self) -> optax.GradientTransformation:
         """The selector's optimizer: Adam at a constant rate."""
