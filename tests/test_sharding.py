@@ -23,7 +23,7 @@ from jax_simcas.common.sharding import (
     partition,
     state_shardings,
 )
-from jax_simcas.compile_check import hlo
+from jax_simcas.compile_check import cost
 from jax_simcas.method.model import encode_and_select, init_params
 from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.select import POLICIES
@@ -155,7 +155,7 @@ def test_a_product_brings_its_kernel_together_first():
             jax.jit(jax.value_and_grad(loss), out_shardings=(None, kernel.sharding)).lower(kernel, states).compile()
         )
         assert jax.eval_shape(lambda x: constrain(x, "heads"), jax.ShapeDtypeStruct((7,), jnp.float32)).shape == (7,)
-    found = hlo.report(compiled.as_text()).collectives
+    found = cost.analyze(compiled.as_text()).collectives
     assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
     (gathered,) = [c.bytes for c in found if c.kind == "all-gather"]
     assert gathered in (32 * 32 * 2, 32 * 32 * 4)  # some CPUs widen bfloat16 first

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -128,8 +127,3 @@ def test_every_config_is_built_and_traced(name):
 
     out = jax.eval_shape(trained_and_asked, jax.random.key(0), rows)
     assert out.shape == (settings.generate.max_length,)
-
-
-def test_the_tool_settings_are_readable():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert settings["tool"]["pytest"]["ini_options"]["filterwarnings"] == ["error"]

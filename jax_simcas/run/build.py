@@ -156,6 +156,17 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
     return load(source)
 
 
+def fitted_to(settings: Settings, bart: BartConfig) -> Settings:
+    """Default settings with no chunk, target or summary longer than the positions of the model."""
+    positions = bart.max_position_embeddings
+    simcas, generate = settings.simcas, settings.generate
+    simcas = simcas.replace(
+        chunk_length=min(simcas.chunk_length, positions), max_target_len=min(simcas.max_target_len, positions)
+    )
+    generate = dataclasses.replace(generate, max_length=min(generate.max_length, positions))
+    return dataclasses.replace(settings, simcas=simcas, generate=generate)
+
+
 def load_model(source: str, step: Any = "best") -> Model:
     """A trained model, as `load_weights` reads it, with the settings that lie beside it or the default ones.
 
@@ -166,6 +177,8 @@ def load_model(source: str, step: Any = "best") -> Model:
     loaded = fill_missing_params(load_weights(source, step), source, jax.random.key(0))
     if loaded.extra:
         default = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
+    else:
+        default = fitted_to(default, loaded.config)
     settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
     check_vocabulary(tokenizer, settings, source)
