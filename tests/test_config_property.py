@@ -65,9 +65,9 @@ def accepted(monkeypatch, tmp_path):
     """What programs would have run, had nothing been wrong; they run in an empty folder."""
     calls = []
     monkeypatch.setattr(loop, "train", lambda settings, *_: calls.append(settings) or loop.Outcome(1, {}, False))
-    monkeypatch.setattr(cli, "prepare", lambda: None)
+    monkeypatch.setattr(cli, "prepare_jax", lambda: None)
     embedded = config_file.read_config("embedded")
-    monkeypatch.setattr(config_file, "read", lambda *_: embedded)
+    monkeypatch.setattr(config_file, "read_config", lambda *_: embedded)
     monkeypatch.chdir(tmp_path)
     return calls
 
