@@ -243,7 +243,7 @@ BANNED = (
     r"\bsays so\b",
     r"\bis told\b",
     r"\bissue \d",
-    r"/work/",
+    r"/w[o]rk/",
     r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b",  # commit hashes
 )
 
