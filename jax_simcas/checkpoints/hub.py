@@ -213,7 +213,7 @@ def _sharded(path: Path) -> StateDict:
     out: StateDict = {}
     for name in sorted(set(parts.values())):
         if not name or Path(name).name != name:
-            raise UserError(f"{path}: names {name!r}; expected a file of its own folder")
+            raise UserError(f"{path}: names a file outside its folder: {name!r}")
         out |= _safetensors(path.with_name(name))
     return out
 
