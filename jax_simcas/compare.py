@@ -29,9 +29,9 @@ def parser() -> cli.Parser:
 
 
 def run(arguments: Any) -> int:
-    from jax_simcas.evaluation import side_by_side
+    from jax_simcas.run import compare_runs
 
-    return side_by_side.run(arguments)
+    return compare_runs.run(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

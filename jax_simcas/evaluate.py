@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_simcas.common import cli
+from jax_simcas.run import overrides
 
 EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed
@@ -35,7 +36,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--limit", type=cli.positive, help="the first LIMIT documents only")
     made.add_argument("--output", type=cli.text, help="default: WORKDIR/evaluation/SPLIT[-POLICY]")
-    cli.add_overrides(made, "--data-dir", "--batch-size", "--max-input-len", *cli.GENERATION)
+    overrides.add_overrides(made, "--data-dir", "--batch-size", "--max-input-len", *overrides.GENERATION)
     made.add_argument("--seed", type=cli.seed, default=0, help="of random policies and of the bootstrap")
     cli.add_distributed(made)
     made.add_argument(

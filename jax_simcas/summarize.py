@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_simcas.common import cli
+from jax_simcas.run import overrides
 
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
@@ -31,7 +32,9 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--html", type=cli.text, metavar="FILE", help="also write a page with what was kept of each document"
     )
-    cli.add_overrides(made, "--policy", "--budget", "--capacity", "--max-input-len", *cli.GENERATION, "--dtype")
+    overrides.add_overrides(
+        made, "--policy", "--budget", "--capacity", "--max-input-len", *overrides.GENERATION, "--dtype"
+    )
     made.add_argument("--seed", type=cli.seed, default=0, help="of policies that draw")
     return made
 

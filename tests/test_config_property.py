@@ -16,7 +16,7 @@ from jax_simcas.__main__ import PROGRAMS
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.run import config as config_lib
-from jax_simcas.run import config_file, loop
+from jax_simcas.run import config_file, loop, overrides
 from jax_simcas.run.config import Settings
 from jax_simcas.run.fields import all_fields
 
@@ -188,9 +188,9 @@ def test_unknown_flags_are_one_line(name, module, capsys, monkeypatch, tmp_path)
             assert code == 2
 
 
-@pytest.mark.parametrize("flag", cli.OVERRIDES)
+@pytest.mark.parametrize("flag", overrides.OVERRIDES)
 def test_flags_that_stand_for_a_setting_change_it_or_are_one_line(flag):
-    override = cli.OVERRIDES[flag]
+    override = overrides.OVERRIDES[flag]
     settings = config_file.settings_of(types.SimpleNamespace(config="embedded", changes=[]))
     for value in ("x", 0, 1, 2, 10, 10**6, 2**31 - 1, -1, 1e30):
         try:

@@ -239,7 +239,8 @@ def test_a_damaged_folder_says_what_to_do(here, capsys):
     assert main(here, "--only=good", "--seeds=0") == 0
     (here / "runs" / "good" / "seed-0" / "evaluation" / "own" / "predictions.jsonl").write_text("{")
     assert main(here, "--table") == 1
-    assert "own: cannot be read" in one_line_error(capsys.readouterr().err)
+    error = one_line_error(capsys.readouterr().err)
+    assert "own/predictions.jsonl:1: not JSON" in error and "own, which is then run again" in error
     (here / "runs" / "good" / "seed-0" / "step.json").write_text("{")
     assert main(here, "--table") == 1
     assert "remove" in one_line_error(capsys.readouterr().err)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
+from jax_simcas.common.errors import prefixed
 from jax_simcas.common.tables import markdown_table
 from jax_simcas.compile_check import cost, topology
 
@@ -91,7 +92,8 @@ def analyze_attention(kind: str, shape: AttentionShape, where: str, backward: bo
     from jax.sharding import SingleDeviceSharding
 
     topology.prepare_environment()
-    place = SingleDeviceSharding(topology.describe(where).devices[0])
+    with prefixed("--topology="):
+        place = SingleDeviceSharding(topology.describe(where).devices[0])
     attend = KINDS[kind](shape)
 
     def run(query: Any, key: Any, value: Any, mask: Any, cotangent: Any) -> Any:
@@ -145,7 +147,8 @@ def cycles_of(kind: str, shape: AttentionShape, where: str, backward: bool) -> i
 
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
-    topology.parse_topology(arguments.topology)
+    with prefixed("--topology="):
+        topology.parse_topology(arguments.topology)
     shape = AttentionShape(arguments.chunks, arguments.heads, arguments.length, arguments.width)
     rows = []
     spawn = multiprocessing.get_context("spawn")

@@ -1,7 +1,7 @@
 """What all programs share: flags, exit codes, errors in one line, a compilation cache, and a quiet start.
 
-Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE, which change a setting; `add_overrides`
-adds those that stand for one, such as --num-beams. Nothing here imports jax: --help answers at once.
+Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE, which change a setting; those that
+stand for one, such as --num-beams, are in run/overrides.py. Nothing here imports jax: --help answers at once.
 
 Exit codes, of every program: 0 done; 1 an error, one line on standard error that begins with `error:`; 2 wrong flags,
 one such line; 130 Ctrl-C. What a program adds to these stands in its --help.
@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax_simcas
 from jax_simcas.common.checks import LARGEST, LARGEST_SEED
@@ -240,43 +240,3 @@ def some_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         return given
 
     return parse
-
-
-class Override(NamedTuple):
-    """A flag that stands for a setting."""
-
-    field: str
-    kind: Callable[[str], Any]
-    help: str
-
-
-OVERRIDES: dict[str, Override] = {
-    "--policy": Override("simcas.policy", text, "what selects the states that the decoder sees"),
-    "--budget": Override("simcas.budget", positive, "candidates to keep, for policies that keep so many"),
-    "--capacity": Override("simcas.capacity", positive, "most states that the decoder sees"),
-    "--max-input-len": Override("simcas.max_input_len", positive, "tokens read of a document"),
-    "--dtype": Override("simcas.dtype", str, "float32 or bfloat16"),
-    "--num-beams": Override("generate.num_beams", positive, "beams of the search"),
-    "--max-length": Override("generate.max_length", positive, "tokens of a summary, the start token included"),
-    "--min-length": Override("generate.min_length", natural, "tokens of a summary, likewise"),
-    "--length-penalty": Override("generate.length_penalty", number(float), "above 0 prefers long summaries"),
-    "--no-repeat-ngram-size": Override("generate.no_repeat_ngram_size", natural, "no n tokens come twice; 0: they may"),
-    "--batch-size": Override("data.batch_size", positive, "documents at a time"),
-    "--data-dir": Override("data.data_dir", text, "the folder of the data"),
-}
-GENERATION = ("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size")
-
-
-def add_overrides(made: Parser, *flags: str) -> None:
-    """Adds flags of `OVERRIDES`."""
-    group = made.add_argument_group("in place of the model's own settings")
-    for flag in flags:
-        override = OVERRIDES[flag]
-        group.add_argument(flag, dest=override.field, metavar=flag[2:].upper(), type=override.kind, help=override.help)
-
-
-def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:
-    """The flags of `OVERRIDES` that were given: field -> (flag, value)."""
-    flag_of = {override.field: flag for flag, override in OVERRIDES.items()}
-    given = vars(arguments)
-    return {name: (flag_of[name], given[name]) for name in flag_of if given.get(name) is not None}

@@ -1,8 +1,22 @@
 """The one exception that programs turn into a one-line message, and what keeps such a line short."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Something the user can fix: names the file, field or flag, what was given and what was expected."""
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Puts `prefix` before the message of a UserError: functions below the programs do not know the flag."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{prefix}{error}") from None
 
 
 def first_of(problems: list[str], limit: int = 3) -> str:

@@ -37,14 +37,6 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def with_kept(scalars_: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with `kept`, the share of the candidates that the decoder sees: what was chosen and found a place."""
-    chosen = scalars_.get("selection/kept")
-    if chosen is None or "kept" in scalars_:
-        return dict(scalars_)
-    return {**scalars_, "kept": chosen * (1 - (scalars_.get("selection/overflow") or 0.0))}
-
-
 class MetricsWriter:
     """Context manager that appends metrics to `workdir`/metrics.jsonl and `workdir`/tensorboard.
 

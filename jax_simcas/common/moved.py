@@ -1,4 +1,4 @@
-"""The modules of version 0.1 by their old names: files and code that import them keep working, with a warning."""
+"""Modules by their names before they moved: files and code that import them keep working, with a warning."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ MOVED = {
     "data.embedded": "data.synthetic",
     "data.pipeline": "data.batches",
     "data.sources": "data.rows",
+    "evaluation.side_by_side": "run.compare_runs",
     "generate": "method.beam_search",
     "grid": "experiments.spec",
     "inference": "evaluation.predict",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import cli, files
+from jax_simcas.common.errors import prefixed
 from jax_simcas.compile_check import output, topology
 from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage, mesh_sizes
 from jax_simcas.compile_check.topology import Topology
@@ -48,11 +49,13 @@ def summary_line(settings: Settings, shape: BatchShape, target: Topology) -> str
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     settings = settings_of(arguments)
-    topology.parse_topology(arguments.topology)
+    with prefixed("--topology="):
+        topology.parse_topology(arguments.topology)
     cli.prepare_jax()
     topology.prepare_environment()
     settings = dataclasses.replace(settings, bart=bart_of(settings))
-    target = topology.describe(arguments.topology)
+    with prefixed("--topology="):
+        target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)
     batch = batch_shape(settings, *shape, devices=len(target.devices))
     print(summary_line(settings, batch, target), file=sys.stderr)

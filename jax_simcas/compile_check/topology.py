@@ -64,11 +64,11 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     generation = found.group(1) if found else name
     if found is None or generation not in CHIPS:
-        raise UserError(f"--topology={name}: expected one of {', '.join(CHIPS)} with its chips, such as {EXAMPLES}")
+        raise UserError(f"{name}: expected one of {', '.join(CHIPS)} with its chips, such as {EXAMPLES}")
     chip, sides = CHIPS[generation], tuple(int(side) for side in found.group(2).split("x"))
     if len(sides) != chip.dimensions or 0 in sides:
         shape = "x".join("N" * chip.dimensions)
-        raise UserError(f"--topology={name}: {generation} comes as {generation}:{shape}, such as {EXAMPLES}")
+        raise UserError(f"{name}: {generation} comes as {generation}:{shape}, such as {EXAMPLES}")
     return chip, sides
 
 
@@ -94,7 +94,7 @@ def describe(name: str) -> Topology:
     """
     chip, sides = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("libtpu, which has the TPU compiler, is not installed: pip install 'jax_simcas[tpu]'")
+        raise UserError(f"{name}: needs libtpu, which has the TPU compiler: pip install 'jax_simcas[tpu]'")
     from jax.experimental import topologies
 
     three = (*sides, 1)[:3]
@@ -106,5 +106,5 @@ def describe(name: str) -> Topology:
     try:
         devices = topologies.get_topology_desc(name, "tpu", **options).devices
     except Exception as error:  # jax raises whatever the plugin's C interface returns
-        raise UserError(f"--topology={name}: {error}; try {EXAMPLES}") from None
+        raise UserError(f"{name}: {error}; try {EXAMPLES}") from None
     return Topology(name, chip, tuple(devices))

@@ -89,11 +89,11 @@ def load_encoder(choice: str) -> Encoder:
     asked = re.fullmatch(r"(?!@)(.+?)(?:@(\d+))?", choice)
     source, number = asked.groups() if asked else ("", None)
     if not source:
-        raise UserError(f"--bertscore={choice}: expected MODEL or MODEL@LAYER, such as roberta-large@17")
+        raise UserError(f"{choice}: expected MODEL or MODEL@LAYER, such as roberta-large@17")
     try:
         import torch
     except ImportError:
-        raise UserError(f"--bertscore={choice}: needs PyTorch; pip install 'jax_simcas[bertscore]'") from None
+        raise UserError(f"{choice}: needs PyTorch; pip install 'jax_simcas[bertscore]'") from None
     tokenizer, model = _read(choice, source)
     config = model.config
     if config.is_encoder_decoder:
@@ -103,7 +103,7 @@ def load_encoder(choice: str) -> Encoder:
     layers = config.num_hidden_layers
     if layer is None or not 0 < layer <= layers:
         why = "no layer is known to be best for it" if layer is None else f"it has {layers} layers"
-        raise UserError(f"--bertscore={choice}: {why}; give {source}@LAYER, 1 to {layers}")
+        raise UserError(f"{choice}: {why}; give {source}@LAYER, 1 to {layers}")
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     return Encoder(name, layer, _limit(tokenizer, config), model, tokenizer)
 
@@ -125,11 +125,11 @@ def _read(choice: str, source: str) -> tuple[Any, Any]:
         )
     except Exception as error:  # the libraries raise all kinds of errors for missing or damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"--bertscore={choice}: cannot be loaded ({reason}); {where}") from None
+        raise UserError(f"{choice}: cannot be loaded ({reason}); {where}") from None
     # The library initialises missing weights randomly. The pooler comes after the layers and is not used.
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
-        raise UserError(f"--bertscore={choice}: {len(missing)} weights are missing, the first is {missing[0]}; {where}")
+        raise UserError(f"{choice}: {len(missing)} weights are missing, the first is {missing[0]}; {where}")
     return tokenizer, model
 
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation import metrics
 from jax_simcas.evaluation.bootstrap import Score
-from jax_simcas.evaluation.report import SCORES
 
 RATIO = "likelihood_ratio"
-
-
-def read_scores(folder: Path) -> dict[str, Any]:
-    """scores.json of an evaluation.
-
-    Raises:
-      UserError: there is none.
-    """
-    try:
-        return json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/{SCORES}: cannot be read ({error}); run jax_simcas.evaluate first") from None
 
 
 def as_score(fields: dict[str, Any]) -> Score:
@@ -35,7 +20,7 @@ def as_score(fields: dict[str, Any]) -> Score:
     return Score(mean, low, high, fields["count"])
 
 
-def chosen(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
+def shown_measures(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
     """The scores to show: those asked for, else all of texts as they are.
 
     Raises:
@@ -44,7 +29,7 @@ def chosen(there: Iterable[str], asked: list[str], folder: str) -> list[str]:
     there = list(there)
     missing = [name for name in asked if name not in there]
     if missing:
-        raise UserError(f"--measures: {folder} has no score {missing[0]!r}; it has {', '.join(there)}")
+        raise UserError(f"{folder} has no score {missing[0]!r}; it has {', '.join(there)}")
     return asked or [name for name in there if not name.startswith(metrics.AUTHORS)]
 
 

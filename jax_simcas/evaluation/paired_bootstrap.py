@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from jax_simcas.common import pairs, plots, tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import PathLike
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
+from jax_simcas.evaluation.files import read_rows
 from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
 
-PREDICTIONS = "predictions.jsonl"
 RESAMPLES = 10_000  # of the documents
 
 
@@ -45,33 +44,17 @@ def read_predictions(path: Path) -> dict[Key, Predicted]:
     Raises:
       UserError: unreadable, empty, not JSON, or a row without an id, or with neither scores nor texts to score.
     """
-    file = path / PREDICTIONS if path.is_dir() else path
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        within = sorted(str(found.parent) for found in path.glob(f"evaluation/*/{PREDICTIONS}"))
-        give = f"give one of {', '.join(within)}" if within else "give what jax_simcas.evaluate wrote"
-        raise UserError(f"{file}: cannot be read ({error.strerror}); {give}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start}); give what jax_simcas.evaluate wrote") from None
     rows: dict[Key, Predicted] = {}
     seen: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            name, row = _parsed(line, f"{file}:{number}")
-            rows[name, seen[name]] = row
-            seen[name] += 1
-    if not rows:
-        raise UserError(f"{file}: empty; there is nothing to compare")
+    for where, record in read_rows(path):
+        name, row = _parsed(record, where)
+        rows[name, seen[name]] = row
+        seen[name] += 1
     return rows
 
 
-def _parsed(line: str, where: str) -> tuple[str, Predicted]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict) or not isinstance(row.get("id"), (str, int)):
+def _parsed(row: dict[str, Any], where: str) -> tuple[str, Predicted]:
+    if not isinstance(row.get("id"), (str, int)):
         raise UserError(f"{where}: expected an object with an id")
     prediction, references, scores = row.get("prediction"), _references(row, where), _scores(row, where)
     if not isinstance(prediction, (str, type(None))):
@@ -107,13 +90,13 @@ def check_pairs(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> None:
         lacking = [id for id, occurrence in mine if (id, occurrence) not in others]
         if lacking:
             raise UserError(
-                f"--compare: {other} lacks {len(lacking)} of the {len(mine)} ids of {name}, the first is "
+                f"{other} lacks {len(lacking)} of the {len(mine)} ids of {name}, the first is "
                 f"{lacking[0]!r}; compare evaluations of the same documents (the same --split and --limit)"
             )
     differ = [key[0] for key in a if a[key].references and b[key].references and a[key].references != b[key].references]
     if differ:
         raise UserError(
-            f"--compare: A and B have different references for {len(differ)} of {len(a)} ids, the first is "
+            f"A and B have different references for {len(differ)} of {len(a)} ids, the first is "
             f"{differ[0]!r}; compare evaluations of the same data"
         )
 
@@ -137,7 +120,7 @@ def scored(rows: dict[Key, Predicted], names: Sequence[str], where: str) -> dict
         unknown = [name for name in lacking if name not in SUMMARY_SCORES + ANSWER_SCORES]
         if unknown:
             known = ", ".join(dict.fromkeys((*row.scores, *SUMMARY_SCORES, *ANSWER_SCORES)))
-            raise UserError(f"--measures: {where} has no score {unknown[0]!r}; expected some of {known}")
+            raise UserError(f"{where} has no score {unknown[0]!r}; expected some of {known}")
         computed: dict[str, float] = {}
         if lacking:
             prediction, references = _texts(key, row, lacking[0], where)
@@ -167,8 +150,10 @@ def _texts(key: Key, row: Predicted, name: str, where: str) -> tuple[str, tuple[
     return row.prediction, row.references
 
 
-def compare(a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed: int) -> dict[str, Compared]:
-    """Compares every score of A and B over the documents for which neither is NaN."""
+def paired_differences(
+    a: dict[Key, dict[str, float]], b: dict[Key, dict[str, float]], seed: int
+) -> dict[str, Compared]:
+    """Every score of A beside that of B, over the documents for which neither is NaN."""
     found = {}
     for name in next(iter(a.values())):
         both = [key for key in a if not (math.isnan(a[key][name]) or math.isnan(b[key][name]))]

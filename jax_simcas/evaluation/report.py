@@ -1,17 +1,15 @@
-"""What an evaluation writes and prints: predictions.jsonl, scores.json, a table and what was kept."""
+"""What an evaluation prints: a table of its scores, and what was kept."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.common import files, tables
-from jax_simcas.evaluation import bootstrap, metrics, paired_bootstrap
-from jax_simcas.evaluation.documents import Evaluated
+from jax_simcas.common import tables
+from jax_simcas.evaluation import bootstrap, metrics
+from jax_simcas.evaluation.files import PREDICTIONS, SCORES
 
-SCORES = "scores.json"
 MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
 
 
@@ -26,35 +24,6 @@ def table(summary: dict[str, Any]) -> str:
         for name in summary["scores"]
     ]
     return tables.markdown_table(rows, ["score", "model", "lead"])
-
-
-def write_predictions(path: Path, rows: list[Evaluated]) -> None:
-    """One JSON object per document, in order."""
-    with path.open("w", encoding="utf-8") as file:
-        for item in rows:
-            record = {
-                "index": item.number,
-                "id": item.row.id,
-                "prediction": item.prediction,
-                "reference": item.row.summary,
-                "answers": list(item.row.answers),
-                "scores": item.scores,
-                "lead": item.lead,
-                "kept": item.kept[0],
-                "candidates": item.kept[1],
-                "cut_tokens": item.cut_tokens,
-                "unknown_tokens": item.unknown[0],
-                "tokens": item.unknown[1],
-                "nll": item.nll,
-                "evidence": item.evidence or None,
-            }
-            file.write(json.dumps(files.json_ready(record), ensure_ascii=False) + "\n")
-
-
-def write(folder: Path, rows: list[Evaluated], summary: dict[str, Any]) -> None:
-    """predictions.jsonl and scores.json."""
-    write_predictions(folder / paired_bootstrap.PREDICTIONS, rows)
-    files.replace_file(folder / SCORES, (json.dumps(files.json_ready(summary), indent=1) + "\n").encode())
 
 
 def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -78,7 +47,7 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         most = f"max_input_len={summary['max_input_len']}"
         yield f"{summary['documents_cut']} of {cut} cut at {most}; --max-input-len reads more"
     yield f"lead: the first {words} words, as many as a reference has on average; {summary['seconds']} s"
-    yield f"rows in {folder / paired_bootstrap.PREDICTIONS}, figures in {folder / SCORES}"
+    yield f"rows in {folder / PREDICTIONS}, figures in {folder / SCORES}"
 
 
 def kept_line(summary: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.pairs import Number
 from jax_simcas.common.tables import Interval
 from jax_simcas.evaluation import metrics
+from jax_simcas.evaluation.files import read_rows, read_scores
 from jax_simcas.experiments import statistics, table
 from jax_simcas.experiments.plan import Command, evaluation_folder
 from jax_simcas.experiments.runner import seconds_of
@@ -26,12 +26,13 @@ def read_evaluation(folder: Path) -> tuple[list[Measures], str]:
       UserError: a file that cannot be read.
     """
     try:
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
-        source = json.loads((folder / "scores.json").read_text(encoding="utf-8"))["source"]
+        records = [record for _, record in read_rows(folder)]
+        source = read_scores(folder)["source"]
         measures: list[Measures] = [statistics.measures_of(record) for record in records]
         return measures, f"{source} {[record['index'] for record in records]}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError as error:
+        raise UserError(f"{error}; or remove {folder}, which is then run again") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: cannot be read ({error!r}); remove it to run it again") from None
 
 

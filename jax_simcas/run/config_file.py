@@ -14,11 +14,11 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 import jax_simcas
-from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import fields
 from jax_simcas.run.config import Settings
+from jax_simcas.run.overrides import overrides_of
 
 EXPERIMENTS = "experiments"  # the folder of experiments among the configs
 
@@ -167,7 +167,7 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     Raises:
       UserError: names the flag.
     """
-    flags = cli.overrides_of(arguments)
+    flags = overrides_of(arguments)
     mapping = override(config_lib.to_config(settings), getattr(arguments, "changes", ())).to_dict()
     for name in SIZES:
         given, trained = mapping["bart"][name], getattr(settings.bart, name)

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from jax_simcas.common import cli, files, progress
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.rows import First, RowSource
 from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
+from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.method_config import policy_of
@@ -63,6 +64,12 @@ def evaluate_all(model: Model, source: RowSource, policy: str, lead_words: int, 
     return documents.of_all_processes(rows, source, gather)
 
 
+def encoder_of(arguments: Any) -> bertscore.Encoder | None:
+    """The encoder of --bertscore."""
+    with prefixed("--bertscore="):
+        return bertscore.load_encoder(arguments.bertscore) if arguments.bertscore else None
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     cli.prepare_jax()
@@ -76,7 +83,7 @@ def run(arguments: Any) -> int:
     folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
     if is_main():
         files.make_folder(folder, "--output")
-    encoder = bertscore.load_encoder(arguments.bertscore) if arguments.bertscore and is_main() else None
+    encoder = encoder_of(arguments) if is_main() else None
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
     rows = evaluate_all(model, source, policy, lead_words, arguments.seed)
@@ -95,7 +102,7 @@ def run(arguments: Any) -> int:
     }
     if encoder:
         summary["bertscore_limit"] = encoder.limit
-    report.write(folder, rows, summary)
+    evaluation_files.write(folder, rows, summary)
     for line in report.lines(summary, folder):
         print(line)
     return 0
@@ -106,14 +113,16 @@ def run_compare(arguments: Any) -> int:
     cli.prepare_jax()
     paths = [Path(name) for name in arguments.compare]
     files = [paired_bootstrap.read_predictions(path) for path in paths]
-    paired_bootstrap.check_pairs(*files)
-    encoder = bertscore.load_encoder(arguments.bertscore) if arguments.bertscore else None
+    with prefixed("--compare: "):
+        paired_bootstrap.check_pairs(*files)
+    encoder = encoder_of(arguments)
     names = arguments.measures or paired_bootstrap.common_scores(*files)
-    scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
+    with prefixed("--measures: " if arguments.measures else ""):
+        scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
     if encoder:
         extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
-    compared = paired_bootstrap.compare(scores[0], scores[1], arguments.seed)
+    compared = paired_bootstrap.paired_differences(scores[0], scores[1], arguments.seed)
     print(paired_bootstrap.differences_table(compared))
     print(f"\nA: {paths[0]}\nB: {paths[1]}")
     print(

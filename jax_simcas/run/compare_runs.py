@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import plots
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.evaluation import comparison, metrics
 from jax_simcas.evaluation.bootstrap import Score
+from jax_simcas.evaluation.files import read_scores
 
 
 def run(arguments: Any) -> int:
@@ -19,8 +20,9 @@ def run(arguments: Any) -> int:
         name, separator, folder = item.partition("=")
         if not separator:
             raise UserError(f"{item}: expected NAME=FOLDER, the folder of an evaluation")
-        summary = comparison.read_scores(Path(folder))
-        measures = comparison.chosen(summary["scores"], arguments.measures, folder)
+        summary = read_scores(Path(folder))
+        with prefixed("--measures: "):
+            measures = comparison.shown_measures(summary["scores"], arguments.measures, folder)
         scores[name] = {measure: comparison.as_score(summary["scores"][measure]) for measure in measures}
         rows.append(comparison.row(name, summary, scores[name]))
     print(comparison.comparison_table(rows))

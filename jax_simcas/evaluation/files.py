@@ -1,0 +1,90 @@
+"""The files of one evaluation: predictions.jsonl, one row per document, and scores.json, the means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jax_simcas.common.errors import UserError
+from jax_simcas.common.files import json_ready, replace_file
+from jax_simcas.evaluation.documents import Evaluated
+
+PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+
+
+def record_of(item: Evaluated) -> dict[str, Any]:
+    """A row of predictions.jsonl."""
+    return {
+        "index": item.number,
+        "id": item.row.id,
+        "prediction": item.prediction,
+        "reference": item.row.summary,
+        "answers": list(item.row.answers),
+        "scores": item.scores,
+        "lead": item.lead,
+        "kept": item.kept[0],
+        "candidates": item.kept[1],
+        "cut_tokens": item.cut_tokens,
+        "unknown_tokens": item.unknown[0],
+        "tokens": item.unknown[1],
+        "nll": item.nll,
+        "evidence": item.evidence or None,
+    }
+
+
+def write(folder: Path, rows: list[Evaluated], summary: dict[str, Any]) -> None:
+    """Writes both files; scores.json comes last, so that where it is the rows are complete.
+
+    Raises:
+      UserError: one cannot be written.
+    """
+    lines = (json.dumps(json_ready(record_of(item)), ensure_ascii=False) + "\n" for item in rows)
+    replace_file(folder / PREDICTIONS, "".join(lines).encode())
+    replace_file(folder / SCORES, (json.dumps(json_ready(summary), indent=1) + "\n").encode())
+
+
+def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a predictions.jsonl, given as the file or as its evaluation's folder, each with its file and line.
+
+    Raises:
+      UserError: unreadable, empty, or a line that is no JSON object.
+    """
+    file = path / PREDICTIONS if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        within = sorted(str(found.parent) for found in path.glob(f"evaluation/*/{PREDICTIONS}"))
+        give = f"give one of {', '.join(within)}" if within else "give what jax_simcas.evaluate wrote"
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {give}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start}); give what jax_simcas.evaluate wrote") from None
+    rows = [(f"{file}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise UserError(f"{file}: empty; there is nothing to compare")
+    return [(where, _parsed(line, where)) for where, line in rows]
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object with an id")
+    return row
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """scores.json of an evaluation.
+
+    Raises:
+      UserError: there is none, or it holds no JSON object.
+    """
+    try:
+        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/{SCORES}: cannot be read ({error}); run jax_simcas.evaluate first") from None
+    if not isinstance(scores, dict):
+        raise UserError(f"{folder}/{SCORES}: expected an object; run jax_simcas.evaluate again")
+    return scores

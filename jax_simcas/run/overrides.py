@@ -1,0 +1,53 @@
+"""Flags that stand for a setting, such as --num-beams for config.generate.num_beams.
+
+Imports no jax: --help answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax_simcas.common import cli
+
+
+class Override(NamedTuple):
+    """A flag that stands for a setting."""
+
+    field: str
+    kind: Callable[[str], Any]
+    help: str
+
+
+OVERRIDES: dict[str, Override] = {
+    "--policy": Override("simcas.policy", cli.text, "what selects the states that the decoder sees"),
+    "--budget": Override("simcas.budget", cli.positive, "candidates to keep, for policies that keep so many"),
+    "--capacity": Override("simcas.capacity", cli.positive, "most states that the decoder sees"),
+    "--max-input-len": Override("simcas.max_input_len", cli.positive, "tokens read of a document"),
+    "--dtype": Override("simcas.dtype", str, "float32 or bfloat16"),
+    "--num-beams": Override("generate.num_beams", cli.positive, "beams of the search"),
+    "--max-length": Override("generate.max_length", cli.positive, "tokens of a summary, the start token included"),
+    "--min-length": Override("generate.min_length", cli.natural, "tokens of a summary, likewise"),
+    "--length-penalty": Override("generate.length_penalty", cli.number(float), "above 0 prefers long summaries"),
+    "--no-repeat-ngram-size": Override(
+        "generate.no_repeat_ngram_size", cli.natural, "no n tokens come twice; 0: they may"
+    ),
+    "--batch-size": Override("data.batch_size", cli.positive, "documents at a time"),
+    "--data-dir": Override("data.data_dir", cli.text, "the folder of the data"),
+}
+GENERATION = ("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size")
+
+
+def add_overrides(made: cli.Parser, *flags: str) -> None:
+    """Adds flags of `OVERRIDES`."""
+    group = made.add_argument_group("in place of the model's own settings")
+    for flag in flags:
+        override = OVERRIDES[flag]
+        group.add_argument(flag, dest=override.field, metavar=flag[2:].upper(), type=override.kind, help=override.help)
+
+
+def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:
+    """The flags of `OVERRIDES` that were given: field -> (flag, value)."""
+    flag_of = {override.field: flag for flag, override in OVERRIDES.items()}
+    given = vars(arguments)
+    return {name: (flag_of[name], given[name]) for name in flag_of if given.get(name) is not None}
