@@ -183,6 +183,13 @@ def headings(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_prose_is_wrapped(name):
+    """Tables, images and the targets of links may be longer."""
+    lines = [re.sub(r"\]\([^)]*\)", "]", line) for line in prose(name).splitlines()]
+    assert not [line for line in lines if len(line) > 120 and not line.lstrip().startswith(("|", "!["))]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_relative_link_resolves(name):
     text = prose(name)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
