@@ -53,7 +53,11 @@ def explanations(cls: type) -> dict[str, str]:
             if said:
                 found.setdefault(beside[1], said)
         comment = ""
-    return found | {item.name: item.metadata["help"] for item in dataclasses.fields(cls) if "help" in item.metadata}
+    found |= {item.name: item.metadata["help"] for item in dataclasses.fields(cls) if "help" in item.metadata}
+    for name, text in found.items():
+        if re.search(r"(\bsee|[,;:])$", text):
+            raise ValueError(f"{cls.__name__}.{name}: ends in {text[-20:]!r}; indent the next line of the docstring")
+    return found
 
 
 def type_name(hint: Any) -> str:

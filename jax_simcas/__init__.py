@@ -21,6 +21,8 @@ _PUBLIC = {
     "Bart": "backbones.bart.backbone",
     "BartConfig": "backbones.bart.config",
     "Backbone": "backbones.protocol",
+    "Pretrained": "checkpoints.hub",
+    "from_pretrained": "checkpoints.hub",
     "Alignment": "method.align",
     "chunk_mean": "method.align",
     "chunk_shift": "method.align",

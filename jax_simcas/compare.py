@@ -1,6 +1,6 @@
-"""Compares evaluations: a table and bars with intervals, the first one as the baseline.
+"""Compares evaluations: a table and bars, each score with its own interval.
 
-Each interval is one score's own. For the difference of two evaluations of the same documents, with its own interval,
+For the difference of two evaluations of the same documents, with its own interval,
 see `python -m jax_simcas.evaluate --compare A B`, which pairs the documents.
 """
 
@@ -14,7 +14,7 @@ from jax_simcas.common import cli
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
-  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test lead=runs/b/evaluation/test --measures=authors/rougeLsum
+  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --measures=authors/rougeLsum
 """
 
 

@@ -3,8 +3,8 @@
 #
 #   bash launch/quickstart.sh [FOLDER]     FOLDER (default runs/quickstart) gets everything
 #
-# Needs Python 3.11 or newer and, the first time, a package index. Takes about 5 minutes on 2 CPU cores, and 2 more for
-# the installation. Safe to repeat: finished parts are skipped.
+# Needs Python 3.11 or newer and, the first time, a package index. Takes about 5 minutes on 2 CPU cores. Safe to repeat:
+# finished parts are skipped.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -27,13 +27,22 @@ simcas() { # simcas PROGRAM ARGS...
   shift
   "$venv/bin/python" -m "jax_simcas.$name" "$@"
 }
+evaluate() { # evaluate NAME SPLIT[-POLICY] LOG FLAGS...: unless that was done since the last step of training
+  local run="$out/$1" scores="$out/$1/evaluation/$2/scores.json" log="$out/$1/$3"
+  shift 3
+  if [ "$scores" -nt "$run/metrics.jsonl" ]; then
+    echo "done before: $scores"
+  else
+    simcas evaluate --workdir="$run" --split=test --batch-size=50 "$@" >"$log"
+  fi
+}
 heading() { printf '\n== %s\n' "$*"; }
 
 cat <<'TASK'
 
 The task needs no data: the first chunk of a generated document asks a question, and three facts that answer it are
 scattered among filler words over the other chunks. The model reads each chunk alone, keeps a few states of them all,
-and has to write the three values in order. Training takes about 2 minutes for each of 3 models on 2 CPU cores.
+and has to write the three values in order. Three models are trained.
 TASK
 
 heading "1/4 training: SimCAS, the same model on the first chunk only, and SimCAS without alignment"
@@ -43,9 +52,9 @@ simcas train --config=configs/embedded.py --workdir="$out/no-align" --config.sim
 
 heading "2/4 evaluating on 500 new documents"
 for name in simcas one-chunk no-align; do
-  simcas evaluate --workdir="$out/$name" --split=test --batch-size=50 >"$out/$name/evaluation.txt"
+  evaluate "$name" test evaluation.txt
 done
-simcas evaluate --workdir="$out/simcas" --split=test --batch-size=50 --policy=random >"$out/simcas/random.txt"
+evaluate simcas test-random random.txt --policy=random
 
 heading "3/4 answering a new document, $out/document.txt"
 "$venv/bin/python" - "$out/simcas/config.json" "$out/document.txt" <<'PYTHON'

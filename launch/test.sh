@@ -5,13 +5,9 @@
 #   bash launch/test.sh --all      the slow ones too
 #   bash launch/test.sh ARGS...    further arguments go to pytest (e.g. tests/test_select.py -k greedy)
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-case "${1:-}" in
-  -h | --help)
-    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-    exit 0
-    ;;
-esac
+case "${1:-}" in -h | --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;; esac
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_test_environment
 

@@ -45,7 +45,7 @@ def test_the_table_as_text_and_as_csv():
     rows = table.table_rows(experiment, {"SimCAS": A, "one chunk": B})
     text = table.markdown("ablation", rows, ["late, seed 0: training"])
     means, differences, over_seeds = (block for block in text.split("\n\n") if block.startswith("| "))
-    low, high = bootstrap.mean_interval([100, 50, 50, 50], key_seed=0)
+    _, low, high, _ = bootstrap.summarize_scores([{"mean": value} for value in (100, 50, 50, 50)])["mean"]
     assert f"62.5 ± 17.7 [{low:.1f}, {high:.1f}]" in means.splitlines()[2]
     assert [cell.strip() for cell in differences.splitlines()[2].split("|")] == [
         *("", "one chunk", "SimCAS", "-5.0 [-10.0, 0.0]", "")

@@ -37,7 +37,6 @@ REMAT = "layer"  # in training steps: half the memory of "dots", for a tenth mor
 TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
 TRANSFORMER = UpdateConfig(accumulate_step=1).transformer(steps=1)
 SELECTOR = UpdateConfig().selector()
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,15 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
 def from_pretrained(
     source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
 ) -> Pretrained:
-    """`load`, with fresh parameters for those that the checkpoint lacks."""
+    """The weights of a folder in any layout or of a hub id, with a fresh selector where they have none.
+
+    Args:
+      key: for what is fresh, which `notes` names.
+      chunk_position: whose parameters are added, where the model has one.
+
+    Raises:
+      UserError: nothing there, unreadable, or parameters missing, unexpected or mis-shaped: all in one line.
+    """
     return fill_missing_params(load(source), source, key, chunk_position)
 
 

@@ -31,7 +31,7 @@ from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
 from jax_simcas.common import files, trees
-from jax_simcas.common.errors import UserError, first_of
+from jax_simcas.common.errors import UserError, first_of, kind_and_line
 
 Mode = Literal["min", "max"]
 
@@ -323,7 +323,7 @@ def _absolute(folder: str | os.PathLike[str]) -> epath.Path:
 
 
 def _reason(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    text = kind_and_line(error)
     return text if len(text) < 200 else f"{text[:80]} ... {text[-100:]}"
 
 

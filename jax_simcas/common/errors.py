@@ -29,3 +29,9 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's error; its kind if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def kind_and_line(error: BaseException) -> str:
+    """The kind and the first line of another library's error."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

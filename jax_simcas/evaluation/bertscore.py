@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.evaluation.metrics import BERTSCORE
 
 # The layers that correlate best with human judgement on WMT16, from the list of the paper's authors.
@@ -124,8 +124,7 @@ def _read(choice: str, source: str) -> tuple[Any, Any]:
             source, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
         )
     except Exception as error:  # the libraries raise all kinds of errors for missing or damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise UserError(f"{choice}: cannot be loaded ({reason}); {where}") from None
+        raise UserError(f"{choice}: cannot be loaded ({first_line(error)}); {where}") from None
     # The library initialises missing weights randomly. The pooler comes after the layers and is not used.
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:

@@ -40,12 +40,12 @@ class Difference(NamedTuple):
         return Score(self.mean, self.low, self.high, self.count)
 
 
-def _resampled_sums(table: Float[np.ndarray, "n m"], key_seed: int, samples: int) -> Float[np.ndarray, "s m"]:
+def _resampled_sums(table: Float[np.ndarray, "n m"], seed: int, samples: int) -> Float[np.ndarray, "s m"]:
     """Column sums of `samples` tables of n rows drawn from `table` with replacement."""
     if samples < 1:
         raise ValueError(f"samples={samples}: expected at least 1")
     n, m = table.shape
-    rng = np.random.default_rng(key_seed)
+    rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // (n * m))
     rows = (table[rng.integers(0, n, (min(block, samples - i), n))].sum(axis=1) for i in range(0, samples, block))
     return np.concatenate(list(rows))
@@ -70,20 +70,7 @@ def _finite(values: Values, name: str) -> Float[np.ndarray, " n"]:
     return array
 
 
-def mean_interval(values: Values, *, key_seed: int, samples: int = 2000, level: float = 0.95) -> tuple[float, float]:
-    """(low, high): the percentile bootstrap interval of the mean; (NaN, NaN) below two values.
-
-    Raises:
-      ValueError: values that are not finite, samples < 1, level outside (0, 1).
-    """
-    array = _finite(values, "values")
-    if array.size < 2:
-        return math.nan, math.nan
-    sums = _resampled_sums(array[:, None], key_seed, samples)[:, 0]
-    return _interval(sums / array.size, float(array.mean()), level)
-
-
-def paired_difference(a: Values, b: Values, *, key_seed: int, samples: int = 2000, level: float = 0.95) -> Difference:
+def paired_difference(a: Values, b: Values, *, seed: int, samples: int = 2000, level: float = 0.95) -> Difference:
     """Compares two systems on the same documents: a[i] and b[i] are scores of document i, resampled together.
 
     p = min(1, 2 (1 + min(#{d* <= 0}, #{d* >= 0})) / (1 + samples)) over resampled mean differences d*.
@@ -99,14 +86,14 @@ def paired_difference(a: Values, b: Values, *, key_seed: int, samples: int = 200
     point = float(gap.mean()) if n else math.nan
     if n < 2:
         return Difference(point, math.nan, math.nan, math.nan, n)
-    drawn = _resampled_sums(gap[:, None], key_seed, samples)[:, 0] / n
+    drawn = _resampled_sums(gap[:, None], seed, samples)[:, 0] / n
     tail = 1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return Difference(point, *_interval(drawn, point, level), min(1.0, 2 * tail / (1 + samples)), n)
 
 
 def pool_scores(
     rows: Sequence[Mapping[str, Pair]],
-    key_seed: int = 0,
+    seed: int = 0,
     *,
     ratios: Mapping[str, tuple[str, str]] | None = None,
     differences: Mapping[str, tuple[str, str]] | None = None,
@@ -124,7 +111,7 @@ def pool_scores(
     if not names:
         return {}
     table = np.array([[row.get(name, (0.0, 0.0)) for name in names] for row in rows], np.float64)
-    drawn = _resampled_sums(table.reshape(len(rows), -1), key_seed, samples).reshape(-1, len(names), 2)
+    drawn = _resampled_sums(table.reshape(len(rows), -1), seed, samples).reshape(-1, len(names), 2)
     total, counted = table.sum(axis=0), table[..., 1] > 0
 
     def score(point: Any, estimates: np.ndarray, documents: np.ndarray) -> Score:
@@ -144,8 +131,8 @@ def pool_scores(
 
 
 def summarize_scores(
-    rows: Sequence[Mapping[str, Number]], key_seed: int = 0, *, samples: int = 2000, level: float = 0.95
+    rows: Sequence[Mapping[str, Number]], seed: int = 0, *, samples: int = 2000, level: float = 0.95
 ) -> dict[str, Score]:
     """Mean and bootstrap interval of every score over documents; rows where it is missing or NaN do not count."""
     pairs = [{k: (v, 1.0) if not math.isnan(v) else (0.0, 0.0) for k, v in row.items()} for row in rows]
-    return pool_scores(pairs, key_seed, samples=samples, level=level)
+    return pool_scores(pairs, seed, samples=samples, level=level)

@@ -246,7 +246,7 @@ def evidence_scores(kept: Bool[np.ndarray, " n"], evidence: Bool[np.ndarray, " n
 
 
 def evidence_summary(
-    rows: Sequence[Mapping[str, Pair]], key_seed: int = 0, *, samples: int = 2000, level: float = 0.95
+    rows: Sequence[Mapping[str, Pair]], seed: int = 0, *, samples: int = 2000, level: float = 0.95
 ) -> dict[str, Score]:
     """`evidence_scores` of many documents pooled, and likelihood_ratio = P(kept | evidence) / P(kept | rest).
 
@@ -254,4 +254,4 @@ def evidence_summary(
     nothing but evidence is kept, and NaN when nothing is kept or there is no evidence.
     """
     ratios = EVIDENCE_RATIOS if any("evidence_kept" in row for row in rows) else {}
-    return pool_scores(rows, key_seed, ratios=ratios, samples=samples, level=level)
+    return pool_scores(rows, seed, ratios=ratios, samples=samples, level=level)

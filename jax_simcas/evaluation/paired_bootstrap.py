@@ -158,7 +158,7 @@ def paired_differences(
     for name in next(iter(a.values())):
         both = [key for key in a if not (math.isnan(a[key][name]) or math.isnan(b[key][name]))]
         first, second = ([scores[key][name] for key in both] for scores in (a, b))
-        difference = bootstrap.paired_difference(first, second, key_seed=seed, samples=RESAMPLES)
+        difference = bootstrap.paired_difference(first, second, seed=seed, samples=RESAMPLES)
         a_mean, b_mean = (pairs.mean((sum(values), len(values))) for values in (first, second))
         found[name] = Compared(a_mean, b_mean, difference)
     return found

@@ -76,8 +76,9 @@ def run(arguments: Any) -> int:
     if not arguments.table:
         with runner.exit_on_sigterm(), runner.exclusive(workdir) as lock:
             problems = runner.run_all(chosen, lock)
-    print(output.write_outputs(" on ".join(stems), experiment, workdir, commands))
-    print(f"in {workdir}: table.md, table.csv, plot.png")
+    text, written = output.write_outputs(" on ".join(stems), experiment, workdir, commands)
+    print(text)
+    print(f"in {workdir}: {', '.join(written)}")
     for problem in problems:
         cli.fail(problem)
     return cli.EXIT_ERROR if problems else 0

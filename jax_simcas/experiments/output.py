@@ -72,12 +72,15 @@ def draw(rows: Sequence[TableRow], axis: str, path: Path) -> None:
     plots.plot_lines(panels, axis, path, metrics.measure_of)
 
 
-def write_outputs(title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]) -> str:
-    """Writes table.md, table.csv and plot.png of what has finished; returns the Markdown."""
+def write_outputs(
+    title: str, experiment: Experiment, workdir: Path, commands: Sequence[Command]
+) -> tuple[str, list[str]]:
+    """Writes table.md, table.csv and, if anything has finished, plot.png; returns the Markdown and the files' names."""
     rows = table.table_rows(experiment, read_results(experiment, workdir, commands))
     text = table.markdown(title, rows, [command.name for command in commands if seconds_of(command) is None])
     files.replace_file(workdir / "table.md", text.encode())
     files.replace_file(workdir / "table.csv", table.csv_text(rows).encode())
-    if any(row.statistics for row in rows):
-        draw(rows, experiment.axis, workdir / "plot.png")
-    return text
+    if not any(row.statistics for row in rows):
+        return text, ["table.md", "table.csv"]
+    draw(rows, experiment.axis, workdir / "plot.png")
+    return text, ["table.md", "table.csv", "plot.png"]

@@ -57,7 +57,8 @@ def execute(command: Command, lock: int) -> str:
     """Runs one command as a child process and returns why it failed; "" if it did not.
 
     Its output goes to standard error and to its log. The child holds `lock` too, so that no other experiment takes
-    over its folder while it lives. Whatever ends this program ends the child too, after a checkpoint.
+    over its folder while it lives. SIGTERM ends the child after a checkpoint. Ctrl-C reaches it as well: the steps
+    after its last checkpoint are lost. SIGKILL ends only this program.
     """
     write_state(command, None)
     started = time.monotonic()

@@ -39,7 +39,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Every variant is trained with every seed and evaluated in every way; the first of each is the baseline.
+    """Every variant is trained with every seed and evaluated in every way.
+
+    Compared with: the first cell with the same documents; where several lines are drawn against x, the first line's
+    cell at the same x.
 
     measures: which to show: names of scores, "nll", "kept %", "evidence recall %", "evidence precision %"; empty: all.
     axis: what x counts.

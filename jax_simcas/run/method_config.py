@@ -18,7 +18,7 @@ from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import checks
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, kind_and_line
 from jax_simcas.method.align import ALIGNMENTS, Alignment
 from jax_simcas.method.chunk_position import ChunkPosition, Learned, Sinusoidal
 from jax_simcas.method.model import SimCAS
@@ -51,15 +51,10 @@ def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
     try:
         value = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever the import of a user's module raises
-        raise UserError(f"{where}={name!r}: cannot be imported ({_reason(error)})") from None
+        raise UserError(f"{where}={name!r}: cannot be imported ({kind_and_line(error)})") from None
     if not callable(value) and not isinstance(value, Policy):
         raise UserError(f"{where}={name!r}: {value!r}; expected a function, or an object that can be called")
     return value
-
-
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _call(where: str, name: str, function: Callable, *arguments: Any) -> Any:
@@ -67,7 +62,7 @@ def _call(where: str, name: str, function: Callable, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        raise UserError(f"{where}={name!r}: raised {_reason(error)}") from None
+        raise UserError(f"{where}={name!r}: raised {kind_and_line(error)}") from None
 
 
 def _try(where: str, name: str, function: Callable, expected: jax.ShapeDtypeStruct) -> None:
@@ -101,8 +96,8 @@ def alignment_of(name: str) -> Alignment | None:
 class SimcasConfig:
     """Every choice that docs/method.md leaves open.
 
-    align, policy, reward, credit, attention: names of ours, or `package.module:name` of a value of your own; see
-    docs/extending.md.
+    Functions (align, policy, reward, credit, attention) are named: one of ours, or `package.module:name` of your own,
+    see docs/extending.md.
     """
 
     chunk_length: int = 512  # tokens, both special ones included
@@ -113,17 +108,17 @@ class SimcasConfig:
     align: str = "mean"  # "mean", "shift" (released code), "none", or an alignment of your own
     chunk_position: str = "none"  # "none", "sinusoidal" or "learned"
     max_chunks: int = 1_024  # rows of the learned chunk positions
-    policy: str = "greedy"  # at inference
+    policy: str = "greedy"  # at inference, by name (docs/selection.md) or your own
     train_policy: str = "sample"  # in the transformer's training: "sample" draws, "all" does without selection
     threshold: float = 0.5  # keep-probability above which the policy "threshold" keeps
     budget: int | None = None  # candidates per document that the policies topk, random, first and spaced keep
     capacity: int | None = None  # rows that the decoder may attend to, the document state included; None: all selected
     empty_chunk: str = "all"  # a chunk of which nothing was kept keeps "all" (released code) or "none"
-    reward: str = "likelihood"  # of a document
+    reward: str = "likelihood"  # of a document: "likelihood", or your own
     reward_scale: float = REWARD_SCALE  # xi: the reward of a certain target
-    credit: str = "cross_attention"  # what each candidate gets of the reward
+    credit: str = "cross_attention"  # what each candidate gets of the reward: by cross-attention weight, or your own
     hyper_length: int = HYPER_LENGTH  # L_hyper: the divisor of the reward for skipped candidates
-    attention: str = "auto"  # the implementation: "auto" chooses by platform
+    attention: str = "auto"  # the implementation: "auto" chooses by platform; or your own
     dtype: str = "float32"  # compute type: "float32" or "bfloat16"; parameters, norms and losses stay float32
     remat: str = "none"  # what the backward pass saves, from most memory to least: "none", "dots", "sums", "layer"
 

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jax_simcas.common import cli
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.common.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
 from jax_simcas.data.batches import as_example, pad_to
 from jax_simcas.data.features import Features
@@ -188,7 +188,7 @@ def guarded_job(run: Callable[[], int]) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and several():
                 failures.end_if_one_is_lost()
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
             raise
 
     try:
