@@ -14,7 +14,8 @@ from jax_simcas.common import cli
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
-  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --measures=authors/rougeLsum
+  python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' \\
+      --measures=authors/rougeLsum
 """
 
 

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from jax_simcas import from_pretrained
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints import hub
-from jax_simcas import from_pretrained
 from jax_simcas.checkpoints.hub import load, save, to_state_dict
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.chunk_position import Learned
