@@ -4,7 +4,8 @@
 #   bash launch/job.sh start DIR COMMAND...    does nothing if the job of DIR is running
 #   bash launch/job.sh status DIR              running, exit CODE, lost (no exit code: killed, rebooted), not started
 #   bash launch/job.sh logs DIR [LINES]        the last lines (default 100), then new ones until the job ends
-#   bash launch/job.sh stop DIR [SECONDS]      SIGTERM; SIGKILL if that has not ended it after SECONDS (default 120)
+#   bash launch/job.sh stop DIR [SECONDS]      SIGTERM; SIGKILL if that has not ended it after SECONDS (default 600: a
+#                                              training finishes its step, which may be compiling, and saves)
 #
 # DIR gets command, log, pid, exit and lock: the job runs as long as it holds the lock, so two cannot run at once, and
 # a process id that was reused after a reboot is not mistaken for the job.
@@ -69,7 +70,7 @@ stop() {
   running || { status || true; return 0; }
   kill -TERM "$(cat "$dir/pid")" 2>/dev/null || true
   while running; do
-    [ $((SECONDS - begin)) -lt "${1:-120}" ] || kill -KILL "$(cat "$dir/pid")" 2>/dev/null || true
+    [ $((SECONDS - begin)) -lt "${1:-600}" ] || kill -KILL "$(cat "$dir/pid")" 2>/dev/null || true
     sleep 0.2
   done
   status || true

@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import resource
 import shutil
+import signal
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from jax_simcas import convert
 from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.checkpoints.hub import LAYOUTS, load, save
 from jax_simcas.checkpoints.run_state import Checkpointer
+from jax_simcas.common.errors import UserError
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
 from jax_simcas.run import config as settings
 from jax_simcas.run.build import load_model
@@ -38,6 +42,28 @@ def test_a_round_trip_through_all_layouts_is_exact(path, tmp_path, capsys):
     assert "with its selector" in capsys.readouterr().out
     assert load(source).config == parity_model()[0]
     assert_same(load(source).params, jax.tree.map(np.asarray, parity_model()[1]))
+
+
+@contextmanager
+def largest_file(size: int):
+    """Writing beyond so many bytes is an OSError, as on a full disk."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_full_disk_is_one_line(layout, tmp_path):
+    """Each library fails in its own way."""
+    config, params = parity_model()
+    with largest_file(4_096), pytest.raises(UserError, match=f"{layout}: cannot be written") as caught:
+        save(tmp_path / layout, config, params, layout)
+    assert "\n" not in str(caught.value) and not (tmp_path / layout / LAYOUTS[layout]).exists()
 
 
 def test_the_authors_file_comes_back_as_it_was(tmp_path):

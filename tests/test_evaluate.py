@@ -47,6 +47,17 @@ def test_a_selection_of_nothing_is_one_clear_line(workdir, cache, tmp_path, caps
     assert "nan" not in out and "evidence" not in out
 
 
+def test_what_a_policy_draws_depends_on_the_row_and_not_on_batches(workdir, cache, tmp_path):
+    rows = []
+    for size in (1, 3):
+        flags = ["--policy=random", "--config.simcas.budget=5", "--limit=4", f"--config.data.batch_size={size}"]
+        flags += ["--num-beams=1", "--max-length=4", f"--output={tmp_path / str(size)}"]
+        assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0
+        lines = (tmp_path / str(size) / "predictions.jsonl").read_text().splitlines()
+        rows.append([(json.loads(line)["prediction"], round(json.loads(line)["nll"][0], 3)) for line in lines])
+    assert rows[0] == rows[1]
+
+
 def test_a_step_without_a_checkpoint_names_those_with_one(workdir, cache, capsys):
     assert evaluate.main([f"--workdir={workdir}", "--step=7"]) == 1
     assert "no checkpoint of step 7; there are 2, 4" in one_line_error(capsys.readouterr().err)

@@ -170,6 +170,8 @@ def test_training_can_start_from_another_variant(here, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "good, seed" not in out and out.count(f"--config.pretrained={here / 'runs' / 'good' / 'seed-1'}\n") == 1
     monkeypatch.delenv("STUB_FAILS")
+    assert main(here, "--only=other") == 1
+    assert "other, seed 1: training: skipped, the training that it needs has not finished" in capsys.readouterr().err
     assert main(here) == 0 and sum(calls(here).values()) == 13
     (here / "experiment.py").write_text(text.replace('start="good"', 'start="later"'))
     assert main(here) == 1

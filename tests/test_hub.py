@@ -353,7 +353,9 @@ def test_without_network_the_local_copy_serves_or_the_error_is_one_line(folder, 
     ):
         load("someone/model")
     cached.append(True)
-    assert load("someone/model").folder == folder
+    loaded = load("someone/model")
+    assert loaded.folder == folder
+    assert loaded.notes == (f"someone/model: the hub could not be asked (no network); the copy in {folder} is used",)
 
 
 # Written files

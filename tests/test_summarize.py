@@ -4,11 +4,13 @@ import io
 import json
 import sys
 
+import numpy as np
 import pytest
 from helpers import one_line_error
 from trained import jsonl_settings, pretrained_folder, write_split
 
 from jax_simcas import evaluate, summarize
+from jax_simcas.evaluation.summarizer import kept_spans
 from jax_simcas.run import build, summarize_files
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.loop import train
@@ -41,6 +43,16 @@ def test_kept_spans_are_the_kept_tokens_text(workdir, cache, document, capsys):
     assert summarize.main([f"--model={workdir}", "--json", "--policy=all", str(document)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["kept_spans"] == [[0, len(document.read_text().rstrip())]]
+
+
+def test_a_span_ends_at_a_token_that_is_not_kept():
+    """`ABC, DEF.` as five tokens, in chunks of four positions whose first and last are special."""
+    offsets = np.array([[[-1, -1], [0, 3], [3, 4], [-1, -1]], [[-1, -1], [5, 7], [7, 8], [-1, -1]]])
+    kept = lambda *rows: np.array(rows, bool)
+    assert kept_spans(kept([1, 1, 1], [1, 1, 1]), offsets) == [[0, 8]]
+    assert kept_spans(kept([1, 0, 1], [1, 1, 0]), offsets) == [[0, 3], [5, 8]]
+    assert kept_spans(kept([1, 1, 0], [0, 1, 0]), offsets) == [[0, 4], [7, 8]]
+    assert kept_spans(kept([0, 0, 1], [0, 0, 1]), offsets) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -81,7 +82,9 @@ def run(arguments: Any) -> int:
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
     cli.prepare_jax()
-    rows = time_saves(Task("transformer", size=arguments.size, length=arguments.length), folder, arguments.repeats)
+    task = Task("transformer", size=arguments.size, length=arguments.length)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        rows = time_saves(task, Path(temporary), arguments.repeats)
     print(markdown_table(rows, list(rows[0])))
     return 0
 

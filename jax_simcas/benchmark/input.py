@@ -56,13 +56,12 @@ def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:
         return " ".join(sentences[int(i)] for i in rng.integers(SENTENCES, size=(count,)))
 
     low, high = (max(int(n / TOKENS_PER_WORD / WORDS_PER_SENTENCE), 1) for n in tokens)
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file, progress.Progress(rows, unit="rows written") as bar:
+    bar = progress.Progress(rows, unit="rows written")
+    with files.writing(path), files.replacing(path) as temporary, temporary.open("w") as file, bar:
         for i in range(rows):
             row = {"id": str(i), "document": text(int(rng.integers(low, high + 1))), "summary": text(7)}
             file.write(json.dumps(row) + "\n")
             bar.update()
-    partial.replace(path)
 
 
 def memory() -> float:

@@ -66,8 +66,8 @@ def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
     """Prints the tables; writes benchmark.json and, where there are several lengths, benchmark.png."""
     exponents = growth.growth(results)
     content = json.dumps(files.json_ready({"results": results, "growth": exponents}), indent=1)
-    files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
     print(tables.markdown_table([growth.result_cells(result) for result in results], growth.COLUMNS))
+    files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))

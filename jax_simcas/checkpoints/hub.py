@@ -35,7 +35,8 @@ Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
 
 SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
 HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
-WEIGHTS = (SAFETENSORS, MSGPACK, HUB_BIN, RELEASED_BIN)
+INDEX = f"{SAFETENSORS}.index.json"
+WEIGHTS = (SAFETENSORS, INDEX, MSGPACK, HUB_BIN, RELEASED_BIN)  # in the order in which they are looked for
 EXTRA = "jax_simcas.json"
 HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
@@ -74,8 +75,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     Raises:
       UserError: nothing there, unreadable, or parameters missing, unexpected or mis-shaped: all in one line.
     """
-    folder = find_folder(str(source))
-    config = BartConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+    folder, notes = find_folder(str(source))
+    config = read_config(folder)
     path, flat = _read_weights(folder)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
@@ -83,7 +84,16 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     if broken:
         raise UserError(f"{path}: not finite: {first_of(broken)}")
     extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
-    return Pretrained(config, trees.nest(flat), folder, extra, ())
+    return Pretrained(config, trees.nest(flat), folder, extra, notes)
+
+
+def read_config(folder: Path) -> BartConfig:
+    """The shape and the tokens of the model in `folder`.
+
+    Raises:
+      UserError: no config.json, or one of a model that is not supported.
+    """
+    return BartConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def from_pretrained(
@@ -109,7 +119,8 @@ def fill_missing_params(
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))
         notes.append(f"{source}: no selector in this checkpoint; a fresh one was made (it keeps about half)")
-    fresh = {} if chunk_position is None else chunk_position.init(key, Bart(loaded.config))
+    position_key = jax.random.fold_in(key, 1)
+    fresh = {} if chunk_position is None else chunk_position.init(position_key, Bart(loaded.config))
     if fresh and NAME not in params["model"]["encoder"]:
         encoder = {**params["model"]["encoder"], **jax.device_get(fresh)}
         params["model"] = {**params["model"], "encoder": encoder}
@@ -117,11 +128,15 @@ def fill_missing_params(
     return loaded._replace(params=params, notes=tuple(notes))
 
 
-def find_folder(source: str) -> Path:
-    """The local folder `source`, or a snapshot of the hub id `source` with one weights file in it."""
+def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
+    """The local folder `source`, or a snapshot of the hub id `source` with one weights file in it; notes for the user.
+
+    Raises:
+      UserError: there is no such folder, and no such hub id that can be had.
+    """
     folder = Path(source)
     if folder.is_dir():
-        return folder
+        return folder, ()
     if folder.exists():
         raise UserError(f"{source}: a file; expected a folder with config.json and weights")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
@@ -132,17 +147,18 @@ def find_folder(source: str) -> Path:
     # The hub's client lets any error of its network library through.
     try:
         names = {file.rfilename for file in HfApi().model_info(source, timeout=HUB_TIMEOUT).siblings or ()}
-        weights = next((name for name in WEIGHTS if name in names), f"{SAFETENSORS}.index.json")
-        patterns = [*texts, weights, *(["model-*.safetensors"] if weights.endswith("index.json") else [])]
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        weights = next((name for name in WEIGHTS if name in names), SAFETENSORS)
+        patterns = [*texts, weights, *(["model-*.safetensors"] if weights == INDEX else [])]
+        return Path(snapshot_download(source, allow_patterns=patterns)), ()
     except Exception as error:
         reason = first_line(error)
     try:
-        return Path(snapshot_download(source, local_files_only=True))
+        folder = Path(snapshot_download(source, local_files_only=True))
     except Exception:
         raise UserError(
             f"{source}: no such folder, and not to be had from the hub ({reason}); give a local folder"
         ) from None
+    return folder, (f"{source}: the hub could not be asked ({reason}); the copy in {folder} is used",)
 
 
 def expected_shapes(config: BartConfig) -> dict[str, tuple[int, ...]]:
@@ -190,10 +206,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> tuple[Path, Flat]:
-    index = folder / f"{SAFETENSORS}.index.json"
     readers: list[tuple[Path, Callable[[Path], Flat]]] = [
         (folder / SAFETENSORS, lambda path: flat_params(_safetensors(path), path)),
-        (index, lambda path: flat_params(_sharded(path), path)),
+        (folder / INDEX, lambda path: flat_params(_sharded(path), path)),
         (folder / MSGPACK, _msgpack),
         (folder / HUB_BIN, lambda path: flat_params(_torch(path), path)),
         (folder / RELEASED_BIN, lambda path: flat_params(_torch(path), path)),
@@ -361,9 +376,13 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_safetensors(path: Path, params: Params) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    save_file(to_state_dict(params), path, metadata={"format": "pt"})
+    try:
+        save_file(to_state_dict(params), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # for a full disk too
+        raise OSError(str(error)) from None
 
 
 def _write_msgpack(path: Path, params: Params) -> None:
@@ -376,7 +395,11 @@ def _write_released(path: Path, params: Params) -> None:
     weights = to_state_dict(params)
     for name in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
         weights[f"{name}.weight"] = weights["model.shared.weight"]
-    torch.save({f"model.{name}": torch.from_numpy(np.array(value)) for name, value in weights.items()}, path)
+    tensors = {f"model.{name}": torch.from_numpy(np.array(value)) for name, value in weights.items()}
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # for a full disk too
+        raise OSError(first_line(error)) from None
 
 
 _WRITERS = {"hf": _write_safetensors, "flax": _write_msgpack, "released": _write_released}

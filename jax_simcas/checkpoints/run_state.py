@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
@@ -99,7 +99,11 @@ class Checkpointer:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=asynchronous,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except BaseException:
+            self._quiet.close()
+            raise
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -157,6 +161,8 @@ class Checkpointer:
             _check_fit(folder, target, body)
             return body, _read_arrays(folder, body["arrays"], target)
 
+        if step is not None:
+            _check_there(self.folder, step, steps)
         candidates = steps if step is None else [step]
         found, (body, arrays), skipped = _first_good(self.folder, candidates, read)
         self._ours, self._superseded = {found}, {newer for newer in steps if newer > found}
@@ -259,7 +265,7 @@ def load_params(
     A damaged checkpoint is skipped for the next best or next older one; "best" without metrics is "latest".
 
     Raises:
-        UserError: no checkpoint there, or no good one.
+        UserError: no checkpoint there, none of that step, or no good one.
     """
     root = _absolute(folder)
     steps: list[Any] = sorted(_steps(root), reverse=True)
@@ -269,6 +275,7 @@ def load_params(
         costs = {found: _cost(body, *body["best"]) for found, body in _readable(root).items()}
         steps.sort(key=lambda found: costs.get(found, math.inf))
     elif step != "latest":
+        _check_there(root, step, steps)
         steps = [step]
 
     def read(path: epath.Path) -> tuple[dict, dict]:
@@ -279,6 +286,11 @@ def load_params(
     with _quiet_orbax():
         found, (params, meta), skipped = _first_good(root, steps, read)
     return params, {**meta, "step": found, "warnings": skipped}
+
+
+def _check_there(root: epath.Path, step: int, steps: Sequence[int]) -> None:
+    if step not in steps:
+        raise UserError(f"{root}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}")
 
 
 @jax.jit

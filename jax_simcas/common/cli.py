@@ -170,14 +170,14 @@ def main(made: Parser, run: Callable[[Any], int], argv: Sequence[str] | None) ->
 def number(kind: type[int] | type[float], least: int | float | None = None) -> Callable[[str], Any]:
     """A flag's type: a whole or a finite number, of at least `least`."""
     what = "a whole number" if kind is int else "a number"
-    expected = what if least is None else f"{what} of at least {least:g}"
+    expected = f"{what} of at most {LARGEST}" if least is None else f"{what} from {least:g} to {LARGEST}"
 
     def parse(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}") from None
-        if not abs(value) < 2**31 or (least is not None and value < least):
+        if not abs(value) <= LARGEST or (least is not None and value < least):
             raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
         return value
 

@@ -22,6 +22,8 @@ MOVED = {
     **{f"bart.{name}": f"backbones.bart.{name}" for name in ("config", "decoder", "encoder", "layers")},
     "bart.product": "backbones.ops.matmul",
     "benchmark.peer": "benchmark.torch_peer",
+    "benchmark.peer_ppo": "benchmark.torch_peer_ppo",
+    "benchmark.peer_stages": "benchmark.torch_peer_stages",
     "checkpoint": "checkpoints.run_state",
     "data.catalogue": "data.formats",
     "data.embedded": "data.synthetic",

@@ -71,9 +71,9 @@ AXES = tuple(item.name for item in fields(MeshConfig))
 def fitted(config: MeshConfig, devices: int, documents: int) -> dict[str, int]:
     """The size of each axis on so many devices, for batches of so many documents.
 
-    Axes larger than the remaining device count shrink to its greatest common divisor with them, innermost axis first,
-    so that one config runs on one device and on a pod. `data=-1` and `fsdp=-1` take no more devices than divide the
-    documents.
+    An axis that does not divide the remaining devices shrinks to its greatest common divisor with them, innermost axis
+    first, so that one config runs on one device and on a pod. `data=-1` and `fsdp=-1` take no more devices than divide
+    the documents.
 
     Raises:
       ValueError: no axis is -1 and the axes need fewer devices than there are.

@@ -53,7 +53,11 @@ def run(arguments: Any) -> int:
         topology.parse_topology(arguments.topology)
     cli.prepare_jax()
     topology.prepare_environment()
-    settings = dataclasses.replace(settings, bart=bart_of(settings))
+    bart = bart_of(settings)
+    if bart is None:
+        unread = f"config.pretrained={settings.pretrained!r} is not read"
+        print(f"warning: {unread}: the sizes are those of config.bart", file=sys.stderr)
+    settings = dataclasses.replace(settings, bart=bart or settings.bart)
     with prefixed("--topology="):
         target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)

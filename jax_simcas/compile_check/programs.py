@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from jax_simcas.method.beam_search import generate
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import encode_and_select, init_params
 from jax_simcas.method.steps import init_state, selector_step, transformer_step
+from jax_simcas.run.build import read_sizes
 from jax_simcas.run.config import Settings
 
 PUBLISHED = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
@@ -87,11 +89,18 @@ class Result:
         return not self.problem and (self.peak or self.arguments + self.temporaries) <= self.memory
 
 
-def bart_of(settings: Settings) -> BartConfig:
-    """The model's sizes: a published checkpoint's, without reading it, or the config's."""
-    if settings.pretrained in PUBLISHED:
-        return PUBLISHED[settings.pretrained]
-    return dataclasses.replace(settings.bart, vocab_size=settings.data.vocab_size)
+def bart_of(settings: Settings) -> BartConfig | None:
+    """The model's sizes: a published checkpoint's, those in a folder, or the config's; None of another hub id.
+
+    Raises:
+      UserError: what lies in the folder cannot be read.
+    """
+    source = settings.pretrained
+    if source in PUBLISHED:
+        return PUBLISHED[source]
+    if not source:
+        return dataclasses.replace(settings.bart, vocab_size=settings.data.vocab_size)
+    return read_sizes(source) if Path(source).is_dir() else None
 
 
 def batch_arrays(shape: BatchShape, chunk_length: int) -> Example:

@@ -95,6 +95,9 @@ def load_encoder(choice: str) -> Encoder:
     except ImportError:
         raise UserError(f"{choice}: needs PyTorch; pip install 'jax_simcas[bertscore]'") from None
     tokenizer, model = _read(choice, source)
+    if not tokenizer.is_fast:
+        needed = "expected one of the tokenizers library"
+        raise UserError(f"--bertscore={choice}: its tokenizer is written in Python; {needed}")
     config = model.config
     if config.is_encoder_decoder:
         model = model.get_encoder()

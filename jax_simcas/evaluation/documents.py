@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,8 +82,7 @@ def evaluate_documents(
         params=put(predictor.params, jax.tree.map(lambda _: replicated(mesh), predictor.params))
     )
     for batch in batches.make_iterator(source, predictor.tokenizer, config, training=False, places=places):
-        key, draw = jax.random.split(key)
-        predictions = predict_batch(predictor, batch, policy, draw)
+        predictions = predict_batch(predictor, batch, policy, key)
         real = np.flatnonzero(batch["row_mask"]).tolist()
         for b in real:
             row = source[int(batch["row_index"][b])]
@@ -94,15 +94,16 @@ def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: ja
     """Selects by `policy`, generates, and scores the references, on the devices of the current mesh.
 
     Policies that spend a budget keep as many candidates of each document as the configured policy would: an
-    equal budget.
+    equal budget. What policies draw depends on `key` and on the number of the row, not on batches and processes.
     """
     params, model, example = predictor.params, predictor.model, batches.as_example(batch)
     document, target = jax.device_put(example, batch_shardings(jax.sharding.get_mesh(), example))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(batch["row_index"])
     budget = jnp.full(document.input_ids.shape[0], model.budget or 0, jnp.int32)
     if policy.budgeted and model.budget is None:
-        _, selection = select_batch(params, document, key, budget, model=model, policy=model.policy)
+        _, selection = select_batch(params, document, keys, budget, model=model, policy=model.policy)
         budget = selection.action.sum(axis=(1, 2))
-    hidden, selection = select_batch(params, document, key, budget, model=model, policy=policy)
+    hidden, selection = select_batch(params, document, keys, budget, model=model, policy=policy)
     selected = (params, hidden, document.chunk_mask, selection)
     capacity = capacity_for(selection, model.capacity)
     generation = generate_batch(*selected, model=model, config=predictor.generate, capacity=capacity)

@@ -32,15 +32,14 @@ class Predictor(NamedTuple):
 
 @partial(jax.jit, static_argnames=("model", "policy"))
 def select_batch(
-    params: Params, documents: Document, key: Array, budget: Int[Array, " B"], *, model: SimCAS, policy: Policy
+    params: Params, documents: Document, keys: Array, budget: Int[Array, " B"], *, model: SimCAS, policy: Policy
 ) -> tuple[Float[Array, "B K S D"], Selection]:
     """Encodes every document of a batch and selects within the configured capacity.
 
     Args:
-      key: for policies that draw; document b uses the b-th of its split.
+      keys: of each document, for policies that draw.
       budget: candidates per document, for policies that spend one.
     """
-    keys = jax.random.split(key, budget.shape[0])
 
     def one(document: Document, key: Array, budget: Array) -> tuple[Array, Selection]:
         hidden, _ = encode(params, model, document)

@@ -107,7 +107,7 @@ def _predict(predictor: Predictor, features: Features, key: jax.Array) -> tuple[
     document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
     budget = jnp.full(1, model.budget or 0, jnp.int32)
     hidden, selection = jax.block_until_ready(
-        select_batch(params, document, key, budget, model=model, policy=model.policy)
+        select_batch(params, document, key[None], budget, model=model, policy=model.policy)
     )
     selected = time.monotonic()
     capacity = capacity_for(selection, model.capacity)
@@ -118,20 +118,25 @@ def _predict(predictor: Predictor, features: Features, key: jax.Array) -> tuple[
 
 
 def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]) -> list[list[int]]:
-    """Character spans [start, end) of the document that kept tokens cover, neighbours joined.
+    """Character spans [start, end) of the document that kept tokens cover, each run of them as one span.
+
+    What lies between the tokens of a run, such as the space between two words, belongs to its span; a token that was
+    not kept ends it.
 
     Args:
       kept: positions 1..S-1 of every chunk.
       offsets: characters [start, end) of every token, -1 where it is not of the document.
     """
-    rows = offsets[:, 1:][kept]
+    rows = offsets[:, 1:]
+    own = rows[..., 0] >= 0
     spans: list[list[int]] = []
-    for start, end in rows[rows[:, 0] >= 0].tolist():
-        # Offsets leave out the space between words: one missing character joins too.
-        if spans and start <= spans[-1][1] + 1:
+    joins = False  # whether the token before was kept
+    for (start, end), is_kept in zip(rows[own].tolist(), kept[own].tolist(), strict=True):
+        if is_kept and joins:
             spans[-1][1] = max(end, spans[-1][1])
-        else:
+        elif is_kept:
             spans.append([start, end])
+        joins = is_kept
     return spans
 
 

@@ -18,8 +18,9 @@ from jax_simcas.experiments.plan import Command
 
 STATE, LOG = "step.json", "log.txt"
 RESUME = "the same command resumes"
-# What may change when an experiment resumes: where files lie, and what the runs run on.
-FREE = ("data.data_dir", "data.workers", "mesh.")
+# What may change when an experiment resumes, since no result depends on it. Shorter than what may change when a
+# training resumes: how often it validates and saves decides which checkpoint is the best one.
+FREE = ("data.cache", "data.data_dir", "data.workers", "loop.log_every", "mesh.")
 
 
 def seconds_of(command: Command) -> float | None:
@@ -101,9 +102,9 @@ def run_all(commands: Sequence[Command], lock: int) -> list[str]:
     for number, command in enumerate(commands):
         if seconds[number] is not None:
             continue
-        if command.needs in failed:
+        if reason := _unmet(command, failed):
             failed.add(command.folder)
-            problems.append(f"{command.name}: skipped, the training that it needs failed")
+            problems.append(f"{command.name}: skipped, the training that it needs {reason}")
             continue
         left = time_left([other.program for other in commands], seconds, number)
         print(f"[{number + 1}/{len(commands)}] {command.name}{left}", file=sys.stderr, flush=True)
@@ -114,6 +115,21 @@ def run_all(commands: Sequence[Command], lock: int) -> list[str]:
             print(f"  failed: {problem}", file=sys.stderr, flush=True)
         seconds[number] = seconds_of(command)
     return problems
+
+
+def _unmet(command: Command, failed: set[Path | None]) -> str:
+    """What is wrong with the training that a command needs; "" if nothing is."""
+    if command.needs is None:
+        return ""
+    if command.needs in failed:
+        return "failed"
+    try:
+        finished = json.loads((command.needs / STATE).read_text(encoding="utf-8"))["seconds"] is not None
+    except FileNotFoundError:
+        finished = False
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"has a state that cannot be read ({command.needs / STATE}: {error!r})"
+    return "" if finished else f"has not finished ({command.needs}): run it first"
 
 
 def time_left(programs: Sequence[str], seconds: Sequence[float | None], now: int) -> str:

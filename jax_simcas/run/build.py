@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load
+from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load, read_config
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import put, state_shardings
@@ -130,13 +130,6 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
             raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
 
 
-def check_step(checkpoints: Path, step: Any) -> None:
-    """Raises UserError if there are checkpoints, but none of the step that is asked for."""
-    there = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-    if isinstance(step, int) and there and step not in there:
-        raise UserError(f"{checkpoints}: no checkpoint of step {step}; there are {', '.join(map(str, there))}")
-
-
 def load_weights(source: str, step: Any = "best") -> Pretrained:
     """A workdir's checkpoint, a folder with weights in any layout, or a hub id; `folder` has the tokenizer.
 
@@ -146,7 +139,6 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
     folder = Path(source)
     if (folder / CHECKPOINTS).is_dir():
         settings = config_lib.read_json(folder / CONFIG)
-        check_step(folder / CHECKPOINTS, step)
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
         extra = dataclasses.asdict(settings)
@@ -197,6 +189,16 @@ def read_settings(source: str) -> Settings:
     if (folder / EXTRA).is_file():
         return dataclasses.replace(config_lib.read_json(folder / EXTRA), pretrained=source)
     return Settings(pretrained=source)
+
+
+def read_sizes(source: str) -> BartConfig:
+    """The shape of the model in a workdir or a folder, without reading weights.
+
+    Raises:
+      UserError: its config.json is missing or not one of a model that can be read.
+    """
+    folder = Path(source)
+    return config_lib.read_json(folder / CONFIG).bart if (folder / CHECKPOINTS).is_dir() else read_config(folder)
 
 
 def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summarizer:

@@ -117,6 +117,9 @@ def make_job(config: MeshConfig, batch_size: int) -> Job:
         if jax.process_count() > 1:
             raise UserError(f"{idle}: raise it, or spread each document with config.mesh.chunk")
         print(f"note: {idle}", file=sys.stderr)
+    for name, size in sizes.items():
+        if (asked := getattr(config, name)) > size:
+            notify(f"note: config.mesh.{name}={asked} becomes {size}, which divides the {len(devices)} devices")
     mesh = make_mesh(sizes, devices[:used])
     return Job(mesh, batch_size, local_documents(mesh, batch_size))
 
