@@ -29,6 +29,15 @@ def even(reward, forward):
     return jnp.full(forward.encoded.selection.action.shape, reward)
 
 
+def first_alone(reward, forward):
+    return reward
+
+
+def a_share(params, model, example, forward):
+    """One's own reward: that may be a whole number."""
+    return (forward.logits.argmax(axis=-1)[:-1] == example.target.ids[1:]).sum()
+
+
 def keep_first_half(view):
     return jnp.arange(len(view.mask)) < len(view.mask) // 2
 
@@ -56,8 +65,9 @@ def test_numbers_of_the_config_reach_the_values():
 
 
 def test_ones_own_are_taken_as_they_are():
-    model = SimcasConfig(credit=here("even"), policy=here("keep_first_half")).model(Bart(TINY))
-    assert model.credit is even and model.policy == Policy(keep_first_half)
+    own = {"reward": here("a_share"), "credit": here("even"), "policy": here("keep_first_half")}
+    model = SimcasConfig(**own).model(Bart(TINY))
+    assert model.reward is a_share and model.credit is even and model.policy == Policy(keep_first_half)
     assert policy_of("greedy", "--policy") is GREEDY
 
 
@@ -120,13 +130,51 @@ def another_shape(boundary, real, axis_name):
     return boundary[0]
 
 
+def gives_nothing(max_lr, warmup, steps):
+    return nothing
+
+
 def no_optimizer(schedule):
     return 7
+
+
+def no_reward(params, model, example):
+    return 1.0
+
+
+def a_reward_for_each_token(params, model, example, forward):
+    return forward.logits[:, 0]
+
+
+def nothing(*_):
+    return None
+
+
+def through_the_host(params, model, example, forward):
+    """Cannot be mapped over documents."""
+    return jax.pure_callback(lambda: jnp.float32(1), jax.ShapeDtypeStruct((), jnp.float32), forward.logits)
+
+
+class Unhashable:
+    __hash__ = None
+
+    def __call__(self, params, model, example, forward):
+        return 1.0
+
+
+UNHASHABLE = Unhashable()
 
 
 @pytest.mark.parametrize(
     ("field", "name", "message"),
     [
+        ("reward", "no_reward", r"raised TypeError: .*; expected \(params, model, example, forward\) -> a number"),
+        ("reward", "a_reward_for_each_token", r"returned float32\[2, 32\], expected numbers\[2\] of \(params, model"),
+        ("reward", "nothing", "returned None, expected numbers"),
+        ("reward", "through_the_host", "raised "),
+        ("reward", "UNHASHABLE", "raised TypeError: unhashable"),
+        ("credit", "no_reward", r"raised TypeError: .*; expected \(reward, forward\) -> a number for each candidate"),
+        ("credit", "first_alone", r"returned float32\[2\], expected numbers\[2, 2, 31\] of \(reward, forward\)"),
         ("policy", "two_arguments", "raised TypeError: .*missing 1 required positional argument"),
         ("policy", "probabilities", r"returned float32\[4\], expected bool\[4\]"),
         ("align", "another_shape", r"returned float32\[2, 4\], expected float32\[2, 2, 4\]"),
@@ -145,11 +193,58 @@ def test_a_function_of_another_signature_is_one_line_before_anything_is_written(
         ({"algorithm": here("no_optimizer")}, "returned 7, expected an optax.GradientTransformation"),
         ({"algorithm": "os:getcwd"}, "config.optimizer.algorithm='os:getcwd': raised TypeError"),
         ({"schedule": "os:getcwd"}, "config.optimizer.schedule='os:getcwd': raised TypeError"),
+        (
+            {"schedule": here("a_number")},
+            r"schedule='.*': returned 7, expected \(max_lr, warmup, steps\) -> a f",
+        ),
+        ({"schedule": here("gives_nothing")}, r"schedule='.*': returned None, expected numbers\[\] of \(max_lr, "),
     ],
 )
 def test_an_optimizer_that_cannot_be_made_is_one_line(settings, message):
     with pytest.raises(UserError, match=message):
         UpdateConfig(**settings).transformer(10)
+
+
+def lengthless(query, key, value, mask):
+    return query
+
+
+def a_number(*_):
+    return 7
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lengthless", r"raised TypeError: .*; expected \(query \[H, T, Dh\], "),
+        ("a_number", r"returned int32\[2\], expected floats\[2, 2, 32, 8\] of \(query"),
+    ],
+)
+def test_an_attention_of_another_signature_is_one_line(name, message):
+    with pytest.raises(UserError, match=f"config.simcas.attention='{here(name)}': {message}"):
+        backbone_of("bart", TINY, here(name))
+
+
+class HalfABackbone:
+    """Lacks all that comes after its sizes."""
+
+    def __init__(self, config, attend):
+        self.width, self.vocab_size, self.positions = config.d_model, config.vocab_size, None
+
+
+def test_a_backbone_that_lacks_something_is_one_line():
+    with pytest.raises(UserError, match=rf"config\.backbone='{here('HalfABackbone')}': returned .*, expected a "):
+        backbone_of(here("HalfABackbone"), TINY)
+
+
+class AnotherSignature(Bart):
+    def embed(self, params, ids):
+        return params
+
+
+def test_a_backbone_of_another_signature_is_one_line():
+    with pytest.raises(UserError, match=r"config\.backbone='AnotherSignature': raised TypeError: .*embed"):
+        SimcasConfig().model(AnotherSignature(TINY))
 
 
 def test_a_backbone_that_cannot_be_made_is_one_line():

@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     forced_eos: int | None = None
 
 
-@runtime_checkable  # for the type checks of the tests
+@runtime_checkable  # tells what is none, by the names of its members
 class Backbone(Protocol):
     """An encoder-decoder. Letters: S tokens of a chunk, D width, C selected states, T target tokens, V vocabulary.
 

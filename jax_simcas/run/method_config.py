@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -19,12 +20,14 @@ from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError, kind_and_line
+from jax_simcas.common.sharding import mesh_in_use
 from jax_simcas.method.align import ALIGNMENTS, Alignment
 from jax_simcas.method.chunk_position import ChunkPosition, Learned, Sinusoidal
-from jax_simcas.method.model import SimCAS
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.model import SimCAS, forward, init_params
 from jax_simcas.method.optimizers import ALGORITHMS, SCHEDULES, accumulated
 from jax_simcas.method.ppo import PPOConfig
-from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Likelihood
+from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Forward, Likelihood
 from jax_simcas.method.select import ALL, POLICIES, SAMPLE, ChunkView, Policy
 
 ATTENTIONS: dict[str, Attend] = {"auto": attention}
@@ -32,6 +35,14 @@ TRAIN_POLICIES = {"sample": SAMPLE, "all": ALL}
 REWARDS = {"likelihood": Likelihood}  # name -> (scale) -> Reward
 CREDITS = {"cross_attention": CrossAttention}  # name -> (hyper_length) -> Credit
 BUDGETED = tuple(name for name, policy in POLICIES.items() if policy.budgeted)
+# What one's own are called with, and give.
+ALIGN = "(boundary [2, D], real, axis_name) -> [2, D]"
+CHOOSE = "(view) -> bool [N]"
+REWARD = "(params, model, example, forward) -> a number, []"
+CREDIT = "(reward, forward) -> a number for each candidate, [K, N]"
+ATTEND = "(query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> [H, T, Dh]"
+SCHEDULE = "(max_lr, warmup, steps) -> a function of the step that gives the rate"
+TRIED_CHUNKS, TRIED_DOCUMENTS = 2, 2
 CHUNK_POSITIONS = ("none", "sinusoidal", "learned")
 # name -> (config, attention) -> Backbone
 BACKBONES = {"bart": Bart}
@@ -57,24 +68,32 @@ def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
     return value
 
 
-def _call(where: str, name: str, function: Callable, *arguments: Any) -> Any:
-    """The result of a function that `where` names; what it raises becomes one line."""
+def _call(where: str, name: str, function: Callable, *arguments: Any, expected: str = "") -> Any:
+    """The result of a function that `where` names; what it raises becomes one line, with the signature `expected`."""
     try:
         return function(*arguments)
     except Exception as error:
-        raise UserError(f"{where}={name!r}: raised {kind_and_line(error)}") from None
+        hint = f"; expected {expected}" if expected else ""
+        raise UserError(f"{where}={name!r}: raised {kind_and_line(error)}{hint}") from None
 
 
-def _try(where: str, name: str, function: Callable, expected: jax.ShapeDtypeStruct) -> None:
+def _try(
+    where: str, name: str, function: Callable, arguments: tuple, shape: tuple[int, ...], dtype: Any, signature: str
+) -> None:
     """Traces a function of the user's own once, so that one of another signature is known before anything is written.
 
+    Args:
+      arguments: of the function: arrays, or their shapes.
+      dtype: what it is to return, or a kind of numbers such as `jnp.number`.
+
     Raises:
-      UserError: it raises, or gives something other than `expected`.
+      UserError: it raises, or gives something else than an array of this shape and dtype.
     """
-    out = _call(where, name, lambda: jax.eval_shape(function))
-    if (getattr(out, "shape", None), getattr(out, "dtype", None)) != (expected.shape, expected.dtype):
+    out = _call(where, name, lambda: jax.eval_shape(function, *arguments), expected=signature)
+    if getattr(out, "shape", None) != shape or not jnp.issubdtype(out.dtype, dtype):
         shown = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else repr(out)
-        raise UserError(f"{where}={name!r}: returned {shown}, expected {expected.dtype}{list(expected.shape)}")
+        kind = {jnp.number: "numbers", jnp.floating: "floats"}.get(dtype) or jnp.dtype(dtype)
+        raise UserError(f"{where}={name!r}: returned {shown}, expected {kind}{list(shape)} of {signature}")
 
 
 def alignment_of(name: str) -> Alignment | None:
@@ -88,7 +107,7 @@ def alignment_of(name: str) -> Alignment | None:
     if name not in ALIGNMENTS:
         boundary, real = jnp.zeros((2, 2, 4)), jnp.ones(2, bool)
         both = jax.vmap(lambda boundary, real: exchange(boundary, real, "chunk"), axis_name="chunk")
-        _try(where, name, lambda: both(boundary, real), jax.ShapeDtypeStruct((2, 2, 4), jnp.float32))
+        _try(where, name, both, (boundary, real), boundary.shape, jnp.float32, ALIGN)
     return exchange
 
 
@@ -161,7 +180,7 @@ class SimcasConfig:
         Raises:
           UserError: a name that cannot be resolved.
         """
-        return SimCAS(
+        model = SimCAS(
             backbone,
             align=alignment_of(self.align),
             policy=policy_of(self.policy, "config.simcas.policy"),
@@ -177,6 +196,13 @@ class SimcasConfig:
             dtype=self.dtype,
             remat=self.remat,
         )
+        own = [name for name, table in (("reward", REWARDS), ("credit", CREDITS)) if getattr(self, name) not in table]
+        # A run's model is made again within its mesh, which the few documents of a trial need not fit.
+        if mesh_in_use() is None and (own or type(backbone) not in BACKBONES.values()):
+            for name in own:
+                _call(f"config.simcas.{name}", getattr(self, name), hash, getattr(model, name))
+            try_parts(model, self)
+        return model
 
     def _of_number(self, name: str, table: Mapping[str, Any], number: float | int) -> Any:
         """Ours are made of a number of this config; yours are taken as they are."""
@@ -186,6 +212,34 @@ class SimcasConfig:
 
     def _chunk_position(self) -> ChunkPosition | None:
         return {"none": None, "sinusoidal": Sinusoidal(), "learned": Learned(self.max_chunks)}[self.chunk_position]
+
+
+@lru_cache
+def try_parts(model: SimCAS, config: SimcasConfig) -> None:
+    """Traces one's own backbone, reward and credit once on a few documents, in the shapes that the config names.
+
+    Raises:
+      UserError: one that raises, or that gives something else than it is to give.
+    """
+    most = model.backbone.positions or config.chunk_length
+    length, target = min(config.chunk_length, most), min(config.max_target_len, most)
+    ids = jnp.zeros((TRIED_DOCUMENTS, TRIED_CHUNKS, length), jnp.int32)
+    document = Document(ids, jnp.ones(ids.shape, bool), jnp.ones(ids.shape[:2], bool))
+    goal = Target(jnp.zeros((TRIED_DOCUMENTS, target), jnp.int32), jnp.ones((TRIED_DOCUMENTS, target), bool))
+    examples, key = Example(document, goal), jax.random.key(0)
+
+    def run(params: Any, example: Example) -> Forward:
+        return forward(params, model, example, policy=SAMPLE, select_key=key)
+
+    trace = partial(_call, "config.backbone", type(model.backbone).__name__, jax.eval_shape)
+    params = trace(partial(init_params, model=model), key)
+    forwards = trace(jax.vmap(run, (None, 0)), params, examples)
+    reward = jax.vmap(lambda params, *of_document: model.reward(params, model, *of_document), (None, 0, 0))
+    rewards = jnp.zeros(TRIED_DOCUMENTS)
+    given = (params, examples, forwards)
+    _try("config.simcas.reward", config.reward, reward, given, rewards.shape, jnp.number, REWARD)
+    credit, shape = jax.vmap(model.credit), (TRIED_DOCUMENTS, TRIED_CHUNKS, length - 1)
+    _try("config.simcas.credit", config.credit, credit, (rewards, forwards), shape, jnp.number, CREDIT)
 
 
 def policy_of(name: str, where: str) -> Policy:
@@ -202,7 +256,7 @@ def policy_of(name: str, where: str) -> Policy:
         view = ChunkView(
             numbers, flags, numbers, flags, jnp.array(1) if policy.budgeted else None, jnp.array(1), 0.5, tokens
         )
-        _try(where, name, lambda: policy.choose(view), jax.ShapeDtypeStruct((4,), jnp.dtype(bool)))
+        _try(where, name, policy.choose, (view,), (4,), jnp.bool_, CHOOSE)
     return policy
 
 
@@ -210,10 +264,20 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
     """The backbone of that name, of the sizes and tokens in `config`.
 
     Raises:
-      UserError: a name that cannot be resolved.
+      UserError: a name that cannot be resolved; one's own attention or backbone that lacks something.
     """
     attend = resolve(attention_name, ATTENTIONS, "config.simcas.attention")
-    return _call("config.backbone", name, resolve(name, BACKBONES, "config.backbone"), config, attend)
+    if attention_name not in ATTENTIONS:
+        heads, length = config.encoder_attention_heads, config.max_position_embeddings
+        states = jax.ShapeDtypeStruct((TRIED_CHUNKS, heads, length, config.d_model // heads), jnp.float32)
+        mask = jax.ShapeDtypeStruct((TRIED_CHUNKS, 1, length), jnp.bool_)
+        within = jax.vmap(lambda x, mask: attend(x, x, x, mask, True))
+        _try("config.simcas.attention", attention_name, within, (states, mask), states.shape, jnp.floating, ATTEND)
+    backbone = _call("config.backbone", name, resolve(name, BACKBONES, "config.backbone"), config, attend)
+    if not isinstance(backbone, Backbone):
+        what = "jax_simcas.backbones.protocol.Backbone, which names what it must have"
+        raise UserError(f"config.backbone={name!r}: returned {backbone!r}, expected a {what}")
+    return backbone
 
 
 @dataclass(frozen=True)
@@ -248,7 +312,13 @@ class UpdateConfig:
           UserError: a name that cannot be resolved.
         """
         make = resolve(self.schedule, SCHEDULES, "config.optimizer.schedule")
-        return _call("config.optimizer.schedule", self.schedule, make, self.max_lr, self.warmup, steps)
+        where = ("config.optimizer.schedule", self.schedule)
+        rate = _call(*where, make, self.max_lr, self.warmup, steps, expected=SCHEDULE)
+        if self.schedule not in SCHEDULES:
+            if not callable(rate):
+                raise UserError(f"{where[0]}={where[1]!r}: returned {rate!r}, expected {SCHEDULE}")
+            _try(*where, rate, (jnp.zeros((), jnp.int32),), (), jnp.number, SCHEDULE)
+        return rate
 
     def transformer(self, steps: int) -> optax.GradientTransformation:
         """The transformer's optimizer for a run of so many optimizer steps.
