@@ -25,7 +25,7 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--measures", type=cli.names, default=[], help="scores to show; default: all of texts as they are"
     )
-    made.add_argument("--plot", type=cli.text, metavar="PNG", help="also draw bars with intervals")
+    made.add_argument("--plot", type=cli.output_file(".png"), metavar="PNG", help="also draw bars with intervals")
     return made
 
 

@@ -19,8 +19,10 @@ LAYOUTS = ("hf", "released", "flax")
 
 def parser() -> cli.Parser:
     made = cli.parser("convert", __doc__ or "", EXAMPLES)
-    made.add_argument("source", metavar="SRC", help="a workdir, a folder with weights in any layout, or a hub id")
-    made.add_argument("target", metavar="DST", help="the folder to write")
+    made.add_argument(
+        "source", type=cli.text, metavar="SRC", help="a workdir, a folder with weights in any layout, or a hub id"
+    )
+    made.add_argument("target", type=cli.text, metavar="DST", help="the folder to write")
     made.add_argument("--to", required=True, choices=LAYOUTS, help="the layout of the weights")
     made.add_argument("--step", default="best", type=cli.step, help="of a workdir: best (default), latest or a number")
     return made

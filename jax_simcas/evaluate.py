@@ -31,7 +31,7 @@ def parser() -> cli.Parser:
     made.add_argument("--step", default="best", type=cli.step, help="best (default), latest or a number")
     made.add_argument(
         "--policy",
-        type=cli.text,
+        type=overrides.policy,
         help="in place of the config's; topk, random, first and spaced keep as many as it would",
     )
     made.add_argument("--limit", type=cli.positive, help="the first LIMIT documents only")
@@ -43,8 +43,16 @@ def parser() -> cli.Parser:
         "--bertscore", type=cli.text, metavar="MODEL[@LAYER]", help="also BERTScore, in this folder's or hub id's layer"
     )
     made.add_argument("--measures", type=cli.names, help="of --compare, such as rouge1,authors/rougeLsum")
-    made.add_argument("--plot", type=cli.text, metavar="PNG", help="of --compare: also draw the differences")
+    made.add_argument(
+        "--plot", type=cli.output_file(".png"), metavar="PNG", help="of --compare: also draw the differences"
+    )
+    made.rules.append(only_with_compare)
     return made
+
+
+def only_with_compare(arguments: Any) -> str:
+    alone = not arguments.compare and (arguments.measures or arguments.plot)
+    return "--measures and --plot go with --compare" if alone else ""
 
 
 def run(arguments: Any) -> int:
@@ -56,11 +64,7 @@ def run(arguments: Any) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    made = parser()
-    arguments = made.parse_args(argv)
-    if not arguments.compare and (arguments.measures or arguments.plot):
-        made.error("--measures and --plot go with --compare")
-    return cli.guarded(lambda: run(arguments))
+    return cli.main(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 def parser() -> cli.Parser:
     made = cli.parser("parity", __doc__ or "", EXAMPLES)
-    made.add_argument("folder", metavar="DIR", help="config.json, weights, manifest.json and .npz files")
+    made.add_argument("folder", type=cli.text, metavar="DIR", help="config.json, weights, manifest.json and .npz files")
     made.add_argument("--json", action="store_true", help="figures as JSON")
     return made
 

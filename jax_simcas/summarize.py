@@ -30,7 +30,10 @@ def parser() -> cli.Parser:
     made.add_argument("--query", help="for models trained with queries")
     made.add_argument("--json", action="store_true", help="a JSON object per document: file, summary, spans, seconds")
     made.add_argument(
-        "--html", type=cli.text, metavar="FILE", help="also write a page with what was kept of each document"
+        "--html",
+        type=cli.output_file(".html", ".htm"),
+        metavar="FILE",
+        help="also write a page with what was kept of each document",
     )
     overrides.add_overrides(
         made, "--policy", "--budget", "--capacity", "--max-input-len", *overrides.GENERATION, "--dtype"

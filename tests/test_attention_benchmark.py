@@ -1,6 +1,6 @@
 """What the benchmark of attention on TPUs reads from the compiler's files."""
 
-from jax_simcas.benchmark.attention import kernel_bundles, profiled
+from jax_simcas.benchmark.attention_cycles import kernel_bundles, profiled
 from jax_simcas.compile_check import cost
 
 KERNEL = """Schedule analysis:

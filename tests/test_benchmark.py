@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark import checkpoint, growth, timing
+from jax_simcas.benchmark import checkpoint, growth, save_times, timing
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare_task
 
@@ -40,7 +40,7 @@ def test_training_stages_continue_from_their_own_state(stage):
 
 @pytest.mark.slow
 def test_checkpoints_are_timed(tmp_path, capsys):
-    rows = checkpoint.time_saves(small("transformer"), tmp_path, repeats=1)
+    rows = save_times.time_saves(small("transformer"), tmp_path, repeats=1)
     assert [row["saving"] for row in rows] == ["beside training", "training waits"]
     for row in rows:
         assert 0 < row["stall"] <= row["on disk after"] and row["cost"] < 60 and row["state MB"] > 1
@@ -73,7 +73,7 @@ def test_the_input_pipeline_is_measured_and_reuses_its_folder(tmp_path, capsys):
     tokens, whole, by_length = (int(row["tokens"]) / int(row["rows"]) for row in tables[0])
     assert all(300 < count < 800 for count in (tokens, whole, by_length))
     assert int(tables[0][2]["padding %"]) < int(tables[0][1]["padding %"])
-    assert input_side.main([*flags, "--tokens=9,3"]) == 1
+    assert input_side.main([*flags, "--tokens=9,3"]) == 2
     assert "--tokens=9,3" in capsys.readouterr().err
 
 
@@ -106,14 +106,14 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
+    ("flag", "code", "message"),
     [
-        ("--lengths=100", "length=100: expected at least one chunk of 512 tokens"),
-        ("--output=/proc/nowhere", "cannot be written"),
+        ("--lengths=100", 2, "length=100: expected at least one chunk of 512 tokens"),
+        ("--output=/proc/nowhere", 1, "cannot be written"),
     ],
 )
-def test_bad_flags_are_named(flag, message, capsys):
-    assert benchmark.main([flag]) == 1
+def test_bad_flags_are_named(flag, code, message, capsys):
+    assert benchmark.main([flag]) == code
     assert message in capsys.readouterr().err
 
 

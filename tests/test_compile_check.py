@@ -218,7 +218,7 @@ def test_remarks_name_what_the_estimate_excludes():
     [
         (2, ("--topology=v5e:1x1",), "required: --config"),
         (2, ("--config=configs/arxiv.py",), "required: --topology"),
-        (1, ("--config=configs/arxiv.py", "--topology=v9:2x2"), "--topology=v9:2x2: expected one of v4, v5e"),
+        (2, ("--config=configs/arxiv.py", "--topology=v9:2x2"), "--topology=v9:2x2: expected one of v4, v5e"),
         (2, ("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train,pop"), "expected some of train, ppo"),
         (1, ("--config=configs/nothing.py", "--topology=v5e:1x1"), "configs/nothing.py"),
     ],

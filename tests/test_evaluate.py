@@ -93,12 +93,35 @@ def test_other_policies_spend_what_the_model_would(workdir, cache, capsys):
     assert compare.main([*runs, "--measures=authors/f1"]) == 0
     out = capsys.readouterr().out
     assert "authors/f1: SQuAD F1" in out and "exact_match" not in out
+    capsys.readouterr()
+    assert compare.main(runs) == 0 and capsys.readouterr().err == ""
     folders = [f"{workdir}/evaluation/{name}" for name in ("validation", "validation-random")]
     assert evaluate.main(["--compare", *folders]) == 0
     means = [json.loads((Path(f) / "scores.json").read_text())["scores"]["f1"]["mean"] for f in folders]
     cells = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| f1")).split("|")
     assert [float(cell) for cell in cells[2:4]] == pytest.approx(means, abs=0.005)
     assert float(cells[4].split()[0]) == pytest.approx(means[0] - means[1], abs=0.005)
+
+
+def test_evaluations_of_other_documents_are_compared_with_a_warning(tmp_path, capsys):
+    score = {"mean": 1.0, "low": 0.5, "high": 1.5, "count": 2}
+    summary = {"split": "test", "documents": 2, "source": "rows", "kept_share": 0.5, "evidence": {}}
+    runs = []
+    for name, change in (("A", {}), ("B", {"split": "validation"}), ("C", {"documents": 1}), ("D", {"source": "x"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps({**summary, "scores": {"f1": score}, **change}))
+        runs.append(f"{name}={tmp_path / name}")
+    assert compare.main(runs) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("1.0 [0.5, 1.5]") == 4
+    assert captured.err.splitlines() == [
+        f"warning: A and {name} are evaluations of different documents ({what})"
+        for name, what in (
+            ("B", "split: test and validation"),
+            ("C", "documents: 2 and 1"),
+            ("D", "source: rows and x"),
+        )
+    ]
 
 
 def test_evaluates_nll_is_that_of_training(workdir, cache, capsys):

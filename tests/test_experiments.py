@@ -215,12 +215,33 @@ def test_only_some_seeds_and_variants(here, capsys):
         (["--config.simcas.chunk_length=128"], "variant 'good': config.simcas.chunk_length=128 exceeds"),
         (["--base=configs/nothing.py"], "--base=configs/nothing.py: no such file"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere: cannot be written"),
-        (["--seeds=0,0"], "seeds=0, 0"),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(here, capsys, flags, message):
     assert main(here, *flags) == 1
     assert message in one_line_error(capsys.readouterr().err)
+
+
+def test_seeds_come_once(here, capsys):
+    for flag in ("--seeds=0,0", "--seeds=1,-1", "--seeds="):
+        with pytest.raises(SystemExit) as stopped:
+            main(here, flag)
+        assert stopped.value.code == 2 and "--seeds: " in one_line_error(capsys.readouterr().err)
+
+
+def test_a_table_of_nothing_is_no_table(here, capsys):
+    assert main(here, "--table") == 1
+    assert f"--table: no evaluation of this experiment has finished in {here}/runs;" in one_line_error(
+        capsys.readouterr().err
+    )
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--table"], []])
+def test_a_file_is_no_workdir(here, flags, capsys):
+    (here / "runs").write_text("")
+    assert main(here, *flags) == 1
+    assert one_line_error(capsys.readouterr().err) == f"error: --workdir={here}/runs: a file; give a folder"
 
 
 @pytest.mark.parametrize(

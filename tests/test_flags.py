@@ -1,8 +1,11 @@
 """Flags that programs cannot use are named in one line; help ends in examples."""
 
+import argparse
 import importlib
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, environment, one_line_error
@@ -13,14 +16,19 @@ from jax_simcas.__main__ import PROGRAMS
 from jax_simcas.__main__ import main as simcas
 from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark import stages
+from jax_simcas.benchmark import attention, stages
 from jax_simcas.checkpoints import hub
 from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.compile_check import __main__ as compile_check
-from jax_simcas.compile_check import programs
-from jax_simcas.run.config import default_config, from_config
-from jax_simcas.run.config_file import override, read_config
+from jax_simcas.compile_check import estimate, programs
+from jax_simcas.evaluation import paired_bootstrap
+from jax_simcas.experiments import __main__ as experiments
+from jax_simcas.method.select import POLICIES
+from jax_simcas.run import convert_model, overrides, summarize_files
+from jax_simcas.run.config import Settings, default_config, from_config, to_json
+from jax_simcas.run.config_file import override, read_config, settings_of
+from jax_simcas.run.method_config import BUDGETED
 
 
 @pytest.mark.parametrize(
@@ -31,11 +39,19 @@ from jax_simcas.run.config_file import override, read_config
         (evaluate, ["--workdir={}", "--step=99"], "99"),
         (evaluate, ["--workdir={}", "--output=/dev/null/x"], "--output=/dev/null/x: cannot be written"),
         (evaluate, ["--workdir={}", "--min-length=9"], "--min-length=9 exceeds max_length"),
+        (evaluate, ["--workdir={}", "--config.simcas.threshold=2"], "error: --config.simcas.threshold=2.0: expected 0"),
+        (evaluate, ["--workdir={}", "--config.simcas.budget=3"], "simcas.budget=3: the policy 'greedy' has no"),
+        (summarize, ["--model={}", "--budget=3", "x"], "--budget=3: the policy 'greedy' has no budget; those with one"),
+        (summarize, ["--model={}", "--config.simcas.threshold=2", "x"], "error: --config.simcas.threshold=2.0: "),
+        (
+            summarize,
+            ["--model={}", "--config.generate.min_length=99"],
+            "error: --config.generate.min_length=99 exceeds",
+        ),
         (summarize, ["--model=nowhere/at/all", __file__], "no such folder"),
         (summarize, ["--model={}", "--query=Why?", "x"], "was trained without queries"),
         (summarize, ["--model={}", "--policy=topk", "x"], "budget"),
-        (compare, ["a"], "expected NAME=FOLDER"),
-        (compare, ["a=nowhere"], "run jax_simcas.evaluate first"),
+        (compare, ["a=nowhere"], "error: nowhere/scores.json: not found; run jax_simcas.evaluate first"),
         (evaluate, ["--workdir={}", "--bertscore=nowhere/at/all"], "--bertscore=nowhere/at/all: cannot be loaded ("),
     ],
 )
@@ -54,12 +70,79 @@ def test_flags_that_cannot_be_used_are_named(tool, arguments, message, workdir, 
         (evaluate, ["--workdir=x", "--conflig.data.batch_size=2"], "unrecognized arguments: --conflig"),
         (evaluate, ["--workdir=x", "--plot=x.png"], "--measures and --plot go with --compare"),
         (summarize, ["--model=x", "--length-penalty=nan"], "--length-penalty: 'nan': expected a number"),
+        (summarize, ["--model=x", "--policy=nosuch"], "--policy: 'nosuch': expected one of sample, greedy, "),
+        (evaluate, ["--workdir=x", "--policy=nosuch"], "--policy: 'nosuch': expected one of sample, greedy, "),
+        (summarize, ["--model=x", "--dtype=float16"], "--dtype: 'float16': expected one of float32, bfloat16"),
+        (summarize, ["--model=x", "--capacity=1"], "--capacity: '1': expected a whole number of at least 2"),
+        (summarize, ["--model=x", "--max-length=1"], "--max-length: '1': expected a whole number of at least 2"),
+        (summarize, ["--model=x", "--max-length=5", "--min-length=6"], "--min-length=6 exceeds --max-length=5"),
+        (evaluate, ["--workdir=x", "--max-input-len=2"], "--max-input-len: '2': expected a whole number of at least 3"),
+        (summarize, ["--model=x", "--policy=greedy", "--budget=3"], "--budget=3: the policy 'greedy' has no budget; "),
+        (evaluate, ["--workdir=x", "--policy=all", "--config.simcas.budget=3"], "those with one are topk, random"),
+        (summarize, ["--model=x", "--html=page.pdf"], "--html: 'page.pdf': expected a file that ends in .html or .htm"),
+        (evaluate, ["--compare", "x", "y", "--plot=p.pdf"], "--plot: 'p.pdf': expected a file that ends in .png"),
+        (compare, ["A=x", "--plot=p.txt"], "--plot: 'p.txt': expected a file that ends in .png"),
+        (compare, ["a"], "'a': expected NAME=FOLDER"),
+        (compare, ["=x"], "'=x': expected NAME=FOLDER"),
+        (compare, ["A="], "'A=': expected NAME=FOLDER"),
+        (compare, ["A=x", "B=y", "A=z"], "'A=z': 'A' names x already; give each folder a name of its own"),
+        (train, ["--config=nosuch", "--workdir=x"], "--config=nosuch: no config of this name; there are arxiv, "),
+        (train, ["--config=embedded", "--workdir=x", "--distributed=foo"], "--distributed=foo: expected auto or "),
+        (experiments, ["nosuch"], "EXPERIMENT=nosuch: no config of this name; there are ablation, "),
+        (compile_check, ["--config=embedded", "--topology=v5e:1x1", "--tokens=2"], "--tokens: '2': expected 0 or "),
+        (compile_check, ["--config=embedded", "--topology=nosuch"], "--topology=nosuch: expected one of v4, "),
+        (attention, ["--topology=nosuch"], "--topology=nosuch: expected one of v4, "),
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_code_2(tool, arguments, message, capsys):
-    with pytest.raises(SystemExit) as exit:
-        tool.main(arguments)
-    assert exit.value.code == 2 and message in one_line_error(capsys.readouterr().err)
+    try:
+        code = tool.main(arguments)
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2 and message in one_line_error(capsys.readouterr().err)
+
+
+def test_what_flags_take_of_a_setting_its_section_takes():
+    """Their bounds stand in the parser too, so that values that no model takes are wrong flags, and known at once."""
+    values = [*map(str, range(4)), "8", "-3", "many", "greedy", "topk", "bfloat16", "float16", "0.5", "own.module:name"]
+    for flag in overrides.OVERRIDES.values():
+        section, leaf = flag.field.split(".")
+        kind = type(getattr(Settings(), section))
+        for value in values:
+            try:
+                taken = flag.kind(value)
+            except argparse.ArgumentTypeError:
+                continue
+            kind(**({"budget": 3} if section == "simcas" else {}) | {leaf: taken})
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "flag"),
+    [
+        (summarize, ["--model={folder}", "--html={bad}", __file__], "--html"),
+        (compile_check, ["--config=embedded", "--topology=v5e:1x1", "--json={bad}"], "--json"),
+        (compare, ["A={folder}", "--plot={bad}"], "--plot"),
+        (evaluate, ["--compare", "{folder}", "{folder}", "--plot={bad}"], "--plot"),
+        (convert, ["{folder}", "{bad}", "--to=hf"], "DST"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_known_before_the_work(
+    tool, arguments, flag, tmp_path, capsys, monkeypatch
+):
+    for module, work in ((summarize_files, "load_model"), (estimate, "compile_stage"), (convert_model, "load_weights")):
+        monkeypatch.setattr(module, work, None)
+    monkeypatch.setattr(paired_bootstrap, "paired_differences", None)
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": {}, "kept_share": 0.5, "evidence": {}}))
+    (tmp_path / "predictions.jsonl").write_text('{"id": "1", "prediction": "x", "reference": "y"}\n')
+    (tmp_path / "a folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for bad in (tmp_path / "a folder", tmp_path / "scores.json" / "x", Path("/proc/nowhere/x")):
+        if bad.is_dir() and flag == "DST":
+            continue
+        assert tool.main([argument.format(folder=tmp_path, bad=bad) for argument in arguments]) == 1
+        captured = capsys.readouterr()
+        assert f"error: {flag}={bad}: " in one_line_error(captured.err) and not captured.out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("tool", [train, evaluate, summarize, compare])
@@ -76,6 +159,7 @@ def test_choices_of_flags_are_those_of_the_tables():
     assert (tuple(stages.STAGES), tuple(stages.SIDES)) == (benchmark.STAGES, benchmark.SIDES)
     assert tuple(stages.SIZES) == benchmark.SIZES
     assert (tuple(REMAT), stages.REMAT) == (benchmark.REMATS, benchmark.REMAT)
+    assert (tuple(POLICIES), BUDGETED) == (overrides.POLICIES, overrides.BUDGETED)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -96,6 +180,18 @@ def test_help_comes_without_jax_and_a_missing_package_is_one_line(tmp_path):
     assert run("--help").returncode == 0
     done = run("--config=embedded", "--workdir=run")
     assert done.returncode == 1 and "package 'jax' is not installed" in one_line_error(done.stderr)
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("benchmark.")])
+def test_a_program_within_a_package_needs_no_jax_for_its_help(name, tmp_path):
+    for package in ("jax", "numpy"):
+        (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('none', name='{package}')")
+    env = environment(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    options = {"env": env, "capture_output": True, "text": True, "cwd": tmp_path}
+    run = lambda *flags: subprocess.run([sys.executable, "-m", f"jax_simcas.{name}", *flags], **options)
+    assert run("--help").returncode == 0
+    done = run(*([] if name.endswith("attention") else ["--folder=out"]))
+    assert done.returncode == 1 and "is not installed" in one_line_error(done.stderr)
 
 
 def test_simcas_lists_its_programs_and_refuses_others(capsys):
@@ -121,6 +217,21 @@ def test_configs_are_found_by_name_and_mistakes_name_the_file_and_line(tmp_path,
         with pytest.raises(UserError) as error:
             read_config(name)
         assert message in str(error.value)
+
+
+def test_a_runs_own_settings_are_a_config(tmp_path):
+    settings = from_config(read_config("embedded"))
+    path = tmp_path / "config.json"
+    path.write_text(to_json(settings))
+    assert from_config(read_config(str(path))) == settings
+    arguments = train.parser().parse_args([f"--config={path}", "--workdir=x", "--config.loop.steps=7"])
+    assert settings_of(arguments).loop.steps == 7
+    with pytest.raises(UserError, match=f"--config={tmp_path}: a folder; give a file in it, such as {path}"):
+        read_config(str(tmp_path))
+    for text, message in (("{", "cannot be read as JSON"), ('{"loop": {"stepz": 1}}', "loop.stepz: no such field")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path}: .*{message}"):
+            read_config(str(path))
 
 
 def test_spellings_of_a_setting():

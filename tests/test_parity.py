@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import MANIFEST, PARITY, fully_optimised
+from helpers import MANIFEST, PARITY, fully_optimised, one_line_error
 
 from jax_simcas import parity
 from jax_simcas.run import parity_cases
@@ -80,4 +80,15 @@ def test_not_a_number_and_another_shape_do_not_hold(folder):
 def test_what_is_missing_is_named(damage, message, folder, capsys):
     damage(folder)
     assert parity.main([str(folder)]) == 1
-    assert message in capsys.readouterr().err
+    error = one_line_error(capsys.readouterr().err)
+    assert message in error and error.count(str(folder)) == 1
+
+
+def test_a_folder_of_something_else_is_told_what_it_must_hold(tmp_path, capsys):
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "manifest.json").write_text("[1]")
+    for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "list"):
+        assert parity.main([str(folder)]) == 1
+        error = one_line_error(capsys.readouterr().err)
+        assert "DIR holds config.json, weights, manifest.json and CASE.npz for each case of it" in error
+        assert error.count(str(tmp_path)) == 1

@@ -12,7 +12,7 @@ from jax_simcas.benchmark import growth
 from jax_simcas.benchmark.stages import SIDES, Task
 from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
 from jax_simcas.common import cli, files, plots, tables
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import FlagError, UserError
 
 
 def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Released | None]:
@@ -42,7 +42,7 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
     """Every stage on every side that has it, in every dtype and length.
 
     Raises:
-      UserError: a length that is too short, or nothing to measure.
+      FlagError: a length that is too short. UserError: nothing to measure.
     """
     shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected", "remat")}
     lengths = sorted(set(arguments.lengths))
@@ -56,7 +56,7 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
             for length in lengths
         ]
     except ValueError as error:
-        raise UserError(f"--lengths={','.join(map(str, lengths))}: {error}") from None
+        raise FlagError(f"--lengths={','.join(map(str, lengths))}: {error}") from None
     if not tasks:
         raise UserError("nothing is left to measure")
     return tasks

@@ -194,12 +194,7 @@ def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; expected a folder with config.json and weights") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    value = files.read_json(path, "not found; expected a folder with config.json and weights")
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON {type(value).__name__}, expected an object")
     return value

@@ -4,8 +4,9 @@ Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE,
 stand for one, such as --num-beams, are in run/overrides.py. Nothing here imports jax: --help answers at once.
 
 Exit codes, of every program: 0 done; 1 an error, one line on standard error that begins with `error:`; 2 wrong flags,
-one such line; 130 Ctrl-C. A reader that closes standard output (`| head`) ends a program with 1 and no line. What a
-program adds to these stands in its --help.
+one such line; 130 Ctrl-C. A flag is wrong if its value is so by itself or beside the other flags; what files, a model or
+its settings do not allow is an error. A reader that closes standard output (`| head`) ends a program with 1 and no line.
+What a program adds to these stands in its --help.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NoReturn
 
 import jax_simcas
 from jax_simcas.common.checks import LARGEST, LARGEST_SEED
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import FlagError, UserError
 
 EXIT_ERROR = 1  # a UserError, printed as one line
 EXIT_USAGE = 2  # wrong flags
@@ -42,6 +43,9 @@ def guarded(run: Callable[[], int]) -> int:
     """Runs the body of a program; prints a UserError as one line instead of a traceback."""
     try:
         return run()
+    except FlagError as error:
+        fail(str(error))
+        return EXIT_USAGE
     except UserError as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
@@ -85,6 +89,16 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser with errors in one line; a single dash before a long name does, as with absl."""
 
     takes_config = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.rules: list[Callable[[Any], str]] = []  # of flags together: what is wrong with them, or ""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = super().parse_args(args, namespace)
+        for problem in filter(None, (rule(arguments) for rule in self.rules)):
+            self.error(problem)
+        return arguments
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message.removeprefix('argument ')}; see --help")
@@ -188,6 +202,18 @@ positive = number(int, 1)
 natural = number(int, 0)
 
 
+def none_or(least: int) -> Callable[[str], int]:
+    """A flag's type: 0 for the default, or a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        value = natural(text)
+        if 0 < value < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or a whole number of at least {least}")
+        return value
+
+    return parse
+
+
 def seed(text: str) -> int:
     """A flag's type: a seed of random draws."""
     if not text.isdecimal() or int(text) > LARGEST_SEED:
@@ -200,6 +226,18 @@ def text(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r}: expected some text")
     return text
+
+
+def output_file(*suffixes: str) -> Callable[[str], str]:
+    """A flag's type: a file to write, of a kind that its suffix must not contradict."""
+
+    def parse(given: str) -> str:
+        suffix = Path(text(given)).suffix.lower()
+        if suffix and suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{given!r}: expected a file that ends in {' or '.join(suffixes)}")
+        return given
+
+    return parse
 
 
 def step(text: str) -> int | str:
@@ -222,6 +260,14 @@ def numbers(least: int, count: int | None = None) -> Callable[[str], tuple[int, 
     return parse
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """A flag's type: seeds between commas, each once."""
+    values = tuple(seed(part.strip()) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seeds that differ")
+    return values
+
+
 def names(text: str) -> list[str]:
     """A flag's type: names between commas, each once."""
     found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -239,5 +285,17 @@ def some_of(allowed: Sequence[str]) -> Callable[[str], list[str]]:
         if wrong:
             raise argparse.ArgumentTypeError(f"{text!r}: expected some of {', '.join(allowed)}")
         return given
+
+    return parse
+
+
+def one_of(allowed: Sequence[str], or_own: bool = False) -> Callable[[str], str]:
+    """A flag's type: one of the allowed names or, with `or_own`, `package.module:name` of the user's own."""
+    expected = f"one of {', '.join(allowed)}" + (", or package.module:name" if or_own else "")
+
+    def parse(text: str) -> str:
+        if text not in allowed and not (or_own and re.fullmatch(r"[^:\s]+:[^:\s]+", text)):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return text
 
     return parse

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user can fix: names the file, field or flag, what was given and what was expected."""
 
 
+class FlagError(UserError):
+    """A flag's value that is wrong whatever files and settings there are: the exit code is that of wrong flags."""
+
+
 @contextmanager
 def prefixed(prefix: str) -> Iterator[None]:
     """Puts `prefix` before the message of a UserError: functions below the programs do not know the flag."""
@@ -26,7 +30,9 @@ def first_of(problems: list[str], limit: int = 3) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error; its kind if it says nothing."""
+    """The first line of another library's error; its kind if it says nothing; of the system's, without the path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

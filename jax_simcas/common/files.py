@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import uuid
@@ -76,6 +77,22 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[i
         yield file.fileno()
 
 
+def read_json(path: Path, missing: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read; `missing` is what to say of a file that is not there.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
 def json_ready(value: Any) -> Any:
     """`value` with NaN and infinities, which JSON lacks, as None; in dicts, lists and tuples as well."""
     if isinstance(value, Mapping):
@@ -95,6 +112,26 @@ def probe_folder(folder: Any) -> None:
     probe = folder / f".writable-{uuid.uuid4().hex}"
     probe.write_text("")
     probe.unlink()
+
+
+def check_place(path: Path, name: str, folder: bool = False) -> None:
+    """Checks that a file, or with `folder` a folder, can be written: before the work whose result it is to hold.
+
+    Nothing is left behind, not even a folder that is missing.
+
+    Raises:
+      UserError: it cannot; `name` is the flag that gave it.
+    """
+    places = (path, *path.parents) if folder else path.parents
+    try:
+        if not folder and path.is_dir():
+            raise UserError(f"{name}={path}: a folder; give a file")
+        place = next(there for there in places if there.exists())
+        probe = place / f".writable-{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{name}={path}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def make_folder(folder: Path, name: str) -> Path:

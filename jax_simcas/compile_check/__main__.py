@@ -34,10 +34,12 @@ def parser() -> cli.Parser:
         "--stages", type=cli.some_of(STAGES), default=list(STAGES), help=f"some of {', '.join(STAGES)} (default: all)"
     )
     made.add_argument("--documents", type=cli.natural, default=0, help="of the global batch; 0: one per device")
-    made.add_argument("--tokens", type=cli.natural, default=0, help="of a document; 0: config.simcas.max_input_len")
-    made.add_argument("--target", type=cli.natural, default=256, help="tokens of a target or summary; 0: the maximum")
+    made.add_argument("--tokens", type=cli.none_or(3), default=0, help="of a document; 0: config.simcas.max_input_len")
+    made.add_argument(
+        "--target", type=cli.none_or(3), default=256, help="tokens of a target or summary; 0: the maximum"
+    )
     made.add_argument("--slowest", type=cli.natural, default=0, help="how many slowest places and instructions to list")
-    made.add_argument("--json", default="", metavar="FILE", help="for all figures")
+    made.add_argument("--json", type=cli.text, metavar="FILE", help="for all figures")
     return made
 
 

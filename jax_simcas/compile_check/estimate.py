@@ -30,7 +30,9 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
         target or min(settings.simcas.max_target_len, settings.bart.max_position_embeddings),
     )
     simcas = settings.simcas.replace(max_input_len=shape.tokens, max_target_len=shape.target)
-    generate = dataclasses.replace(settings.generate, max_length=min(settings.generate.max_length, shape.target))
+    most = min(settings.generate.max_length, shape.target)
+    least = min(settings.generate.min_length, most)
+    generate = dataclasses.replace(settings.generate, max_length=most, min_length=least)
     config_lib.check(dataclasses.replace(settings, simcas=simcas, generate=generate), sizes_known=True)
     return shape
 
@@ -51,6 +53,8 @@ def run(arguments: Any) -> int:
     settings = settings_of(arguments)
     with prefixed("--topology="):
         topology.parse_topology(arguments.topology)
+    if arguments.json:
+        files.check_place(Path(arguments.json), "--json")
     cli.prepare_jax()
     topology.prepare_environment()
     bart = bart_of(settings)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import FlagError, UserError
 
 HOST = (2, 2, 1)  # chips of one host, at most
 GIB = 2**30
@@ -59,16 +59,16 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """`v5e:16x16` -> the chip and the sides of the slice in chips.
 
     Raises:
-      UserError: not of that form, or of an unknown generation.
+      FlagError: not of that form, or of an unknown generation.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
     generation = found.group(1) if found else name
     if found is None or generation not in CHIPS:
-        raise UserError(f"{name}: expected one of {', '.join(CHIPS)} with its chips, such as {EXAMPLES}")
+        raise FlagError(f"{name}: expected one of {', '.join(CHIPS)} with its chips, such as {EXAMPLES}")
     chip, sides = CHIPS[generation], tuple(int(side) for side in found.group(2).split("x"))
     if len(sides) != chip.dimensions or 0 in sides:
         shape = "x".join("N" * chip.dimensions)
-        raise UserError(f"{name}: {generation} comes as {generation}:{shape}, such as {EXAMPLES}")
+        raise FlagError(f"{name}: {generation} comes as {generation}:{shape}, such as {EXAMPLES}")
     return chip, sides
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jax_simcas.common import tables
@@ -31,6 +31,17 @@ def shown_measures(there: Iterable[str], asked: list[str], folder: str) -> list[
     if missing:
         raise UserError(f"{folder} has no score {missing[0]!r}; it has {', '.join(there)}")
     return asked or [name for name in there if not name.startswith(metrics.AUTHORS)]
+
+
+def differing_documents(summaries: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """What to say of evaluations of other documents than those of the first: their scores cannot be compared."""
+    (first, baseline), *others = summaries.items()
+    for name, summary in others:
+        for what in ("split", "documents", "source"):
+            ours, theirs = baseline.get(what), summary.get(what)
+            if ours != theirs:
+                yield f"{first} and {name} are evaluations of different documents ({what}: {ours} and {theirs})"
+                break
 
 
 def percent(share: float) -> str:

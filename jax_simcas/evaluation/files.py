@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.common.files import json_ready, replace_file
+from jax_simcas.common.files import json_ready, read_json, replace_file
 from jax_simcas.evaluation.documents import Evaluated
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
@@ -79,12 +79,9 @@ def read_scores(folder: Path) -> dict[str, Any]:
     """scores.json of an evaluation.
 
     Raises:
-      UserError: there is none, or it holds no JSON object.
+      UserError: there is none, or it holds something else.
     """
-    try:
-        scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/{SCORES}: cannot be read ({error}); run jax_simcas.evaluate first") from None
+    scores = read_json(folder / SCORES, "not found; run jax_simcas.evaluate first")
     if not isinstance(scores, dict):
-        raise UserError(f"{folder}/{SCORES}: expected an object; run jax_simcas.evaluate again")
+        raise UserError(f"{folder / SCORES}: expected an object; run jax_simcas.evaluate again")
     return scores

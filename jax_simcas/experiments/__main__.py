@@ -27,7 +27,7 @@ def parser() -> cli.Parser:
     made.add_argument("experiment", type=cli.text, help="NAME of ours, or a file such as configs/experiments/NAME.py")
     made.add_argument("--base", type=cli.text, help="a config of jax_simcas.train in place of the experiment's own")
     made.add_argument("--workdir", type=cli.text, help="default: runs/EXPERIMENT[-BASE]")
-    made.add_argument("--seeds", type=cli.numbers(0), help="such as 0,1,2; in place of the experiment's")
+    made.add_argument("--seeds", type=cli.seeds, help="such as 0,1,2; in place of the experiment's")
     made.add_argument(
         "--only",
         default=[],

@@ -34,10 +34,7 @@ def read_experiment(arguments: Any) -> tuple[str, Any, Experiment]:
         experiment = module.get_experiment(changed)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: get_experiment() returned {type(experiment).__name__}, expected an Experiment")
-    try:
-        return base, config, dataclasses.replace(experiment, seeds=arguments.seeds or experiment.seeds)
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
+    return base, config, dataclasses.replace(experiment, seeds=arguments.seeds or experiment.seeds)
 
 
 def choose(commands: list[Command], experiment: Experiment, workdir: Path, names: list[str]) -> list[Command]:
@@ -59,11 +56,22 @@ def print_commands(commands: Sequence[Command]) -> None:
         print(f"{state:5} {command.name}\n      {shlex.join(command.argv)}")
 
 
+def check_some_finished(commands: Sequence[Command], workdir: Path) -> None:
+    """Raises UserError if there is nothing to make a table of."""
+    if not any(command.program == "evaluate" and runner.seconds_of(command) is not None for command in commands):
+        raise UserError(
+            f"--table: no evaluation of this experiment has finished in {workdir}; "
+            "give the --workdir of one that has, or run it without --table"
+        )
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     base, config, experiment = read_experiment(arguments)
     stems = dict.fromkeys(Path(path).stem for path in (arguments.experiment, base))
     workdir = Path(arguments.workdir or Path("runs") / "-".join(stems))
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir}: a file; give a folder")
     changes = tuple(f"--config.{name}={value}" for name, value in arguments.changes)
     plan = Plan(base, config, workdir, changes, arguments.split or "", arguments.limit or 0)
     commands = plan.commands(experiment)
@@ -71,9 +79,11 @@ def run(arguments: Any) -> int:
     if arguments.dry_run:
         print_commands(chosen)
         return 0
-    files.make_folder(workdir, "--workdir")
     problems: list[str] = []
-    if not arguments.table:
+    if arguments.table:
+        check_some_finished(commands, workdir)
+    else:
+        files.make_folder(workdir, "--workdir")
         with runner.exit_on_sigterm(), runner.exclusive(workdir) as lock:
             problems = runner.run_all(chosen, lock)
     text, written = output.write_outputs(" on ".join(stems), experiment, workdir, commands)

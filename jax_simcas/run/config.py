@@ -20,7 +20,7 @@ from ml_collections import config_dict
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.protocol import Backbone
-from jax_simcas.common import checks
+from jax_simcas.common import checks, files
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
@@ -283,12 +283,7 @@ def read_json(path: Path) -> Settings:
     Raises:
       UserError: no such file, not JSON, or fields that this version does not know.
     """
-    try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; is {path.parent} a workdir that training wrote?") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    mapping = files.read_json(path, f"not found; is {path.parent} a workdir that training wrote?")
     return from_mapping(mapping, f"{path}: config")
 
 

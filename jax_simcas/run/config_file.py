@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 from ml_collections.config_dict import ConfigDict
 
 import jax_simcas
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import FlagError, UserError
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import fields
 from jax_simcas.run.config import Settings
-from jax_simcas.run.overrides import overrides_of
+from jax_simcas.run.method_config import policy_of
+from jax_simcas.run.overrides import overrides_of, unused_budget
+from jax_simcas.run.workdir import CONFIG
 
 EXPERIMENTS = "experiments"  # the folder of experiments among the configs
 
@@ -40,7 +43,7 @@ def find_config(name: str, flag: str, where: Path | None = None) -> Path:
     """The file of a config: a path, or the name of one of ours such as `embedded`.
 
     Raises:
-      UserError: there is none; names the flag.
+      FlagError: no config of ours has this name. UserError: no such file; both name the flag.
     """
     where = where or folder()
     path, ours = Path(name), where / f"{name}.py"
@@ -50,9 +53,10 @@ def find_config(name: str, flag: str, where: Path | None = None) -> Path:
     if path.name == name and not path.suffix:
         if ours.is_file():
             return ours
-        raise UserError(f"{flag}={name}: no config of this name; there are {', '.join(known)}, or give a file")
+        raise FlagError(f"{flag}={name}: no config of this name; there are {', '.join(known)}, or give a file")
     if path.is_dir():
-        raise UserError(f"{flag}={name}: a folder; give a file in it")
+        hint = f", such as {path / CONFIG}" if (path / CONFIG).is_file() else ""
+        raise UserError(f"{flag}={name}: a folder; give a file in it{hint}")
     hint = f"; the one that comes with jax_simcas is {flag}={path.stem}" if path.stem in known else ""
     raise UserError(f"{flag}={name}: no such file{hint}")
 
@@ -91,13 +95,15 @@ def load_module(path: Path) -> Any:
 
 
 def read_config(name: str, flag: str = "--config", where: Path | None = None) -> ConfigDict:
-    """What `get_config` of a config returns; `NAME:ARGUMENT` is passed on to it.
+    """What `get_config` of a config returns; `NAME:ARGUMENT` is passed on to it; or a run's config.json.
 
     Raises:
       UserError: no such config, one that cannot be run, or that returns something else.
     """
     name, colon, argument = name.partition(":")
     path = find_config(name, flag, where)
+    if path.suffix == ".json":
+        return config_lib.to_config(config_lib.read_json(path))
     module = load_module(path)
     if not hasattr(module, "get_config"):
         what = "it is an experiment without a config of its own" if hasattr(module, "get_experiment") else "a config"
@@ -167,8 +173,8 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     Raises:
       UserError: names the flag.
     """
-    flags = overrides_of(arguments)
-    mapping = override(config_lib.to_config(settings), getattr(arguments, "changes", ())).to_dict()
+    flags, changes = overrides_of(arguments), getattr(arguments, "changes", ())
+    mapping = override(config_lib.to_config(settings), changes).to_dict()
     for name in SIZES:
         given, trained = mapping["bart"][name], getattr(settings.bart, name)
         if given != trained:
@@ -178,10 +184,26 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     for name, (_, value) in flags.items():
         section, leaf = name.split(".")
         mapping[section][leaf] = value
+    names = {name: f"--config.{name}" for name, _ in changes} | {name: flag for name, (flag, _) in flags.items()}
     try:
-        return config_lib.check(config_lib.from_mapping(mapping, "config"), sizes_known=sizes_known)
+        changed = config_lib.check(config_lib.from_mapping(mapping, "config"), sizes_known=sizes_known)
     except UserError as error:
-        message = str(error)
-        for name, (flag, _) in flags.items():
-            message = message.replace(f"config.{name}=", f"{flag}=")
-        raise UserError(message) from None
+        raise UserError(_named_as_flags(str(error), names)) from None
+    _check_budget(changed, arguments, "simcas.budget" in names)
+    return changed
+
+
+def _named_as_flags(message: str, flags: Mapping[str, str]) -> str:
+    """The message with each field that a flag gave, by its full name or its last part, named as that flag."""
+    for name, flag in flags.items():
+        leaf = name.rpartition(".")[2]
+        message = re.sub(rf"(?<![\w.-])(config\.{re.escape(name)}|{leaf})(?==)", flag, message)
+    return message
+
+
+def _check_budget(settings: Settings, arguments: Any, is_given: bool) -> None:
+    """Raises UserError if a flag gives a budget that the policy, of a flag or of the model's settings, does not use."""
+    policy = getattr(arguments, "policy", None) or settings.simcas.policy
+    budget = settings.simcas.budget
+    if is_given and budget is not None and not policy_of(policy, "--policy").budgeted:
+        raise UserError(unused_budget(arguments, budget, policy))

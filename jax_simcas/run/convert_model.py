@@ -9,7 +9,7 @@ from typing import Any
 
 from jax_simcas.checkpoints import hub
 from jax_simcas.checkpoints.hub import Pretrained
-from jax_simcas.common import cli
+from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
 from jax_simcas.run.build import load_weights
 from jax_simcas.run.workdir import CHECKPOINTS
@@ -26,12 +26,13 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
     """Writes config.json, the weights in `layout`, the tokenizer and our settings into `target`.
 
     Raises:
-      UserError: an unreadable source, or a target that holds weights in another layout.
+      UserError: an unreadable source; a target that cannot be written or that holds weights in another layout.
     """
     others = [name for name in hub.WEIGHTS if name != hub.LAYOUTS[layout] and (target / name).exists()]
     if others or (target / CHECKPOINTS).exists():
         held = others[0] if others else CHECKPOINTS
         raise UserError(f"{target}: holds {held} already, which would be read in place of the new file; choose another")
+    files.check_place(target, "DST", folder=True)
     found = load_weights(source, step)
     backbone = (found.extra or {}).get("backbone", "bart")
     if backbone != "bart":

@@ -112,15 +112,19 @@ def run_compare(arguments: Any) -> int:
     """The program on two files of predictions."""
     cli.prepare_jax()
     paths = [Path(name) for name in arguments.compare]
-    files = [paired_bootstrap.read_predictions(path) for path in paths]
+    predictions = [paired_bootstrap.read_predictions(path) for path in paths]
     with prefixed("--compare: "):
-        paired_bootstrap.check_pairs(*files)
+        paired_bootstrap.check_pairs(*predictions)
+    if arguments.plot:
+        files.check_place(Path(arguments.plot), "--plot")
     encoder = encoder_of(arguments)
-    names = arguments.measures or paired_bootstrap.common_scores(*files)
+    names = arguments.measures or paired_bootstrap.common_scores(*predictions)
     with prefixed("--measures: " if arguments.measures else ""):
-        scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in zip(files, paths, strict=True)]
+        both = zip(predictions, paths, strict=True)
+        scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in both]
     if encoder:
-        extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in zip(files, paths, strict=True)]
+        both = zip(predictions, paths, strict=True)
+        extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in both]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
     compared = paired_bootstrap.paired_differences(scores[0], scores[1], arguments.seed)
     print(paired_bootstrap.differences_table(compared))

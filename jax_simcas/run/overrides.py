@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
 
+# The tables hold them as words, so that --help needs no jax.
+POLICIES = ("sample", "greedy", "threshold", "all", "topk", "random", "first", "spaced")
+BUDGETED = ("topk", "random", "first", "spaced")
+DTYPES = ("float32", "bfloat16")
+policy = cli.one_of(POLICIES, or_own=True)
+
 
 class Override(NamedTuple):
     """A flag that stands for a setting."""
@@ -20,13 +26,15 @@ class Override(NamedTuple):
 
 
 OVERRIDES: dict[str, Override] = {
-    "--policy": Override("simcas.policy", cli.text, "what selects the states that the decoder sees"),
+    "--policy": Override("simcas.policy", policy, "what selects the states that the decoder sees"),
     "--budget": Override("simcas.budget", cli.positive, "candidates to keep, for policies that keep so many"),
-    "--capacity": Override("simcas.capacity", cli.positive, "most states that the decoder sees"),
-    "--max-input-len": Override("simcas.max_input_len", cli.positive, "tokens read of a document"),
-    "--dtype": Override("simcas.dtype", str, "float32 or bfloat16"),
+    "--capacity": Override("simcas.capacity", cli.number(int, 2), "most states that the decoder sees"),
+    "--max-input-len": Override("simcas.max_input_len", cli.number(int, 3), "tokens read of a document"),
+    "--dtype": Override("simcas.dtype", cli.one_of(DTYPES), "float32 or bfloat16"),
     "--num-beams": Override("generate.num_beams", cli.positive, "beams of the search"),
-    "--max-length": Override("generate.max_length", cli.positive, "tokens of a summary, the start token included"),
+    "--max-length": Override(
+        "generate.max_length", cli.number(int, 2), "tokens of a summary, the start token included"
+    ),
     "--min-length": Override("generate.min_length", cli.natural, "tokens of a summary, likewise"),
     "--length-penalty": Override("generate.length_penalty", cli.number(float), "above 0 prefers long summaries"),
     "--no-repeat-ngram-size": Override(
@@ -44,6 +52,29 @@ def add_overrides(made: cli.Parser, *flags: str) -> None:
     for flag in flags:
         override = OVERRIDES[flag]
         group.add_argument(flag, dest=override.field, metavar=flag[2:].upper(), type=override.kind, help=override.help)
+    made.rules += [_lengths_fit, _budget_is_used]
+
+
+def _lengths_fit(arguments: Any) -> str:
+    least, most = (getattr(arguments, f"generate.{name}_length", None) for name in ("min", "max"))
+    return f"--min-length={least} exceeds --max-length={most}" if least and most and least > most else ""
+
+
+def _budget_is_used(arguments: Any) -> str:
+    """What is wrong with a budget beside a policy that has none; settings that are no flags are checked later."""
+    given = dict(getattr(arguments, "changes", ()))
+    budget = getattr(arguments, "simcas.budget", None) or given.get("simcas.budget", "None")
+    chosen = getattr(arguments, "policy", None) or getattr(arguments, "simcas.policy", None)
+    chosen = chosen or given.get("simcas.policy")
+    if str(budget).lower() == "none" or chosen not in POLICIES or chosen in BUDGETED:
+        return ""
+    return unused_budget(arguments, budget, chosen)
+
+
+def unused_budget(arguments: Any, budget: Any, policy: str) -> str:
+    """The message for a budget that a flag gave to a policy without one."""
+    flag = "--budget" if getattr(arguments, "simcas.budget", None) else "--config.simcas.budget"
+    return f"{flag}={budget}: the policy {policy!r} has no budget; those with one are {', '.join(BUDGETED)}"
 
 
 def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:

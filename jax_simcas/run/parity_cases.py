@@ -19,7 +19,7 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import from_state_dict, load
 from jax_simcas.common import cli, files, progress, tables
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.method import steps
 from jax_simcas.method.align import ALIGNMENTS
 from jax_simcas.method.beam_search import GenerateConfig, generate
@@ -33,6 +33,7 @@ from jax_simcas.method.select import state_values
 STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 1e-4
 SELECTOR_LR = 1e-4  # of the PPO cases
 LABEL_SMOOTHING = 0.1
+CONTENTS = "DIR holds config.json, weights, manifest.json and CASE.npz for each case of it, as tests/data/parity does"
 
 Arrays = dict[str, np.ndarray]
 
@@ -244,10 +245,9 @@ def read_cases(folder: Path) -> list[Case]:
       UserError: no manifest or weights, an unreadable .npz, or a case of an unknown kind.
     """
     path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    manifest = files.read_json(path, f"cannot be read (no such file); {CONTENTS}")
+    if not isinstance(manifest, dict) or not all(isinstance(settings, dict) for settings in manifest.values()):
+        raise UserError(f"{path}: expected an object with the settings of each case; {CONTENTS}")
     loaded = load(folder)
     if "selector" not in loaded.params:
         raise UserError(f"{folder}: the weights hold no selector, which every case needs")
@@ -260,7 +260,7 @@ def read_cases(folder: Path) -> list[Case]:
             with np.load(file, allow_pickle=False) as arrays:
                 cases.append(Case(name, settings, dict(arrays), loaded.config, loaded.params))
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file}: cannot be read ({error})") from None
+            raise UserError(f"{file}: cannot be read ({first_line(error)}); {CONTENTS}") from None
     return cases
 
 

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jax_simcas.common import cli
-from jax_simcas.common.errors import UserError, first_line
+from jax_simcas.common.errors import FlagError, UserError, first_line
 from jax_simcas.common.sharding import MeshConfig, fitted, local_documents, make_mesh, put_batch
 from jax_simcas.data.batches import as_example, pad_to
 from jax_simcas.data.features import Features
@@ -50,7 +50,7 @@ def join(where: str) -> None:
         "HOST:PORT,COUNT,INDEX" anywhere: address of process 0, number of processes, index of this one.
 
     Raises:
-      UserError: none of these; the others cannot be reached.
+      FlagError: none of these. UserError: the others cannot be reached.
     """
     if not where:
         return
@@ -58,10 +58,10 @@ def join(where: str) -> None:
     if where != "auto":
         address, *numbers = where.split(",")
         if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or ":" not in address:
-            raise UserError(f"--distributed={where}: expected auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.2:8476,4,0")
+            raise FlagError(f"--distributed={where}: expected auto or HOST:PORT,COUNT,INDEX, such as 10.0.0.2:8476,4,0")
         count, index = map(int, numbers)
         if index >= count:
-            raise UserError(f"--distributed={where}: INDEX counts from 0, so {count} processes have 0 to {count - 1}")
+            raise FlagError(f"--distributed={where}: INDEX counts from 0, so {count} processes have 0 to {count - 1}")
         options |= {"coordinator_address": address, "num_processes": count, "process_id": index}
     try:
         jax.distributed.initialize(**options)

@@ -133,7 +133,7 @@ def run(arguments: Any) -> int:
     """The program after its flags are read. A bad file does not keep the others from being summarised."""
     cli.prepare_jax()
     if arguments.html:
-        files.make_folder(Path(arguments.html).parent, "--html")
+        files.check_place(Path(arguments.html), "--html")
     if Path(arguments.model).is_dir():  # now, as reading weights takes long
         configured(read_settings(arguments.model), arguments, sizes_known=False)
     names = arguments.files or ["-"]
