@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import figures, one_line_error, tiny_config
+from helpers import figures, one_line_error, read_config, tiny_config
 from trained import jsonl_settings, pretrained_folder, user_runs, write_split
 
 from jax_simcas import evaluate, summarize
@@ -55,7 +55,10 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(workdir, cache, t
 def test_a_finished_run_is_not_trained_again(workdir, cache, capsys):
     before = (workdir / "metrics.jsonl").read_bytes()
     assert train(tiny_config(), workdir, cache, progress=False).step == 4
-    assert "raise --config.loop.steps to go on" in capsys.readouterr().err
+    assert capsys.readouterr().err == "step 4 of 4 is done: nothing to train; raise --config.loop.steps to go on\n"
+    assert train(tiny_config(**{"loop.steps": 2}), workdir, cache, progress=False).step == 4
+    said = "step 4 is done, loop.steps=2 asks for 2: nothing to train; raise --config.loop.steps to go on\n"
+    assert capsys.readouterr().err == said
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
@@ -241,6 +244,15 @@ def test_rows_that_cannot_be_read_are_named_and_leave_the_folder_to_others(rows,
         train(jsonl_settings(tmp_path / "data"), tmp_path / "run", cache, progress=False)
     assert message in str(error.value) and "train.jsonl.gz" in str(error.value)
     assert not (tmp_path / "run" / "config.json").exists() and not (tmp_path / "run" / "tokenizer").exists()
+
+
+def test_data_that_is_not_named_is_missed_before_weights_are_fetched(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax_simcas.run.build.load", None)
+    for data_dir, message in (("", "config.data.data_dir is empty: pass --config"), ("/nowhere", "no such folder")):
+        settings = read_config("finetune")[0]
+        settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, data_dir=data_dir))
+        with pytest.raises(UserError, match=message):
+            train(settings, tmp_path, cache, progress=False)
 
 
 def test_a_missing_split_or_folder_is_named(cache, tmp_path):

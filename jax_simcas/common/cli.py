@@ -4,9 +4,9 @@ Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE,
 stand for one, such as --num-beams, are in run/overrides.py. Nothing here imports jax: --help answers at once.
 
 Exit codes, of every program: 0 done; 1 an error, one line on standard error that begins with `error:`; 2 wrong flags,
-one such line; 130 Ctrl-C. A flag is wrong if its value is so by itself or beside the other flags; what files, a model or
-its settings do not allow is an error. A reader that closes standard output (`| head`) ends a program with 1 and no line.
-What a program adds to these stands in its --help.
+one such line; 130 Ctrl-C. A flag is wrong if its value is so by itself or beside the other flags; what files, a model
+or its settings do not allow is an error. A reader that closes standard output (`| head`) ends a program with 1 and no
+line. What a program adds to these stands in its --help.
 """
 
 from __future__ import annotations

@@ -97,13 +97,21 @@ def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progre
             start = restore_or_start(run, checkpoints)
             run = run._replace(model=run.model._replace(params=None))  # or they would lie there twice
             if start.step >= run.steps:
-                flag = "epochs" if loop.epochs else "steps"
-                notify(f"step {start.step} of {run.steps} is done; raise --config.loop.{flag} to go on")
+                notify(nothing_to_train(start.step, run.steps, loop.epochs))
                 return Outcome(start.step, {}, False)
+            if start.step:
+                notify(f"resuming at step {start.step} of {run.steps}")
             inputs = open_inputs(run, start.step)
             introduce(run, start)
             claim(run)
             return train_on(run, start, inputs, checkpoints)
+
+
+def nothing_to_train(step: int, steps: int, epochs: int) -> str:
+    """What to say of a run that has all its steps, or more than are asked for now."""
+    setting = f"loop.epochs={epochs}" if epochs else f"loop.steps={steps}"
+    asked = f"step {step} of {steps} is done" if step == steps else f"step {step} is done, {setting} asks for {steps}"
+    return f"{asked}: nothing to train; raise --config.{setting.partition('=')[0]} to go on"
 
 
 def introduce(run: Run, start: Start) -> None:

@@ -95,13 +95,14 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
     """
     folder = Workdir.at(where, cache)
     begun = folder.begun()
+    # Before weights, which may have to be fetched.
+    training = open_source(settings, settings.data.train_split, cache)
+    validation = open_source(settings, settings.data.validation_split, cache)
     # A tokenizer that a first attempt left, and that no step has used, may belong to other settings.
     model = new_model(settings, cache, job.mesh, folder.local / TOKENIZER if begun else None)
     settings = model.settings
     if begun:
         check_same_run(settings, folder.local)
-    training = open_source(settings, settings.data.train_split, cache)
-    validation = open_source(settings, settings.data.validation_split, cache)
     notify(*(f"warning: {note}" for rows in (training, validation) for note in rows.notes))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
@@ -148,7 +149,6 @@ def restore_or_start(run: Run, checkpoints: Checkpointer) -> Start:
     notify(*(f"warning: {warning}" for warning in (*warnings, *gone)))
     if restored is None:
         return Start(0, state, shardings, {})
-    notify(f"resuming at step {restored.step} of {run.steps}")
     totals: Totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
     return Start(restored.step, restored.state, shardings, totals)
 
