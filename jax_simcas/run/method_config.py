@@ -65,6 +65,16 @@ def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
         raise UserError(f"{where}={name!r}: cannot be imported ({kind_and_line(error)})") from None
     if not callable(value) and not isinstance(value, Policy):
         raise UserError(f"{where}={name!r}: {value!r}; expected a function, or an object that can be called")
+    return _hashable(where, name, value)
+
+
+def _hashable(where: str, name: str, value: Any) -> Any:
+    """The value, which is to be a static argument of `jit`."""
+    try:
+        hash(value)
+    except TypeError as error:
+        hint = "give a function of a module, or an object of a frozen dataclass"
+        raise UserError(f"{where}={name!r}: {error}, which jit needs it to be; {hint}") from None
     return value
 
 
@@ -196,11 +206,9 @@ class SimcasConfig:
             dtype=self.dtype,
             remat=self.remat,
         )
-        own = [name for name, table in (("reward", REWARDS), ("credit", CREDITS)) if getattr(self, name) not in table]
+        own = self.reward not in REWARDS or self.credit not in CREDITS or type(backbone) not in BACKBONES.values()
         # A run's model is made again within its mesh, which the few documents of a trial need not fit.
-        if mesh_in_use() is None and (own or type(backbone) not in BACKBONES.values()):
-            for name in own:
-                _call(f"config.simcas.{name}", getattr(self, name), hash, getattr(model, name))
+        if own and mesh_in_use() is None:
             try_parts(model, self)
         return model
 
@@ -277,7 +285,7 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
     if not isinstance(backbone, Backbone):
         what = "jax_simcas.backbones.protocol.Backbone, which names what it must have"
         raise UserError(f"config.backbone={name!r}: returned {backbone!r}, expected a {what}")
-    return backbone
+    return _hashable("config.backbone", name, backbone)
 
 
 @dataclass(frozen=True)
