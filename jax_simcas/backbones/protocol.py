@@ -115,7 +115,8 @@ class Backbone(Protocol):
     ) -> tuple[Float[Array, "T V"], Float[Array, " C"] | None]:
         """Teacher-forced float32 logits (those at t predict target t + 1) and, if asked for, cross-attention weights.
 
-        The weights are averaged over layers, heads and real target positions: one per selected state.
+        The weights are averaged over layers, heads and the target positions of `target_mask`: one per selected state.
+        The mask is of no other use. A position reads itself and earlier ones, whatever it says of them.
         """
 
     # Generation: one token per beam and step
