@@ -48,7 +48,7 @@ setup(
         "jax_simcas.configs.experiments",
     ],
     package_dir={"jax_simcas.configs": "configs"},
-    package_data={"jax_simcas": ["py.typed"]},
+    package_data={"jax_simcas": ["py.typed"], "jax_simcas.evaluation": ["pages/*"]},
     entry_points={"console_scripts": ["simcas = jax_simcas.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[

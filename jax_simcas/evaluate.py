@@ -14,6 +14,7 @@ EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --split=test --num-beams=8
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --policy=random      # as many as the model would keep
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512  # the first chunk only
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --limit=20 --html   # what was kept of each document
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --bertscore=roberta-large
   python -m jax_simcas.evaluate --compare runs/a/evaluation/test runs/b/evaluation/test --plot=difference.png
   python -m jax_simcas.evaluate --workdir=runs/embedded --config.data.embedded.chunks=64
@@ -42,17 +43,30 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--bertscore", type=cli.text, metavar="MODEL[@LAYER]", help="also BERTScore, in this folder's or hub id's layer"
     )
+    made.add_argument(
+        "--html",
+        nargs="?",
+        const=True,
+        type=cli.text,
+        metavar="FOLDER",
+        help="also a page of each document for a browser: what was kept, and where the decoder looked; "
+        "default: OUTPUT/html",
+    )
     made.add_argument("--measures", type=cli.names, help="of --compare, such as rouge1,authors/rougeLsum")
     made.add_argument(
         "--plot", type=cli.output_file(".png"), metavar="PNG", help="of --compare: also draw the differences"
     )
-    made.rules.append(only_with_compare)
+    made.rules += [only_with_compare, not_with_compare]
     return made
 
 
 def only_with_compare(arguments: Any) -> str:
     alone = not arguments.compare and (arguments.measures or arguments.plot)
     return "--measures and --plot go with --compare" if alone else ""
+
+
+def not_with_compare(arguments: Any) -> str:
+    return "--html goes with --workdir" if arguments.compare and arguments.html else ""
 
 
 def run(arguments: Any) -> int:

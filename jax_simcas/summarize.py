@@ -15,6 +15,7 @@ from jax_simcas.run import overrides
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
   python -m jax_simcas.summarize --model=facebook/bart-large-cnn --json a.txt b.txt
+  python -m jax_simcas.summarize --model=runs/sumpubmed --html=kept.html article.txt
   python -m jax_simcas.summarize --model=runs/qmsum --query='What was decided on the budget?' meeting.txt
   cat article.txt | python -m jax_simcas.summarize --model=runs/sumpubmed
 """
@@ -33,7 +34,7 @@ def parser() -> cli.Parser:
         "--html",
         type=cli.output_file(".html", ".htm"),
         metavar="FILE",
-        help="also write a page with what was kept of each document",
+        help="also a page for a browser: what was kept, and where the decoder looked; of several documents an index",
     )
     overrides.add_overrides(
         made, "--policy", "--budget", "--capacity", "--max-input-len", *overrides.GENERATION, "--dtype"

@@ -1,8 +1,10 @@
 """Tiny models and documents that many tests share."""
 
+import base64
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -117,6 +119,18 @@ def one_line_error(out):
     lines = [line for line in out.strip().splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in out, out
     return lines[0]
+
+
+def page_data(path):
+    """What the script of a page of what was kept reads."""
+    return json.loads(re.search(r'id="data">([^<]*)<', path.read_text(encoding="utf-8"))[1])
+
+
+def page_kept(data):
+    """Whether each token was kept."""
+    bits = np.frombuffer(base64.b64decode(data["tokens"]["kept"]), np.uint8)
+    count = len(base64.b64decode(data["tokens"]["keep"])) // 2
+    return np.unpackbits(bits, bitorder="little")[:count].tolist()
 
 
 @cache

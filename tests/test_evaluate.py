@@ -1,13 +1,15 @@
 """Evaluating a run: scores, a row per document, other policies, and what is said of bad flags."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import figures, one_line_error, tiny_bert
+from helpers import figures, one_line_error, page_data, page_kept, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate
+from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.run import config as config_lib
 
 
@@ -74,6 +76,32 @@ def test_bertscore_stands_beside_the_other_scores(workdir, cache, tmp_path, caps
         values = [row[kind]["bertscore/tiny-bert@1"] for row in rows]
         assert len(values) == 2 and all(0 < value <= 100.001 for value in values)
         assert summary[kind]["bertscore/tiny-bert@1"]["mean"] == pytest.approx(np.mean(values))
+
+
+def test_each_document_gets_a_page_with_its_evidence(workdir, cache, tmp_path, capsys):
+    flags = [f"--workdir={workdir}", "--split=test", "--limit=5", "--min-length=6"]
+    assert evaluate.main([*flags, "--html", f"--output={tmp_path}"]) == 0
+    assert f"what was kept of each document: {tmp_path}/html/index.html" in capsys.readouterr().out
+    source = SyntheticSource("test", tiny_config().data.embedded)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    index = (tmp_path / "html" / "index.html").read_text()
+    assert re.findall(r'href="([^"]+)">([^<]+)<', index) == [(f"{i}.html", f"test-{i}") for i in range(5)]
+    for number, row in enumerate(rows):
+        data = page_data(tmp_path / "html" / f"{number}.html")
+        text, kept = source[number].document, page_kept(data)
+        assert data["document"] == text and data["summary"] == row["prediction"]
+        assert [text[start:end] for start, end in data["evidence"]] == [
+            text[start:end] for start, end in source[number].evidence
+        ]
+        assert len(kept) == len(text.split()) and 0 <= row["kept"] - sum(kept) <= 4  # chunks, of which each has an end
+        assert len(data["written"]["spans"]) == len(row["prediction"].split())
+    assert source[0].summary in (tmp_path / "html" / "0.html").read_text()
+    assert evaluate.main([*flags, f"--html={tmp_path}/scores.json", f"--output={tmp_path}/more"]) == 1
+    assert "--html=" in one_line_error(capsys.readouterr().err)
+    nothing = ["--policy=threshold", "--config.simcas.threshold=1.0", f"--html={tmp_path}/nothing"]
+    assert evaluate.main([*flags, *nothing, f"--output={tmp_path}/more"]) == 0
+    data = page_data(tmp_path / "nothing" / "4.html")
+    assert not any(page_kept(data)) and not any(data["written"]["places"])
 
 
 def test_other_policies_spend_what_the_model_would(workdir, cache, capsys):

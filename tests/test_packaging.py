@@ -65,11 +65,12 @@ def extra(requirement):
     return "".join(re.findall(r'extra == "(\w+)"', str(requirement.marker)))
 
 
-def test_wheel_has_the_package_its_types_and_configs(wheel):
+def test_wheel_has_the_package_its_types_templates_and_configs(wheel):
     files = {name for name in wheel if ".dist-info/" not in name}
     package = {f"jax_simcas/{file.relative_to(ROOT / 'jax_simcas')}" for file in (ROOT / "jax_simcas").rglob("*.py")}
     configs = {f"jax_simcas/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.py")}
-    assert files == package | configs | {"jax_simcas/py.typed"}
+    pages = {f"jax_simcas/evaluation/pages/{name}" for name in ("document.html", "index.html", "page.js", "style.css")}
+    assert files == package | configs | pages | {"jax_simcas/py.typed"}
 
 
 def test_one_version(metadata):

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import one_line_error
+from helpers import one_line_error, page_data, page_kept
 from trained import jsonl_settings, pretrained_folder, write_split
 
 from jax_simcas import evaluate, summarize
@@ -119,13 +121,53 @@ def test_flags_and_files_are_checked_before_weights_are_read(flags, message, wor
     assert "nowhere.txt: cannot be read" in one_line_error(capsys.readouterr().err)
 
 
-def test_a_page_shows_the_kept_tokens_of_each_document(workdir, cache, document, tmp_path, capsys):
-    page = tmp_path / "page.html"
-    flags = ["--policy=first", "--budget=5", f"--html={page}", "--json"]
+def test_a_page_shows_what_was_kept_and_where_the_decoder_looked(workdir, cache, document, tmp_path, capsys):
+    page = tmp_path / "new" / "page.html"
+    flags = ["--policy=first", "--budget=5", "--min-length=6", f"--html={page}", "--json"]
     summarize.main([f"--model={workdir}", *flags, str(document)])
-    record = json.loads(capsys.readouterr().out)
-    text = page.read_text()
-    assert f"<h1>{document} " in text and text.count("<mark") == record["kept"] == 5
+    captured = capsys.readouterr()
+    record, data, text = json.loads(captured.out), page_data(page), document.read_text()
+    assert f"what was kept: {page}" in captured.err and f"<h1>{document}</h1>" in page.read_text()
+    assert data["document"] == text and sum(page_kept(data)) == record["kept"] == 5
+    assert data["summary"] == record["summary"] and "written" not in record
+    written = data["written"]
+    assert "".join(record["summary"][start:end] for start, end in written["spans"]) == record["summary"] != ""
+    first = text.split()[:5]
+    for places, state in zip(written["places"], written["state"], strict=True):
+        assert {text[start:end] for _, start, end, _ in places} <= set(first)
+        shares = [share for *_, share in places]
+        assert shares == sorted(shares, reverse=True) and sum(shares) + state == pytest.approx(1, abs=1e-3)
+
+
+def test_several_documents_get_a_page_each_and_an_index(workdir, cache, document, tmp_path, capsys):
+    page, other = tmp_path / "kept.html", tmp_path / "other.txt"
+    other.write_text("word-1 word-2")
+    documents = [str(document), str(other), str(tmp_path / "none.txt")]
+    assert summarize.main([f"--model={workdir}", "--min-length=4", f"--html={page}", *documents]) == 1
+    files = sorted(path.name for path in (tmp_path / "kept_files").iterdir())
+    assert files == ["1.html", "2.html"]
+    assert re.findall(r'<a href="([^"]+)">([^<]+)</a>', page.read_text()) == [
+        ("kept_files/1.html", str(document)),
+        ("kept_files/2.html", str(other)),
+    ]
+    assert page_data(tmp_path / "kept_files/2.html")["document"] == "word-1 word-2"
+
+
+def test_a_page_that_cannot_be_written_is_told_before_weights_are_read(
+    workdir, document, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(summarize_files, "load_model", None)
+    document = document.rename(tmp_path / "document.html")
+    for path, message in {
+        tmp_path: "a folder; give a file",
+        document: "is one of the documents",
+        document / "page.html": "cannot be written",
+        Path("/dev/null"): "is no file",
+    }.items():
+        before = document.read_bytes()
+        assert summarize.main([f"--model={workdir}", f"--html={path}", str(document)]) == 1
+        error = one_line_error(capsys.readouterr().err)
+        assert message in error and "--html=" in error and document.read_bytes() == before
 
 
 def test_python_gives_what_the_program_prints(workdir, cache, document, capsys):

@@ -14,11 +14,22 @@ import numpy as np
 from jax_simcas.common import pairs
 from jax_simcas.common.sharding import batch_shardings, put, replicated
 from jax_simcas.data import batches
-from jax_simcas.data.features import Features
+from jax_simcas.data.features import Features, featurize, shuffle_parts
 from jax_simcas.data.rows import Row, RowSource
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
-from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch, target_nll
+from jax_simcas.evaluation.highlight import Shown
+from jax_simcas.evaluation.predict import (
+    Predictor,
+    attention_of,
+    capacity_for,
+    generate_batch,
+    select_batch,
+    target_nll,
+)
+from jax_simcas.evaluation.summarizer import tokens_read
+from jax_simcas.evaluation.written import PLACES, spelled_out, written_tokens
+from jax_simcas.method.attention import Attended
 from jax_simcas.method.select import Policy
 
 
@@ -45,6 +56,8 @@ class Predictions(NamedTuple):
     candidate: np.ndarray  # [B, K, S - 1]
     nats: np.ndarray  # [B] of the reference
     tokens: np.ndarray  # [B] of the reference
+    keep_prob: np.ndarray  # [B, K, S - 1]
+    attended: Attended | None  # [B, T - 1, ...], if asked for
 
 
 def references(row: Row, task: str) -> tuple[str, ...]:
@@ -68,11 +81,13 @@ def evaluate_documents(
     lead_words: int,
     key: jax.Array,
     on_batch: Callable[[int], None],
+    on_document: Callable[[Evaluated, Shown], None] | None = None,
 ) -> Iterator[Evaluated]:
     """Summarises and scores this process's rows of `source`, in order, and their first `lead_words` words.
 
     Of several processes each takes its share of every batch, `reading.batch_size` documents, which lie on its own
-    devices: nothing waits for the others.
+    devices: nothing waits for the others. `on_document` gets what can be shown of each document; it costs a pass of the
+    decoder.
     """
     share, own_share = predictor.reading.batch_size, jax.process_index()
     config = dataclasses.replace(predictor.reading, batch_size=share * jax.process_count())
@@ -82,15 +97,20 @@ def evaluate_documents(
         params=put(predictor.params, jax.tree.map(lambda _: replicated(mesh), predictor.params))
     )
     for batch in batches.make_iterator(source, predictor.tokenizer, config, training=False, places=places):
-        predictions = predict_batch(predictor, batch, policy, key)
+        predictions = predict_batch(predictor, batch, policy, key, attention=on_document is not None)
         real = np.flatnonzero(batch["row_mask"]).tolist()
         for b in real:
             row = source[int(batch["row_index"][b])]
-            yield score_row(predictor.tokenizer, row, batch, predictions, b, task=task, lead_words=lead_words)
+            scored = score_row(predictor.tokenizer, row, batch, predictions, b, task=task, lead_words=lead_words)
+            if on_document is not None:
+                on_document(scored, shown_row(predictor, scored, predictions, b, task))
+            yield scored
         on_batch(len(real))
 
 
-def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: jax.Array) -> Predictions:
+def predict_batch(
+    predictor: Predictor, batch: Features, policy: Policy, key: jax.Array, attention: bool = False
+) -> Predictions:
     """Selects by `policy`, generates, and scores the references, on the devices of the current mesh.
 
     Policies that spend a budget keep as many candidates of each document as the configured policy would: an
@@ -108,7 +128,11 @@ def predict_batch(predictor: Predictor, batch: Features, policy: Policy, key: ja
     capacity = capacity_for(selection, model.capacity)
     generation = generate_batch(*selected, model=model, config=predictor.generate, capacity=capacity)
     nll = target_nll(*selected, target, model=model, capacity=capacity)
-    return Predictions(*jax.device_get((generation.sequence, selection.action, selection.candidate_mask, *nll)))
+    attended = None
+    if attention:
+        attended = attention_of(*selected, generation, model=model, capacity=capacity, count=PLACES)
+    shares = (selection.action, selection.candidate_mask)
+    return Predictions(*jax.device_get((generation.sequence, *shares, *nll, selection.keep_prob, attended)))
 
 
 def score_row(
@@ -127,6 +151,33 @@ def score_row(
         cut_tokens=int(batch["cut_tokens"][b]),
         nll=(float(predictions.nats[b]), int(predictions.tokens[b])),
         unknown=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
+    )
+
+
+def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions, b: int, task: str) -> Shown:
+    """What a page shows of the b-th document of a batch. Its tokens are found anew, as batches carry no offsets."""
+    row = shuffle_parts(scored.row, predictor.reading)
+    features = featurize(row, predictor.tokenizer, predictor.reading)
+    text, offsets = row.document, features["token_offsets"]
+    if row.chunks is not None:
+        text, offsets = spelled_out(predictor.tokenizer, features["input_ids"], features["token_mask"])
+    chunks = len(offsets)
+    written = None
+    if predictions.attended is not None:
+        attended = jax.tree.map(lambda x: x[b], predictions.attended)
+        sequence = predictions.sequence[b][: len(attended.weight) + 1]
+        written = written_tokens(predictor.tokenizer, sequence, scored.prediction, attended, offsets)
+    return Shown(
+        name=str(row.id),
+        document=text,
+        summary=scored.prediction,
+        read=tokens_read(predictions.kept[b][:chunks], predictions.keep_prob[b][:chunks], offsets),
+        written=written,
+        evidence=row.evidence,
+        query=row.query,
+        references=references(row, task),
+        scores={metrics.measure_of(name).title: value for name, value in scored.scores.items()},
+        cut_tokens=scored.cut_tokens,
     )
 
 

@@ -6,12 +6,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.common.sharding import over_documents
 from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.data.tokenizer import TextTokenizer
+from jax_simcas.method.attention import Attended, most_attended
 from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
+from jax_simcas.method.chunk import bucket
 from jax_simcas.method.document import Document, Target
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
 from jax_simcas.method.reward import target_log_prob
@@ -90,6 +93,45 @@ def target_nll(
         return -log_prob, tokens
 
     return over_documents(one)(hidden, chunk_mask, selection, targets)
+
+
+@partial(jax.jit, static_argnames=("model", "capacity", "count"))
+def attend_batch(
+    params: Params,
+    hidden: Float[Array, "B K S D"],
+    chunk_mask: Bool[Array, "B K"],
+    selection: Selection,
+    sequence: Int[Array, "B T"],
+    *,
+    model: SimCAS,
+    capacity: int,
+    count: int,
+) -> Attended:
+    """Where the decoder looks as it writes every document's `sequence`, given the selected states."""
+
+    def one(hidden: Array, chunk_mask: Array, selection: Selection, ids: Array) -> Attended:
+        compacted = compact(hidden, chunk_mask, selection, capacity)
+        target = Target(ids, jnp.ones(ids.shape, bool))
+        return most_attended(params, model, compacted, target, min(count, len(compacted.index)))
+
+    return over_documents(one)(hidden, chunk_mask, selection, sequence)
+
+
+def attention_of(
+    params: Params,
+    hidden: Float[Array, "B K S D"],
+    chunk_mask: Bool[Array, "B K"],
+    selection: Selection,
+    generation: Generation,
+    *,
+    model: SimCAS,
+    capacity: int,
+    count: int,
+) -> Attended:
+    """`attend_batch` of generated summaries, no longer than the longest needs (a power of two, as few are compiled)."""
+    length = bucket(int(generation.length.max()), limit=generation.sequence.shape[1])
+    sequence = generation.sequence[:, : max(length, 2)]
+    return attend_batch(params, hidden, chunk_mask, selection, sequence, model=model, capacity=capacity, count=count)
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:

@@ -16,7 +16,9 @@ from jax_simcas.data import batches
 from jax_simcas.data.features import Features, featurize, shuffle_parts
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import count_unknown
-from jax_simcas.evaluation.predict import Predictor, capacity_for, generate_batch, select_batch
+from jax_simcas.evaluation.predict import Predictor, attention_of, capacity_for, generate_batch, select_batch
+from jax_simcas.evaluation.written import PLACES, WrittenTokens, written_tokens
+from jax_simcas.method.attention import Attended
 from jax_simcas.method.beam_search import Generation
 from jax_simcas.method.select import Selection
 
@@ -45,10 +47,11 @@ class Summary(NamedTuple):
     kept_spans: list[list[int]]  # characters [start, end)
     read: ReadTokens
     seconds: dict[str, float]
+    written: WrittenTokens | None = None  # where the decoder looked, if that was asked for
 
     def record(self) -> dict[str, Any]:
         """What `summarize --json` prints."""
-        left_out = ("document", "read")
+        left_out = ("document", "read", "written")
         return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
@@ -57,12 +60,13 @@ class Summarizer(NamedTuple):
 
     predictor: Predictor
 
-    def summarize(self, text: str, query: str | None = None, seed: int = 0) -> Summary:
+    def summarize(self, text: str, query: str | None = None, seed: int = 0, attention: bool = False) -> Summary:
         """Summarises one document of any length.
 
         Args:
           query: for models trained with queries.
           seed: for policies that draw.
+          attention: also find where the decoder looked as it wrote each token, the result's `written`.
 
         Raises:
           UserError: an empty text; no query where the model needs one; a text whose every token is unknown.
@@ -75,11 +79,12 @@ class Summarizer(NamedTuple):
             count = plural(tokens, "token")
             raise UserError(f"this model cannot read the text: none of its {count} is in the tokenizer's vocabulary")
         tokenized = time.monotonic()
-        selection, generation, selected = _predict(predictor, features, jax.random.key(seed))
+        selection, generation, attended, selected = _predict(predictor, features, jax.random.key(seed), attention)
         generated = time.monotonic()
         chunks = features["input_ids"].shape[0]
         kept = np.asarray(selection.action[0])[:chunks]
-        summary = predictor.tokenizer.decode(np.asarray(generation.sequence[0]), skip_special_tokens=True).strip()
+        sequence, offsets = np.asarray(generation.sequence[0]), features["token_offsets"]
+        summary = predictor.tokenizer.decode(sequence, skip_special_tokens=True).strip()
         return Summary(
             summary=summary,
             document=shuffle_parts(row, predictor.reading).document,
@@ -90,8 +95,10 @@ class Summarizer(NamedTuple):
             chunks=chunks,
             candidates=int(selection.candidate_mask.sum()),
             kept=int(kept.sum()),
-            kept_spans=kept_spans(kept, features["token_offsets"]),
-            read=tokens_read(kept, np.asarray(selection.keep_prob[0])[:chunks], features["token_offsets"]),
+            kept_spans=kept_spans(kept, offsets),
+            read=tokens_read(kept, np.asarray(selection.keep_prob[0])[:chunks], offsets),
+            written=attended
+            and written_tokens(predictor.tokenizer, sequence[: len(attended.weight) + 1], summary, attended, offsets),
             seconds={
                 "tokenize": round(tokenized - started, 4),
                 "encode_and_select": round(selected - tokenized, 4),
@@ -100,8 +107,10 @@ class Summarizer(NamedTuple):
         )
 
 
-def _predict(predictor: Predictor, features: Features, key: jax.Array) -> tuple[Selection, Generation, float]:
-    """Selection and generation of a batch of one, and when the first was there."""
+def _predict(
+    predictor: Predictor, features: Features, key: jax.Array, attention: bool
+) -> tuple[Selection, Generation, Attended | None, float]:
+    """Of a batch of one: selection, generation, `attention` of the document if asked for; when the first was there."""
     params, model = predictor.params, predictor.model
     batch = batches.pad_batch([features], predictor.reading, predictor.tokenizer.pad_token_id)
     document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
@@ -110,11 +119,13 @@ def _predict(predictor: Predictor, features: Features, key: jax.Array) -> tuple[
         select_batch(params, document, key[None], budget, model=model, policy=model.policy)
     )
     selected = time.monotonic()
-    capacity = capacity_for(selection, model.capacity)
-    generation = generate_batch(
-        params, hidden, document.chunk_mask, selection, model=model, config=predictor.generate, capacity=capacity
-    )
-    return selection, jax.block_until_ready(generation), selected
+    given, capacity = (params, hidden, document.chunk_mask, selection), capacity_for(selection, model.capacity)
+    generation = generate_batch(*given, model=model, config=predictor.generate, capacity=capacity)
+    attended = None
+    if attention:
+        every = attention_of(*given, generation, model=model, capacity=capacity, count=PLACES)
+        attended = jax.tree.map(lambda x: np.asarray(x[0]), every)
+    return selection, jax.block_until_ready(generation), attended, selected
 
 
 def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]) -> list[list[int]]:

@@ -38,7 +38,7 @@ def most_attended(params: Params, model: SimCAS, compacted: Compacted, target: T
     steps = jnp.arange(target.ids.shape[0])
 
     def of_step(step: Array) -> Array:
-        """`decode` averages over the positions of the mask, here one. Nothing else depends on it: one pass serves all."""
+        """`decode` averages over the positions of the mask, here one. No state depends on it: one pass serves all."""
         _, weights = decode_selected(params, model, compacted, Target(target.ids, steps == step))
         assert weights is not None
         return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import jax
 from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.rows import First, RowSource
-from jax_simcas.evaluation import bertscore, documents, metrics, paired_bootstrap, report
+from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report
 from jax_simcas.evaluation import files as evaluation_files
+from jax_simcas.run import pages
 from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.method_config import policy_of
@@ -42,8 +44,10 @@ def open_split(model: Model, split: str, limit: int | None) -> Any:
     return First(source, limit) if limit else source
 
 
-def evaluate_all(model: Model, source: RowSource, policy: str, lead_words: int, seed: int) -> list[documents.Evaluated]:
-    """The rows of all processes, with a progress line."""
+def evaluate_all(
+    model: Model, source: RowSource, policy: str, lead_words: int, seed: int, html: Path | None = None
+) -> list[documents.Evaluated]:
+    """The rows of all processes, with a progress line. Each process writes its documents' pages into `html`."""
     data = model.settings.data
     size = -(-len(source) // jax.process_count())
     with (
@@ -59,6 +63,7 @@ def evaluate_all(model: Model, source: RowSource, policy: str, lead_words: int, 
                 lead_words=lead_words,
                 key=jax.random.key(seed),
                 on_batch=bar.update,
+                on_document=partial(write_page, html) if html else None,
             )
         )
     return documents.of_all_processes(rows, source, gather)
@@ -68,6 +73,28 @@ def encoder_of(arguments: Any) -> bertscore.Encoder | None:
     """The encoder of --bertscore."""
     with prefixed("--bertscore="):
         return bertscore.load_encoder(arguments.bertscore) if arguments.bertscore else None
+
+
+def page_file(folder: Path, row: documents.Evaluated) -> Path:
+    """Where the page of a row's document is."""
+    return folder / f"{row.number}.html"
+
+
+def write_page(folder: Path, row: documents.Evaluated, shown: highlight.Shown) -> None:
+    pages.write_page(page_file(folder, row), shown)
+
+
+def write_index(folder: Path, title: str, rows: list[documents.Evaluated]) -> None:
+    """A page that links to those of all documents."""
+
+    def cells(row: documents.Evaluated) -> dict[str, str]:
+        kept, candidates = row.kept
+        plain = {name: value for name, value in row.scores.items() if not name.startswith(metrics.AUTHORS)}
+        scores = {metrics.measure_of(name).title: f"{value:.1f}" for name, value in plain.items()}
+        return {"kept": f"{100 * kept / max(candidates, 1):.1f} %", **scores, "prediction": row.prediction}
+
+    linked = [highlight.Linked(str(row.row.id), page_file(folder, row).name, cells(row)) for row in rows]
+    pages.write_index(folder / pages.INDEX, title, linked)
 
 
 def run(arguments: Any) -> int:
@@ -81,12 +108,15 @@ def run(arguments: Any) -> int:
     policy = arguments.policy or settings.simcas.policy
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
     folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
+    html = (folder / "html" if arguments.html is True else Path(arguments.html)) if arguments.html else None
     if is_main():
         files.make_folder(folder, "--output")
+        if html:
+            files.make_folder(html, "--html")
     encoder = encoder_of(arguments) if is_main() else None
     started = time.monotonic()
     lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
-    rows = evaluate_all(model, source, policy, lead_words, arguments.seed)
+    rows = evaluate_all(model, source, policy, lead_words, arguments.seed, html)
     if not is_main():
         return 0
     if encoder:
@@ -105,6 +135,9 @@ def run(arguments: Any) -> int:
     evaluation_files.write(folder, rows, summary)
     for line in report.lines(summary, folder):
         print(line)
+    if html:
+        write_index(html, f"What {Path(arguments.workdir).resolve().name} kept of {name}", rows)
+        print(f"what was kept of each document: {html / pages.INDEX}")
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.common import cli, files
+from jax_simcas.common import cli
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.tables import plural
 from jax_simcas.evaluation import highlight
@@ -17,6 +17,7 @@ from jax_simcas.evaluation.summarizer import Summarizer, Summary
 from jax_simcas.run.build import load_model, predictor, read_settings
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import with_flags
+from jax_simcas.run.pages import Pages
 
 
 def shown(name: str) -> str:
@@ -102,14 +103,14 @@ def warnings(summary: Summary) -> Iterator[str]:
         yield "its summary is empty: the model ends it at once"
 
 
-def summarize_all(arguments: Any, texts: list[tuple[str, str]]) -> list[tuple[str, Summary]]:
+def summarize_all(arguments: Any, texts: list[tuple[str, str]], pages: Pages | None) -> list[tuple[str, Summary]]:
     """Prints one summary per text, with figures and warnings on standard error; a text that fails is left out."""
     summarizer = open_model(arguments)
     summaries: list[tuple[str, Summary]] = []
     for number, (name, text) in enumerate(texts, 1):
         print(f"[{number}/{len(texts)}] {shown(name)}", file=sys.stderr, flush=True)
         try:
-            summary = summarizer.summarize(text, arguments.query, arguments.seed)
+            summary = summarizer.summarize(text, arguments.query, arguments.seed, attention=pages is not None)
         except UserError as error:
             cli.fail(f"{shown(name)}: {error}")
             continue
@@ -119,29 +120,25 @@ def summarize_all(arguments: Any, texts: list[tuple[str, str]]) -> list[tuple[st
         print(figures(summary), file=sys.stderr)
         line = json.dumps({"file": name, **summary.record()}, ensure_ascii=False) if arguments.json else summary.summary
         print(line, flush=True)
+        if pages:
+            pages.write(number, highlight.shown_summary(shown(name), summary, arguments.query))
     return summaries
-
-
-def write_page(path: Path, summaries: list[tuple[str, Summary]]) -> None:
-    """Writes the documents with their kept tokens marked."""
-    page = highlight.page([(shown(name), summary) for name, summary in summaries])
-    files.replace_file(path, page.encode())
-    print(f"what was kept: {path}", file=sys.stderr)
 
 
 def run(arguments: Any) -> int:
     """The program after its flags are read. A bad file does not keep the others from being summarised."""
     cli.prepare_jax()
-    if arguments.html:
-        files.check_place(Path(arguments.html), "--html")
+    names = arguments.files or ["-"]
+    documents = [Path(name) for name in names if name != "-"]
+    pages = Pages(Path(arguments.html), len(names), documents) if arguments.html else None
     if Path(arguments.model).is_dir():  # now, as reading weights takes long
         configured(read_settings(arguments.model), arguments, sizes_known=False)
-    names = arguments.files or ["-"]
     if names == ["-"] and sys.stdin.isatty():
         print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
-    summaries = summarize_all(arguments, read_documents(names))
-    if arguments.html and summaries:
-        write_page(Path(arguments.html), summaries)
+    summaries = summarize_all(arguments, read_documents(names), pages)
+    if pages and summaries:
+        pages.finish()
+        print(f"what was kept: {pages.path}", file=sys.stderr)
     if summaries and not any(summary.summary for _, summary in summaries):
         return cli.fail("every summary is empty: train the model longer, or give --min-length")
     return 0 if len(summaries) == len(names) else cli.EXIT_ERROR
