@@ -5,8 +5,11 @@ import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -104,6 +107,19 @@ def figures(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     times = ("tokens_per_second", "time")
     return [{k: v for k, v in row.items() if k not in times} for row in rows if row["split"] != "checkpoint"]
+
+
+@contextmanager
+def largest_file(size: int):
+    """Writing beyond so many bytes is an OSError, as on a full disk."""
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def with_disk(folder, megabytes):

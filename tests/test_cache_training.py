@@ -76,7 +76,7 @@ def test_joined_documents_are_not_cached(plain, tmp_path, capsys):
     train.train(settings, tmp_path / "run", tmp_path / "cache", progress=False)
     assert "note: training's tokens are not cached: documents are joined in another" in capsys.readouterr().err
     assert not (tmp_path / "cache" / "tokens").exists()
-    with pytest.raises(UserError, match=r"bucket_batches needs .* no config\.data\.parts_at"):
+    with pytest.raises(UserError, match=r"bucket_batches=2 needs .* no config\.data\.parts_at"):
         buckets = text_run(plain[0], **{"data.parts_at": "w1", "data.bucket_batches": 2})
         train.train(buckets, tmp_path / "other", tmp_path / "cache", progress=False)
 

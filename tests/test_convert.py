@@ -2,15 +2,12 @@
 
 import dataclasses
 import itertools
-import resource
 import shutil
-import signal
-from contextlib import contextmanager
 
 import jax
 import numpy as np
 import pytest
-from helpers import PARITY, TINY, parity_model, tiny_params
+from helpers import PARITY, TINY, largest_file, parity_model, tiny_params
 
 from jax_simcas import convert
 from jax_simcas.backbones.ops.stacks import stack_layers
@@ -42,19 +39,6 @@ def test_a_round_trip_through_all_layouts_is_exact(path, tmp_path, capsys):
     assert "with its selector" in capsys.readouterr().out
     assert load(source).config == parity_model()[0]
     assert_same(load(source).params, jax.tree.map(np.asarray, parity_model()[1]))
-
-
-@contextmanager
-def largest_file(size: int):
-    """Writing beyond so many bytes is an OSError, as on a full disk."""
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

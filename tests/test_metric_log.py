@@ -1,13 +1,12 @@
 """metrics.jsonl and TensorBoard: nothing written is lost, resumed runs have no line twice, errors are one line."""
 
-import errno
-import io
 import json
 import math
 import struct
 
 import numpy as np
 import pytest
+from helpers import largest_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,15 +107,18 @@ def test_unwritable_workdir_is_one_line(tmp_path):
         pass
 
 
-def test_full_disk_is_one_line(tmp_path):
-    class Full(io.StringIO):
-        def flush(self):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_one(tmp_path):
     with metric_log.MetricsWriter(tmp_path) as writer:
-        writer._file = Full()
-        with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left on device\)"):
-            writer.write(1, "train", {"loss": 1.0})
+        writer.write(1, "train", {"loss": 1.0})
+        size = (tmp_path / "metrics.jsonl").stat().st_size
+        with (
+            largest_file(size + 20),
+            pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(No space left"),
+        ):
+            writer.write(2, "train", {"loss": 2.0})
+        assert [row["step"] for row in lines(tmp_path)] == [1]
+        writer.write(2, "train", {"loss": 2.0})
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2]
 
 
 def test_step_and_split_are_no_metrics(tmp_path):

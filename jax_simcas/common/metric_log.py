@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -71,7 +73,7 @@ class MetricsWriter:
                 start = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start))
             self._events.flush()
-            self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+            self._file = stack.enter_context(self._path.open("ab", buffering=0))
             self._open = stack.pop_all()
         return self
 
@@ -101,10 +103,16 @@ class MetricsWriter:
             if math.isfinite(value)
         ]
         with writing(self._path):
-            self._file.write(json.dumps({"step": int(step), "split": split} | json_ready(numbers)) + "\n")
-            self._file.flush()
+            self._append(json.dumps({"step": int(step), "split": split} | json_ready(numbers)) + "\n")
             self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=Summary(value=scalars)))
             self._events.flush()
+
+    def _append(self, line: str) -> None:
+        """Writes a whole line or, where the disk is full, none of it."""
+        content, end = line.encode(), self._file.seek(0, os.SEEK_END)
+        if self._file.write(content) < len(content):
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
