@@ -159,6 +159,7 @@ TEXTS = '{"id": "1", "prediction": "x", "reference": "y"}\n'
         (TEXTS, '{"id": "1", "prediction": 7, "reference": "y"}', "b.jsonl:1: field 'prediction': expected a text"),
         (TEXTS, '{"id": "1", "prediction": "x", "answers": "y"}', "b.jsonl:1: field 'reference' or 'answers'"),
         (TEXTS, '{"id": "1", "scores": {"f1": "high"}}', "b.jsonl:1: field 'scores': expected an object of numbers"),
+        (TEXTS, '{"id": "1", "scores": {"f1": 1e999}}', "b.jsonl:1: score 'f1' is not finite"),
         (TEXTS, '{"id": "1", "scores": {"f1": 1}}', "id '1' holds no rouge1, and no prediction and reference"),
         (TEXTS + TEXTS.replace("1", "2") * 2, TEXTS, "B lacks 2 of the 3 ids of A, the first is '2'; compare"),
         (TEXTS, TEXTS + TEXTS.replace("1", "2"), "A lacks 1 of the 2 ids of B, the first is '2'; compare"),

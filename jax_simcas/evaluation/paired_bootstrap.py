@@ -77,6 +77,8 @@ def _scores(row: dict[str, Any], where: str) -> dict[str, float]:
     scores = row.get("scores") or {}
     if not isinstance(scores, dict) or not all(isinstance(v, (int, float, type(None))) for v in scores.values()):
         raise UserError(f"{where}: field 'scores': expected an object of numbers")
+    if infinite := [name for name, value in scores.items() if value is not None and math.isinf(value)]:
+        raise UserError(f"{where}: score {infinite[0]!r} is not finite")
     return {name: math.nan if value is None else float(value) for name, value in scores.items()}
 
 
