@@ -77,7 +77,7 @@ setup(
     ],
     extras_require={
         # libtpu (700 MB; compile_check needs it, but no TPU) and the CUDA libraries talk at the start of CPU runs.
-        # epath-gcs: gcsfs as new as etils wants it, and the clients by which orbax deletes in a bucket (no TensorFlow)
+        # epath-gcs: gcsfs as new as etils requires, and the clients by which orbax deletes in a bucket (no TensorFlow)
         "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.15"],
         "cuda": ["jax[cuda12]"],  # as cuda12
         "cuda12": ["jax[cuda12]"],

@@ -17,7 +17,7 @@ PROGRAMS = {
     "experiments": ("experiments.__main__", "train and evaluate variants times seeds"),
     "convert": ("convert", "rewrite a model in another layout"),
     "compile_check": ("compile_check.__main__", "tell whether a config fits a TPU slice, without one"),
-    "parity": ("parity", "hold this code against the numbers of the authors'"),
+    "parity": ("parity", "compare with arrays computed by the released code"),
     "benchmark": ("benchmark.__main__", "time each stage against the length of the document"),
     "benchmark.attention": ("benchmark.attention", "compare attention kernels by their schedule for a TPU"),
     "benchmark.checkpoint": ("benchmark.checkpoint", "time what saving costs training"),

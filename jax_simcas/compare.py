@@ -23,7 +23,7 @@ def parser() -> cli.Parser:
     made = cli.parser("compare", __doc__ or "", EXAMPLES)
     made.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="evaluation folders with scores.json")
     made.add_argument(
-        "--measures", type=cli.names, default=[], help="scores to show; default: all of texts as they are"
+        "--measures", type=cli.names, default=[], help="scores to show; default: all but authors/..., of prepared texts"
     )
     made.add_argument("--plot", type=cli.output_file(".png"), metavar="PNG", help="also draw bars with intervals")
     return made

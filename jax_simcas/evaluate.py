@@ -41,7 +41,10 @@ def parser() -> cli.Parser:
     made.add_argument("--seed", type=cli.seed, default=0, help="of random policies and of the bootstrap")
     cli.add_distributed(made)
     made.add_argument(
-        "--bertscore", type=cli.text, metavar="MODEL[@LAYER]", help="also BERTScore, in this folder's or hub id's layer"
+        "--bertscore",
+        type=cli.text,
+        metavar="MODEL[@LAYER]",
+        help="also BERTScore, by a layer of the encoder MODEL, a folder or hub id",
     )
     made.add_argument(
         "--html",

@@ -249,6 +249,12 @@ BANNED = (
     r"\bgo(es)? on\b",
     r"\bsays so\b",
     r"\bis told\b",
+    r"\bwants?\b",
+    r"\bnobody\b",
+    r"\bpassed over\b",
+    r"\bthe authors' own\b",
+    r"\btells? nothing\b",
+    r"\bchosen\b",
     r"\bissue \d",
     r"/w[o]rk/",
     r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b",  # commit hashes
@@ -261,6 +267,13 @@ def test_no_page_has_a_banned_word(name):
     for pattern in BANNED:
         found = re.search(pattern, text, re.IGNORECASE)
         assert not found, found
+
+
+def test_no_help_text_or_message_has_a_forbidden_word():
+    """Nor has any other text of the package; names such as `wanted` may be."""
+    files = [ROOT / "setup.py", *(ROOT / "jax_simcas").rglob("*.py"), *(ROOT / "launch").glob("*.sh")]
+    found = re.compile(r"\bwants?(?:_\w+)?\b|\bpassed over\b|\byardstick|\bembedded task", re.IGNORECASE)
+    assert [(path.name, word[0]) for path in files for word in found.finditer(path.read_text(encoding="utf-8"))] == []
 
 
 def test_every_section_that_docstrings_cite_is_in_the_method():

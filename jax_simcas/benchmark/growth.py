@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jax_simcas.common.plots import Growth
+from jax_simcas.common.tables import MIB
 
 COLUMNS = (
     *("stage", "side", "dtype", "tokens", "seconds", "spread", "tokens/s"),
     *("working MiB", "peak MiB", "compile s", "start s"),
 )
 LINE = ("stage", "side", "dtype")  # identifies a line of the plot
-MIB = 2**20
 
 
 def result_cells(result: dict[str, Any]) -> dict[str, Any]:
@@ -36,43 +36,49 @@ def result_cells(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def exponent(lengths: Sequence[int], values: Sequence[float | int]) -> float:
-    """b of values ~ a * length^b, by least squares of the logarithms; NaN with fewer than two lengths."""
+    """b of values ~ a * length^b, by least squares of the logarithms; NaN where that is undefined.
+
+    Fewer than two lengths, or a value that is not positive, leave it undefined.
+    """
     if len(set(lengths)) < 2 or min(values) <= 0:
         return math.nan
     return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
 
 
-def by_line(results: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """The results of each line of the plot."""
-    lines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+class Line(NamedTuple):
+    """The measurements of one stage, side and dtype by length, with their exponents of growth."""
+
+    names: dict[str, str]
+    seconds: Growth
+    memory: Growth  # working, MiB
+
+
+def lines_of(results: Iterable[dict[str, Any]]) -> list[Line]:
+    """The results by what identifies a line of the plot: the medians of the runs."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for result in results:
-        lines.setdefault(tuple(result[name] for name in LINE), []).append(result)
-    return lines
-
-
-def growth(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The exponents of time and of working memory for each stage, side and dtype."""
+        found.setdefault(tuple(result[name] for name in LINE), []).append(result)
     out = []
-    for line, same in by_line(results).items():
+    for names, same in found.items():
         lengths = [result["length"] for result in same]
-        out.append(
-            dict(zip(LINE, line, strict=True))
-            | {
-                "exponent of time": exponent(lengths, [median(result["seconds"]) for result in same]),
-                "exponent of memory": exponent(lengths, [result["working_bytes"] for result in same]),
-            }
-        )
+        columns = ([median(result["seconds"]) for result in same], [result["working_bytes"] / MIB for result in same])
+        seconds, memory = (Growth(tuple(zip(lengths, c, strict=True)), exponent(lengths, c)) for c in columns)
+        out.append(Line(dict(zip(LINE, names, strict=True)), seconds, memory))
     return out
 
 
-def panels(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Growth]]:
-    """Time and working memory of each line of the plot, with their exponents."""
-    seconds, memory = {}, {}
-    for line, same in by_line(results).items():
-        lengths = [result["length"] for result in same]
-        times = [median(result["seconds"]) for result in same]
-        sizes = [result["working_bytes"] / MIB for result in same]
-        label = " ".join(line)
-        seconds[label] = Growth(tuple(zip(lengths, times, strict=True)), exponent(lengths, times))
-        memory[label] = Growth(tuple(zip(lengths, sizes, strict=True)), exponent(lengths, sizes))
-    return {"Time in seconds": seconds, "Working memory in MiB": memory}
+def exponents(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The exponents of time and of working memory, as rows of a table."""
+    return [
+        {**line.names, "exponent of time": line.seconds.exponent, "exponent of memory": line.memory.exponent}
+        for line in lines
+    ]
+
+
+def panels(lines: Iterable[Line]) -> dict[str, dict[str, Growth]]:
+    """Time and working memory of each line of the plot."""
+    labelled = {" ".join(line.names.values()): line for line in lines}
+    return {
+        "Time in seconds": {label: line.seconds for label, line in labelled.items()},
+        "Working memory in MiB": {label: line.memory for label, line in labelled.items()},
+    }

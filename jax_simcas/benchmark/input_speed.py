@@ -17,6 +17,7 @@ import numpy as np
 from jax_simcas.benchmark.worker import resident
 from jax_simcas.common import files, progress, tables
 from jax_simcas.common.errors import FlagError, UserError
+from jax_simcas.common.tables import MIB
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.batches import FeatureCache, PipelineConfig, make_iterator
@@ -30,7 +31,6 @@ TOKENS_PER_WORD = 1.07  # with the tokenizer and the text below
 VOCABULARY = 8_192
 SAMPLE = 500  # documents that the tokenizer is trained on
 SETTLED = 0.02  # share of the rows after which memory should not grow
-MIB = 2**20
 
 
 def write_documents(path: Path, rows: int, tokens: tuple[int, int]) -> None:

@@ -64,14 +64,15 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
 
 def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
     """Prints the tables; writes benchmark.json and, where there are several lengths, benchmark.png."""
-    exponents = growth.growth(results)
+    lines = growth.lines_of(results)
+    exponents = growth.exponents(lines)
     content = json.dumps(files.json_ready({"results": results, "growth": exponents}), indent=1)
     print(tables.markdown_table([growth.result_cells(result) for result in results], growth.COLUMNS))
     files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))
-        print(f"\nplot: {plots.plot_growth(growth.panels(results), folder / 'benchmark.png', machine())}")
+        print(f"\nplot: {plots.plot_growth(growth.panels(lines), folder / 'benchmark.png', machine())}")
     print(f"figures: {folder / 'benchmark.json'}")
 
 

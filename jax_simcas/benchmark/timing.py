@@ -51,7 +51,11 @@ def check_torch(sides: Sequence[str]) -> None:
 
 
 def machine() -> str:
-    """The processor and its cores, such as `AMD EPYC 9B14, 2 cores`."""
+    """The processor and its cores, such as `AMD EPYC 9B14, 2 cores`.
+
+    Raises:
+      OSError: no /proc, as on other systems than Linux.
+    """
     models = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return f"{models.group(1) if models else platform.machine()}, {os.cpu_count()} cores"
 

@@ -114,7 +114,10 @@ def from_pretrained(
 def fill_missing_params(
     loaded: Pretrained, source: str | os.PathLike[str], key: jax.Array, chunk_position: ChunkPosition | None = None
 ) -> Pretrained:
-    """Adds a fresh selector, and the parameters of `chunk_position`, to a checkpoint without them; notes each."""
+    """Adds a fresh selector, and the parameters of `chunk_position`, to a checkpoint without them; notes each.
+
+    What is there is not checked against `chunk_position`.
+    """
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))

@@ -11,6 +11,8 @@ from typing import Any
 
 from jax_simcas.common.pairs import Number
 
+INTERVAL = 10.0  # seconds between lines: soon enough to see a standstill, and a night fits into some thousand lines
+
 _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda x: f"loss {x:.3f}"),
     ("reward", lambda x: f"reward {x:.4g}"),
@@ -54,7 +56,7 @@ class Progress:
         initial: int = 0,
         disable: bool = False,
         unit: str = "steps",
-        interval: Number = 10.0,
+        interval: Number = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._done, self._unit = total, initial, unit

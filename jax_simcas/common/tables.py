@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+MIB, GIB = 2**20, 2**30  # bytes
 Interval = tuple[float, float, float, int]  # (mean, low, high, count), such as a `bootstrap.Score`
 
 

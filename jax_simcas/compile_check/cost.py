@@ -19,7 +19,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragg
 NAMES_ONLY = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call")
 # Opcodes that do work even without an estimate; others start or await a copy, or handle a scalar.
 WORK = ("fusion", "sort", "gather", "scatter", "reduce", "reduce-window", "convolution", "dot", "copy")
-SCALARS = 4096  # bytes up to which a copy counts as no work
+SCALARS = 8 * 128 * 4  # bytes up to which a copy counts as no work: one tile, the least that an array takes
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax_simcas.common import tables
+from jax_simcas.common.tables import GIB, MIB
 from jax_simcas.compile_check import cost
 from jax_simcas.compile_check.programs import BatchShape, Result
 from jax_simcas.compile_check.topology import Topology
 
-GIB, MIB = 2**30, 2**20
 COLUMNS = (
     *("stage", "fits", "arguments GiB", "temporaries GiB", "peak GiB", "memory GiB"),
     *("model TFLOP", "estimate ms", "utilisation", "collectives", "collective MiB", "compile s"),

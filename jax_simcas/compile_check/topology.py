@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jax_simcas.common.errors import FlagError, UserError
+from jax_simcas.common.tables import GIB
 
 HOST = (2, 2, 1)  # chips of one host, at most
-GIB = 2**30
 
 
 @dataclass(frozen=True)

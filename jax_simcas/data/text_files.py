@@ -136,7 +136,7 @@ class CsvStore(_LineStore):
             return self._named(next(self._parsed(file, number))[2], number)
 
     def _parsed(self, file: Iterable[bytes], number: int) -> Iterator[tuple[int, int, list[str]]]:
-        """(line, offset, cells) of each record from line `number` on; blank lines are passed over."""
+        """(line, offset, cells) of each record from line `number` on; blank lines are skipped."""
         csv.field_size_limit(LONGEST_CELL)
         lines = _Lines(file, number, self._decoded)
         reader = csv.reader(lines, strict=True)

@@ -106,6 +106,9 @@ def pool_scores(
       rows: the (sum, count) pairs of each document; a missing name is (0, 0).
       ratios: name -> (over, under): adds the quotient of two of the pooled means.
       differences: name -> (a, b): adds a - b, over the same resampled documents for both.
+
+    Raises:
+      ValueError: samples < 1; level outside (0, 1); a ratio or difference of a name that no row has.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     if not names:

@@ -50,7 +50,11 @@ def percent(share: float) -> str:
 
 
 def row(name: str, summary: dict[str, Any], scores: dict[str, Score]) -> dict[str, str]:
-    """A row of the table: what scores.json holds of one evaluation."""
+    """A row of the table: what scores.json holds of one evaluation; scores from 0 to 100, shares in percent.
+
+    Raises:
+      KeyError: a summary without `kept_share` or `evidence`.
+    """
     cells = {"run": name, **{measure: tables.format_score(score) for measure, score in scores.items()}}
     cells["kept %"] = percent(summary["kept_share"])
     evidence = {key: as_score(score) for key, score in summary["evidence"].items()}

@@ -41,11 +41,11 @@ class Evaluated(NamedTuple):
     prediction: str
     scores: dict[str, float]
     lead: dict[str, float]
-    kept: tuple[int, int]  # (kept, candidates)
+    kept_and_candidates: tuple[int, int]  # their numbers
     evidence: dict[str, pairs.Pair]  # (sum, count) pairs; empty without marked evidence
     cut_tokens: int  # beyond max_input_len, and so not read
     nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
-    unknown: tuple[int, int]  # (unknown, all) tokens read of the document
+    unknown_and_read: tuple[int, int]  # tokens of the document
 
 
 class Predictions(NamedTuple):
@@ -54,8 +54,8 @@ class Predictions(NamedTuple):
     sequence: np.ndarray  # [B, T] token ids
     kept: np.ndarray  # [B, K, S - 1]
     candidate: np.ndarray  # [B, K, S - 1]
-    nats: np.ndarray  # [B] of the reference
-    tokens: np.ndarray  # [B] of the reference
+    reference_nats: np.ndarray  # [B]
+    reference_tokens: np.ndarray  # [B]
     keep_prob: np.ndarray  # [B, K, S - 1]
     attended: Attended | None  # [B, T - 1, ...], if asked for
 
@@ -146,11 +146,11 @@ def score_row(
         prediction=prediction,
         scores=score(prediction, row, task),
         lead=score(metrics.lead(row.document, lead_words), row, task),
-        kept=(int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
+        kept_and_candidates=(int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
         evidence=evidence_of(batch, predictions, b),
         cut_tokens=int(batch["cut_tokens"][b]),
-        nll=(float(predictions.nats[b]), int(predictions.tokens[b])),
-        unknown=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
+        nll=(float(predictions.reference_nats[b]), int(predictions.reference_tokens[b])),
+        unknown_and_read=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
     )
 
 
@@ -213,8 +213,8 @@ def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, task: str,
 
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
-    kept = np.sum([row.kept for row in rows], axis=0)
-    unknown = np.sum([row.unknown for row in rows], axis=0)
+    kept = np.sum([row.kept_and_candidates for row in rows], axis=0)
+    unknown = np.sum([row.unknown_and_read for row in rows], axis=0)
     return {
         "documents": len(rows),
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),

@@ -236,12 +236,12 @@ def evidence_scores(kept: Bool[np.ndarray, " n"], evidence: Bool[np.ndarray, " n
     evidence_precision: share of what is kept that is evidence.
     """
     both = int((kept & evidence).sum())
-    chosen, marked = int(kept.sum()), int(evidence.sum())
+    kept_count, marked = int(kept.sum()), int(evidence.sum())
     return {
-        "all_kept": (chosen, kept.size),
+        "all_kept": (kept_count, kept.size),
         "evidence_kept": (both, marked),
-        "rest_kept": (chosen - both, kept.size - marked),
-        "evidence_precision": (both, chosen),
+        "rest_kept": (kept_count - both, kept.size - marked),
+        "evidence_precision": (both, kept_count),
     }
 
 

@@ -22,6 +22,8 @@ from jax_simcas.method.select import Policy, Selection, compact, most_probable
 
 Params = Any
 
+FEWEST_ROWS = 64  # of the decoder: fewer save no time, and each power of two is compiled for itself
+
 
 class Predictor(NamedTuple):
     """A trained model, and how it reads documents and writes summaries."""
@@ -135,10 +137,10 @@ def attention_of(
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:
-    """The smallest power of two (from 64) that holds what was selected, so that few shapes are compiled.
+    """The smallest power of two (from FEWEST_ROWS) that holds what was selected, so that few shapes are compiled.
 
     A configured capacity stays the upper bound: beyond it the most probable candidates stay.
     """
     needed = 1 + int(selection.action.sum(axis=(1, 2)).max())
-    rows = max(64, 1 << (needed - 1).bit_length())
+    rows = max(FEWEST_ROWS, 1 << (needed - 1).bit_length())
     return rows if limit is None else min(rows, limit)

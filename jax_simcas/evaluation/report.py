@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         yield f"{empty} of {tables.plural(documents, 'summary is', 'summaries are')} empty{nothing}"
     if summary["unknown_share"] > MANY_UNKNOWN:
         yield unknown_line(summary["unknown_share"])
-    yield f"the references take {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token (nll)"
+    yield f"nll of the references: {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token"
     if summary["evidence"] and summary["kept_share"]:
         yield evidence_line({name: bootstrap.Score(**score) for name, score in summary["evidence"].items()})
     if "bertscore_limit" in summary:
@@ -65,8 +66,10 @@ def unknown_line(share: float) -> str:
 def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:
     """How much of the marked evidence was kept, in a sentence."""
     share = {name: f"{100 * score.mean:.1f} %" for name, score in evidence.items()}
+    ratio = evidence["likelihood_ratio"]
+    likely = f"an evidence token is {tables.format_score(ratio, 2)} times as likely to be kept as another"
     return (
         f"marked evidence: kept {share['evidence_kept']} of it (recall), {share['all_kept']} of all tokens; "
-        f"{share['evidence_precision']} of what was kept is evidence (precision); an evidence token is "
-        f"{tables.format_score(evidence['likelihood_ratio'], 2)} times as likely to be kept as another"
+        f"{share['evidence_precision']} of what was kept is evidence (precision); "
+        f"{'only evidence was kept' if math.isinf(ratio.mean) else likely}"
     )

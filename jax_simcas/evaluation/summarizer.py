@@ -37,7 +37,7 @@ class Summary(NamedTuple):
 
     summary: str
     document: str  # as it was read: `kept_spans` and `read` count its characters
-    score: float  # of the beam search: log-probability over a power of the length
+    score: float  # of the beam search: log-probability, nats, over length ** length_penalty
     tokens: int  # read, without special ones
     unknown_tokens: int
     cut_tokens: int  # beyond max_input_len, and so not read
@@ -46,7 +46,7 @@ class Summary(NamedTuple):
     kept: int  # of the candidates, what the decoder saw
     kept_spans: list[list[int]]  # characters [start, end)
     read: ReadTokens
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # wall time of tokenize, encode_and_select (the first time with compiling), generate
     written: WrittenTokens | None = None  # where the decoder looked, if that was asked for
 
     def record(self) -> dict[str, Any]:

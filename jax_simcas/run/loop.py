@@ -71,11 +71,11 @@ class Every(NamedTuple):
 
 
 def with_kept(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with `kept`, the share of the candidates that the decoder sees: what was chosen and found a place."""
-    chosen = figures.get("selection/kept")
-    if chosen is None or "kept" in figures:
+    """Figures with `kept`, the share of the candidates that the decoder sees: what was selected and found a place."""
+    selected = figures.get("selection/kept")
+    if selected is None or "kept" in figures:
         return dict(figures)
-    return {**figures, "kept": chosen * (1 - (figures.get("selection/overflow") or 0.0))}
+    return {**figures, "kept": selected * (1 - (figures.get("selection/overflow") or 0.0))}
 
 
 def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool = True) -> Outcome:

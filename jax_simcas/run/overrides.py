@@ -33,12 +33,14 @@ OVERRIDES: dict[str, Override] = {
     "--dtype": Override("simcas.dtype", cli.one_of(DTYPES), "float32 or bfloat16"),
     "--num-beams": Override("generate.num_beams", cli.positive, "beams of the search"),
     "--max-length": Override(
-        "generate.max_length", cli.number(int, 2), "tokens of a summary, the start token included"
+        "generate.max_length", cli.number(int, 2), "most tokens of a summary, the start token included"
     ),
-    "--min-length": Override("generate.min_length", cli.natural, "tokens of a summary, likewise"),
+    "--min-length": Override(
+        "generate.min_length", cli.natural, "fewest tokens of a summary, the start token included"
+    ),
     "--length-penalty": Override("generate.length_penalty", cli.number(float), "above 0 prefers long summaries"),
     "--no-repeat-ngram-size": Override(
-        "generate.no_repeat_ngram_size", cli.natural, "no n tokens come twice; 0: they may"
+        "generate.no_repeat_ngram_size", cli.natural, "no sequence of so many tokens is repeated; 0: no limit"
     ),
     "--batch-size": Override("data.batch_size", cli.positive, "documents at a time"),
     "--data-dir": Override("data.data_dir", cli.text, "the folder of the data"),

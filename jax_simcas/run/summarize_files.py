@@ -68,10 +68,10 @@ def configured(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
       UserError: a value that they refuse; a query for a model without, or none for one with.
     """
     settings = with_flags(settings, arguments, sizes_known)
-    wants_query = "{query}" in settings.data.input_template
-    if wants_query and arguments.query is None:
+    needs_query = "{query}" in settings.data.input_template
+    if needs_query and arguments.query is None:
         raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
-    if arguments.query is not None and not wants_query:
+    if arguments.query is not None and not needs_query:
         raise UserError(f"--query: --model={arguments.model} was trained without queries")
     return settings
 

@@ -47,7 +47,8 @@ SPLITS = {  # split -> color, label
     "validation": (COLORS[1], "validation (inference policy: greedy by default)"),
 }
 LOG_RANGE = 100.0  # ratio of extremes beyond which a linear axis would hide the small values
-DENSE = 40  # points from which on a smoothed line is drawn over the raw one
+SMOOTHED = 20  # an average spans one of so many points: noise goes, and trends of a tenth of the run stay
+DENSE = 2 * SMOOTHED  # points from which on the average, then of three or more, is drawn over the raw line
 TICKS = 6
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> (steps, values)
@@ -84,8 +85,8 @@ def panels_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Panel, Series]]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a twentieth of the points, shorter at both ends."""
-    width = 2 * (len(values) // 40) + 1
+    """Centred moving average over one of SMOOTHED points, shorter at both ends."""
+    width = 2 * (len(values) // (2 * SMOOTHED)) + 1
     kernel = np.ones(width)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 

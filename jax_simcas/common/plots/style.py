@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ DPI = 150
 
 def new_figure(width: float, height: float, title: str = "") -> Figure:
     """An empty figure of this size in inches. Not pyplot's: no window system, no state shared with the caller."""
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs that it made a cache of fonts
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
