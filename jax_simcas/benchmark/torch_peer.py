@@ -61,7 +61,7 @@ class Peer(nn.Module):
         from transformers import BartForConditionalGeneration
 
         fields = {k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type")}
-        self.bart = BartForConditionalGeneration(HFConfig(**fields, attn_implementation="sdpa"))
+        self.bart = BartForConditionalGeneration(HFConfig(**fields | {"attn_implementation": "sdpa"}))
         self.actor, self.critic = TorchHead(config.d_model, 2), TorchHead(config.d_model, 1)
         self.config, self.align, self.autocast = config, align, autocast
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
