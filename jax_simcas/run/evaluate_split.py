@@ -88,7 +88,7 @@ def write_index(folder: Path, title: str, rows: list[documents.Evaluated]) -> No
     """A page that links to those of all documents."""
 
     def cells(row: documents.Evaluated) -> dict[str, str]:
-        kept, candidates = row.kept
+        kept, candidates = row.kept_and_candidates
         plain = {name: value for name, value in row.scores.items() if not name.startswith(metrics.AUTHORS)}
         scores = {metrics.measure_of(name).title: f"{value:.1f}" for name, value in plain.items()}
         return {"kept": f"{100 * kept / max(candidates, 1):.1f} %", **scores, "prediction": row.prediction}
