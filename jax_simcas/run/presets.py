@@ -8,7 +8,7 @@ from jax_simcas.run.config import default_config
 
 
 def embedded_config() -> ConfigDict:
-    """The embedded task, and a model that learns it in two minutes on two CPU cores."""
+    """The synthetic task, and a model that learns it in two minutes on two CPU cores."""
     config = default_config()
     config.data.source = "embedded"
     config.data.task = "answers"
