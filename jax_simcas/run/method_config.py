@@ -15,7 +15,7 @@ import optax
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.ops.attention import Attend, attention
+from jax_simcas.backbones.ops.attention import Attend, attention, fused_attention, has_cudnn, xla_attention
 from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import checks
@@ -30,7 +30,7 @@ from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Forward, Likelihood
 from jax_simcas.method.select import ALL, POLICIES, SAMPLE, ChunkView, Policy
 
-ATTENTIONS: dict[str, Attend] = {"auto": attention}
+ATTENTIONS: dict[str, Attend] = {"auto": attention, "xla": xla_attention, "cudnn": fused_attention}
 TRAIN_POLICIES = {"sample": SAMPLE, "all": ALL}
 REWARDS = {"likelihood": Likelihood}  # name -> (scale) -> Reward
 CREDITS = {"cross_attention": CrossAttention}  # name -> (hyper_length) -> Credit
@@ -147,7 +147,7 @@ class SimcasConfig:
     reward_scale: float = REWARD_SCALE  # xi: the reward of a certain target
     credit: str = "cross_attention"  # what each candidate gets of the reward: by cross-attention weight, or your own
     hyper_length: int = HYPER_LENGTH  # L_hyper: the divisor of the reward for skipped candidates
-    attention: str = "auto"  # the implementation: "auto" chooses by platform; or your own
+    attention: str = "auto"  # "xla", "cudnn" (NVIDIA GPUs, bfloat16), "auto" (the faster that there is), or your own
     dtype: str = "float32"  # compute type: "float32" or "bfloat16"; parameters, norms and losses stay float32
     remat: str = "none"  # what the backward pass saves, from most memory to least: "none", "dots", "sums", "layer"
 
@@ -178,6 +178,8 @@ class SimcasConfig:
         checks.at_least(self, 1, "budget", "max_chunks", "hyper_length")
         checks.at_least(self, 0, "threshold", most=1)
         checks.above(self, 0, "reward_scale")
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError("attention='cudnn' needs dtype='bfloat16'")
         if self.policy in POLICIES and POLICIES[self.policy].budgeted and self.budget is None:
             raise ValueError(f"policy={self.policy!r} needs budget=<number of candidates per document>")
 
@@ -272,9 +274,15 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
     """The backbone of that name, of the sizes and tokens in `config`.
 
     Raises:
-      UserError: a name that cannot be resolved; one's own attention or backbone that lacks something.
+      UserError: a name that cannot be resolved; an attention that this machine does not have; one's own attention or
+        backbone that lacks something.
     """
     attend = resolve(attention_name, ATTENTIONS, "config.simcas.attention")
+    if attend is fused_attention and not has_cudnn():
+        raise UserError(
+            "config.simcas.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or higher; "
+            "'auto' chooses what the machine has"
+        )
     if attention_name not in ATTENTIONS:
         heads, length = config.encoder_attention_heads, config.max_position_embeddings
         states = jax.ShapeDtypeStruct((TRIED_CHUNKS, heads, length, config.d_model // heads), jnp.float32)

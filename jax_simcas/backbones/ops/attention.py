@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def _grouped(function: Callable) -> Callable:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention(
+def xla_attention(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
@@ -150,7 +150,75 @@ def _attention_backward(chunks: bool, saved: tuple[Array, ...], cotangent: Array
     return (*in_groups(backward, chunks)(*saved, cotangent), None)
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+xla_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def fused_attention(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+    chunks: bool = False,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "H T Dh"]:
+    """`attend_with_weights` without the weights, as one cuDNN kernel that keeps no [T, C] array in memory.
+
+    A mask of one row goes in as the number of keys, so what counts must come first in it, as in a chunk and in what
+    was selected; otherwise the result is NaN, rather than wrong. Where nothing counts, the first key does.
+
+    Args:
+      implementation: of `jax.nn.dot_product_attention`.
+
+    Raises:
+      ValueError: what cuDNN's kernel does not take.
+    """
+    if implementation == "cudnn" and not fits_cudnn(query, mask):
+        raise ValueError(
+            "cuDNN's attention takes bfloat16 or float16, heads of 8, 16, ... 128 numbers, masks of one row or of even "
+            f"sides, given {query.dtype}, {query.shape[-1]} and {list(mask.shape)}; simcas.attention=auto chooses"
+        )
+    options: dict[str, Any] = {"mask": mask[None, None]}
+    if mask.shape[0] == 1:
+        count = mask.sum(dtype=jnp.int32)
+        leading = (mask[0] == (jnp.arange(mask.shape[1]) < count)).all()
+        query = jnp.where(leading, query, jnp.nan)
+        options = {"key_value_seq_lengths": jnp.maximum(count, 1)[None]}
+    query, key, value = (x.swapaxes(0, 1)[None] for x in (query, key, value))
+    context = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
+    return context[0].swapaxes(0, 1)
+
+
+def fits_cudnn(query: Array, mask: Array) -> bool:
+    """Whether cuDNN's kernel takes these shapes and dtypes; a mask of several rows must have even sides."""
+    width = query.shape[-1]
+    even = mask.shape[0] == 1 or not any(side % 2 for side in mask.shape)
+    return query.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= 128 and even
+
+
+def has_cudnn() -> bool:
+    """Whether programs that are traced now run on an NVIDIA GPU of compute capability 8.0 or higher."""
+    chosen: Any = jax.config.jax_default_device  # type: ignore[attr-defined]  # a device, the name of a platform, or None
+    platform = getattr(chosen, "platform", chosen) or jax.default_backend()
+    if platform not in ("gpu", "cuda"):
+        return False
+    device = jax.local_devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
+
+
+def attention(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+    chunks: bool = False,
+) -> Float[Array, "H T Dh"]:
+    """`fused_attention` where the GPU has it and the shapes and dtypes fit it, else `xla_attention`.
+
+    Chosen while tracing: differentiating `lax.platform_dependent` would save what either of them needs.
+    """
+    if has_cudnn() and fits_cudnn(query, mask):
+        return fused_attention(query, key, value, mask, chunks)
+    return xla_attention(query, key, value, mask, chunks)
 
 
 def _products(indices: str, *operands: Array) -> Array:
