@@ -12,15 +12,19 @@ EXAMPLES = """\
   python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
   python -m jax_simcas.benchmark --sides jax,torch --stages encode,transformer,generate --lengths 16384
   python -m jax_simcas.benchmark --released ~/SimCAS --released-python ~/released/bin/python --dtypes float32,bfloat16
+  python -m jax_simcas.benchmark --device gpu --sides jax,torch,torch-bf16-compile --size large --dtypes bfloat16 \
+    --stages encode,transformer --lengths 16384
   python -m jax_simcas.benchmark --quick
 """
 STAGES = ("encode", "select", "decode", "reward", "transformer", "selector", "generate", "summarize")
-SIDES = ("jax", "torch", "released")
+SIDES = ("jax", "torch", "released", "torch-compile", "torch-bf16", "torch-bf16-compile")
 SIZES = ("base", "large", "tiny")
 DTYPES = ("float32", "bfloat16")
+DEVICES = ("cpu", "gpu")
 REMATS = ("none", "dots", "sums", "layer")
+ATTENTIONS = ("auto", "xla", "cudnn")
 REMAT = "layer"
-QUICK = {"stages": ["encode", "select"], "lengths": (2_048, 4_096, 8_192), "size": "tiny", "repeats": 3}
+QUICK = {"stages": ["encode", "select"], "lengths": (2_048, 4_096, 8_192), "size": ["tiny"], "repeats": 3}
 
 
 def parser() -> cli.Parser:
@@ -32,7 +36,11 @@ def parser() -> cli.Parser:
         "--sides",
         type=cli.some_of(SIDES),
         default=["jax"],
-        help="some of jax, torch (the PyTorch peer; needs torch) and released",
+        help=f"some of {', '.join(SIDES)}: torch is the PyTorch peer (needs torch) with autocast, -bf16 with weights "
+        "in bfloat16, -compile through torch.compile; released is the authors' code",
+    )
+    made.add_argument(
+        "--device", default="cpu", choices=DEVICES, help="cpu, or gpu for the first NVIDIA card (default cpu)"
     )
     made.add_argument(
         "--released", type=cli.text, metavar="PATH", help="a clone of the authors' code: adds the side released"
@@ -43,13 +51,32 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--lengths", type=cli.numbers(1), default=(8_192, 16_384, 32_768, 65_536), help="tokens of the document"
     )
-    made.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
+    made.add_argument(
+        "--size",
+        type=cli.some_of(SIZES),
+        default=["base"],
+        help=f"of the model: some of {', '.join(SIZES)} (default base)",
+    )
     made.add_argument("--dtypes", type=cli.some_of(DTYPES), default=["float32"], help="float32, bfloat16 or both")
     made.add_argument("--chunk-length", type=cli.positive, default=512)
     made.add_argument("--target", type=cli.positive, default=256, help="tokens of the summary")
     made.add_argument("--selected", type=cli.positive, default=2_048, help="states that generation reads")
-    made.add_argument("--remat", default=REMAT, choices=REMATS, help=f"in our training steps (default {REMAT})")
+    made.add_argument(
+        "--remat",
+        type=cli.some_of(REMATS),
+        default=[REMAT],
+        help=f"in our training steps: some of {', '.join(REMATS)} (default {REMAT})",
+    )
+    made.add_argument("--attention", default="auto", choices=ATTENTIONS, help="on our side (default auto)")
     made.add_argument("--repeats", type=cli.positive, default=5, help="timed runs per task (default 5)")
+    made.add_argument(
+        "--seconds",
+        type=cli.number(float, 0),
+        help="for everything; what is not ready after three quarters of it is skipped",
+    )
+    made.add_argument(
+        "--together", type=cli.positive, default=1, help="tasks that are prepared at the same time; each is timed alone"
+    )
     made.add_argument("--output", type=cli.text, default="runs/benchmark", help="for benchmark.json and benchmark.png")
     made.add_argument("--quick", action="store_true", help="a tiny model and short documents; under two minutes")
     return made

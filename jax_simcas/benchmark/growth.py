@@ -9,25 +9,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jax_simcas.benchmark.gpu import Card
 from jax_simcas.common.plots import Growth
 from jax_simcas.common.tables import MIB
 
 COLUMNS = (
-    *("stage", "side", "dtype", "tokens", "seconds", "spread", "tokens/s"),
+    *("stage", "side", "dtype", "size", "remat", "tokens", "seconds", "spread", "tokens/s", "TFLOP/s", "of peak"),
     *("working MiB", "peak MiB", "compile s", "start s"),
 )
-LINE = ("stage", "side", "dtype")  # identifies a line of the plot
+LINE = ("stage", "side", "dtype", "size", "remat")  # identifies a line of the plot
 
 
-def result_cells(result: dict[str, Any]) -> dict[str, Any]:
+def columns(card: Card | None) -> list[str]:
+    """COLUMNS, without the card's utilisation where there is none."""
+    return [name for name in COLUMNS if card or name != "of peak"]
+
+
+def result_cells(result: dict[str, Any], card: Card | None = None) -> dict[str, Any]:
     """A row of the table, under COLUMNS; the spread is half the range between the fastest and the slowest run."""
     seconds = median(result["seconds"])
+    rate = result["flops"] / seconds if result["flops"] else None
+    peak = card.peak if card else None
     return {
         **{name: result[name] for name in LINE},
         "tokens": result["length"],
         "seconds": f"{seconds:.3g}",
         "spread": f"±{50 * (max(result['seconds']) - min(result['seconds'])) / seconds:.0f} %",
         "tokens/s": f"{result['length'] / seconds:.0f}",
+        "TFLOP/s": f"{rate / 1e12:.3g}" if rate else "–",
+        "of peak": f"{rate / peak:.2f}" if rate and peak else "–",
         "working MiB": f"{result['working_bytes'] / MIB:.0f}",
         "peak MiB": f"{result['peak_bytes'] / MIB:.0f}",
         "compile s": f"{result['compile_seconds']:.1f}" if result["compile_seconds"] else "–",

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.benchmark import growth
-from jax_simcas.benchmark.stages import SIDES, Task
+from jax_simcas.benchmark import gpu, growth
+from jax_simcas.benchmark.stages import PEERS, SIDES, Task
 from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
 from jax_simcas.common import cli, files, plots, tables
 from jax_simcas.common.errors import FlagError, UserError
@@ -39,20 +39,25 @@ def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Rele
 
 
 def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> list[Task]:
-    """Every stage on every side that has it, in every dtype and length.
+    """Every stage on every side that has it, in every dtype, size and length.
 
     Raises:
       FlagError: a length that is too short. UserError: nothing to measure.
     """
-    shape = {name: getattr(arguments, name) for name in ("chunk_length", "target", "selected", "remat")}
+    same = ("chunk_length", "target", "selected", "attention", "device")
+    shape = {name: getattr(arguments, name) for name in same}
+    remats = lambda stage, side: arguments.remat if (side, stage) == ("jax", "transformer") else arguments.remat[:1]
     lengths = sorted(set(arguments.lengths))
     try:
         tasks = [
-            Task(stage, side, arguments.size, length, dtype, **shape)
+            Task(stage, side, size, length, dtype, remat=remat, **shape)
             for stage in stages
             for side in sides
             if stage in SIDES[side]
             for dtype in arguments.dtypes
+            if dtype == "bfloat16" or side not in PEERS or not PEERS[side].bfloat16_weights
+            for remat in remats(stage, side)
+            for size in arguments.size
             for length in lengths
         ]
     except ValueError as error:
@@ -62,17 +67,19 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
     return tasks
 
 
-def print_results(results: Sequence[dict[str, Any]], folder: Path) -> None:
+def print_results(results: Sequence[dict[str, Any]], folder: Path, machine: str, card: gpu.Card | None) -> None:
     """Prints the tables; writes benchmark.json and, where there are several lengths, benchmark.png."""
     lines = growth.lines_of(results)
     exponents = growth.exponents(lines)
-    content = json.dumps(files.json_ready({"results": results, "growth": exponents}), indent=1)
-    print(tables.markdown_table([growth.result_cells(result) for result in results], growth.COLUMNS))
+    figures = {"machine": machine, "card": card and card._asdict(), "results": results, "growth": exponents}
+    content = json.dumps(files.json_ready(figures), indent=1)
+    columns = growth.columns(card)
+    print(tables.markdown_table([growth.result_cells(result, card) for result in results], columns))
     files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))
-        print(f"\nplot: {plots.plot_growth(growth.panels(lines), folder / 'benchmark.png', machine())}")
+        print(f"\nplot: {plots.plot_growth(growth.panels(lines), folder / 'benchmark.png', machine)}")
     print(f"figures: {folder / 'benchmark.json'}")
 
 
@@ -80,12 +87,13 @@ def run(arguments: Any) -> int:
     """The program after its flags are read."""
     if not sys.platform.startswith("linux"):
         raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
+    card = gpu.card() if arguments.device == "gpu" else None
     stages = arguments.stages
     sides, released = choose_sides(arguments, stages)
     tasks = tasks_of(arguments, sides, stages)
     folder = files.make_folder(Path(arguments.output), "--output")
-    results = time_tasks(tasks, arguments.repeats, released)
+    results = time_tasks(tasks, arguments.repeats, released, arguments.together, arguments.seconds)
     if not results:
         raise UserError("every process ended before it was measured; their messages are above")
-    print_results(results, folder)
+    print_results(results, folder, f"{card.name}, {machine()}" if card else machine(), card)
     return 0 if len(results) == len(tasks) else cli.EXIT_ERROR

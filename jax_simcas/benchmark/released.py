@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from worker import serve  # beside this file
+from worker import ProcessMemory, TorchMemory, serve  # beside this file
 
 
 class SelectionBegins(Exception):
@@ -31,7 +31,7 @@ def document(task: SimpleNamespace, config: Any) -> tuple[torch.Tensor, torch.Te
     rng = np.random.default_rng(0)
     ids = rng.integers(4, config.vocab_size, (1, task.length // task.chunk_length, task.chunk_length))
     ids[..., 0], ids[..., -1] = config.bos_token_id, config.eos_token_id
-    return torch.from_numpy(ids), torch.from_numpy(rng.integers(4, config.vocab_size, (1, task.target)))
+    return torch.tensor(ids), torch.tensor(rng.integers(4, config.vocab_size, (1, task.target)))
 
 
 def random_model(task: SimpleNamespace) -> tuple[Any, Any]:
@@ -49,7 +49,7 @@ def random_model(task: SimpleNamespace) -> tuple[Any, Any]:
 
 
 def precision(task: SimpleNamespace) -> Any:
-    return torch.autocast("cpu", torch.bfloat16, enabled=task.dtype == "bfloat16")
+    return torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=task.dtype == "bfloat16")
 
 
 def prepare_encode(task: SimpleNamespace) -> Callable[[], Any]:
@@ -137,7 +137,24 @@ class GivenActions:
 STAGES = {"encode": prepare_encode, "transformer": prepare_transformer, "generate": prepare_generate}
 
 
+def prepare(task: SimpleNamespace) -> Callable[[], Any]:
+    """The stage; each call runs it once and waits for the result."""
+    if task.device == "cpu":
+        return STAGES[task.stage](task)
+    torch.set_default_device("cuda")
+    torch.set_float32_matmul_precision("high")
+    run = STAGES[task.stage](task)
+
+    def once() -> Any:
+        result = run()
+        torch.cuda.synchronize()
+        return result
+
+    return once
+
+
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[2])
     task_of_process = SimpleNamespace(**json.loads(sys.argv[1]))
-    serve(lambda: (STAGES[task_of_process.stage](task_of_process), 0.0))
+    memory = TorchMemory() if task_of_process.device == "gpu" else ProcessMemory()
+    serve(lambda: (prepare(task_of_process), 0.0), memory)

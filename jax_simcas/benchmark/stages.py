@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.backbones.ops.stacks import stack_layers
+from jax_simcas.compile_check import flops
 from jax_simcas.evaluation.predict import generate_batch
 from jax_simcas.method.beam_search import GenerateConfig, generate
 from jax_simcas.method.chunk import chunk_tokens
@@ -23,7 +25,7 @@ from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import Encoded, Forward
 from jax_simcas.method.select import GREEDY, POLICIES, Compacted, Selection, select
 from jax_simcas.method.steps import Metrics, TrainState, init_state, selector_step, transformer_step
-from jax_simcas.run.method_config import UpdateConfig
+from jax_simcas.run.method_config import ATTENTIONS, UpdateConfig
 
 SIZES = {
     "base": BART_BASE,
@@ -37,15 +39,17 @@ REMAT = "layer"  # in training steps: half the memory of "dots", for a tenth mor
 TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, metrics)
 TRANSFORMER = UpdateConfig(accumulate_step=1).transformer(steps=1)
 SELECTOR = UpdateConfig().selector()
+DEVICES = ("cpu", "gpu")
 
 
 @dataclass(frozen=True)
 class Task:
     """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included.
 
-    side: "jax" is our own code, "torch" the PyTorch peer, "released" the authors' code; for both of those, bfloat16 is
-    autocast's.
-    remat: what our own training steps recompute.
+    side: "jax" is our own code, "released" the authors' code, the others are the PyTorch peer: see PEERS. bfloat16 is
+    autocast's in the released code, and in the peer unless its weights are.
+    remat: what our own training steps recompute. attention: of our own side, a name of method_config.ATTENTIONS.
+    device: "cpu" or "gpu".
     """
 
     stage: str
@@ -57,6 +61,8 @@ class Task:
     target: int = 256  # tokens of the summary
     selected: int = 2_048  # states that generation and decoding read
     remat: str = REMAT
+    attention: str = "auto"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.side not in SIDES:
@@ -65,6 +71,8 @@ class Task:
             raise ValueError(f"stage={self.stage!r}: side {self.side} has {', '.join(SIDES[self.side])}")
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r}: expected one of {', '.join(SIZES)}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device={self.device!r}: expected one of {', '.join(DEVICES)}")
         if self.length < self.chunk_length:
             raise ValueError(f"length={self.length}: expected at least one chunk of {self.chunk_length} tokens")
 
@@ -74,7 +82,7 @@ class Task:
 
     @property
     def model(self) -> SimCAS:
-        return SimCAS(Bart(self.bart), dtype=self.dtype, remat=self.remat)
+        return SimCAS(Bart(self.bart, ATTENTIONS[self.attention]), dtype=self.dtype, remat=self.remat)
 
 
 def example(task: Task) -> Example:
@@ -202,11 +210,45 @@ STAGES: dict[str, Callable[[Task, Any, Example], tuple[Callable, tuple]]] = {
     "generate": _generate,
     "summarize": _summarize,  # encode, select and generate in one program
 }
+
+
+class PeerChoices(NamedTuple):
+    """How the PyTorch peer runs."""
+
+    compiled: bool = False  # layers through torch.compile, generation with a static cache
+    bfloat16_weights: bool = False  # in place of autocast: half the memory, and updates rounded to 8 bits
+
+
+PEERS = {
+    "torch": PeerChoices(),
+    "torch-compile": PeerChoices(compiled=True),
+    "torch-bf16": PeerChoices(bfloat16_weights=True),
+    "torch-bf16-compile": PeerChoices(compiled=True, bfloat16_weights=True),
+}
 SIDES = {  # and the stages that can be timed apart on each
     "jax": tuple(STAGES),
-    "torch": ("encode", "select", "decode", "reward", "transformer", "selector", "generate"),
+    **dict.fromkeys(PEERS, ("encode", "select", "decode", "reward", "transformer", "selector", "generate")),
     "released": ("encode", "transformer", "generate"),
 }
+
+
+def flops_of(task: Task) -> int | None:
+    """Model FLOPs of one run, as compile_check.flops counts them; None for a stage that is no matter of products."""
+    bart, chunks = task.bart, task.length // task.chunk_length
+    half = chunks * (task.chunk_length - 1) // 2 + 1
+    read = flops.DocumentShape(chunks, task.chunk_length, task.selected, task.target)
+    trained = flops.DocumentShape(chunks, task.chunk_length, half, task.target)
+    summary = flops.generation(bart, read, beams=4)
+    counts = {
+        "encode": flops.encoder(bart, read),
+        "select": flops.actor(bart, read),
+        "decode": flops.decoder(bart, read),
+        "transformer": flops.transformer_update(bart, trained),
+        "selector": flops.selector_update(bart, trained, PPOConfig().epochs),
+        "generate": summary - flops.encoder(bart, read) - flops.actor(bart, read),
+        "summarize": summary,
+    }
+    return counts.get(task.stage)
 
 
 def fresh_params(task: Task) -> Any:
@@ -220,13 +262,21 @@ def prepare_task(task: Task) -> tuple[Callable, tuple]:
 
 
 def compiled(task: Task) -> tuple[Callable[[], Any], float]:
-    """The compiled stage and the seconds of compilation; each call runs it once and waits for the result."""
-    run, arguments = prepare_task(task)
-    jax.block_until_ready(arguments)
+    """The compiled stage and the seconds of compilation; each call runs it once and waits for the result.
+
+    What a stage on the GPU reads is made on the CPU, so that the peak of the GPU's memory is that of the runs.
+    """
+    on_gpu = task.device == "gpu"
+    with jax.default_device(jax.devices("cpu")[0]) if on_gpu else contextlib.nullcontext():
+        run, arguments = prepare_task(task)
+        jax.block_until_ready(arguments)
     trains = task.stage in TRAINING_STAGES
     started = time.monotonic()
-    executable = jax.jit(run, donate_argnums=0 if trains else ()).lower(*arguments).compile()
+    shapes = jax.eval_shape(lambda *inputs: inputs, *arguments)
+    executable = jax.jit(run, donate_argnums=0 if trains else ()).lower(*shapes).compile()
     seconds = time.monotonic() - started
+    if on_gpu:
+        arguments = jax.block_until_ready(jax.device_put(arguments, jax.local_devices()[0]))
 
     def once() -> Any:
         nonlocal arguments

@@ -8,13 +8,15 @@ import json
 import os
 import platform
 import re
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.benchmark.stages import Task
+from jax_simcas.benchmark.stages import PEERS, Task, flops_of
 from jax_simcas.common import progress
 from jax_simcas.common.errors import UserError
 
@@ -46,8 +48,9 @@ def check_torch(sides: Sequence[str]) -> None:
     Raises:
       UserError: PyTorch is not installed.
     """
-    if "torch" in sides and importlib.util.find_spec("torch") is None:
-        raise UserError("--sides=torch: needs PyTorch; pip install 'jax_simcas[torch]'")
+    peers = [side for side in sides if side in PEERS]
+    if peers and importlib.util.find_spec("torch") is None:
+        raise UserError(f"--sides={peers[0]}: needs PyTorch; pip install 'jax_simcas[torch]'")
 
 
 def machine() -> str:
@@ -71,28 +74,46 @@ def worker_argv(task: Task, released: Released | None) -> list[str]:
     return [released.python, str(script), json.dumps(fields), str(released.clone.resolve())]
 
 
+def worker_environment(task: Task) -> dict[str, str]:
+    """Where the task's process computes. On a GPU it takes memory as it needs it, and only our side's JAX sees it."""
+    if task.device == "cpu":
+        return {"JAX_PLATFORMS": "cpu"} | os.environ
+    platforms = "cuda,cpu" if task.side == "jax" else "cpu"
+    own = {"JAX_PLATFORMS": platforms, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | os.environ | own  # one process per core is for a task alone
+
+
 class Worker:
     """A process that holds one compiled task."""
 
     def __init__(self, task: Task, released: Released | None = None) -> None:
         self.task = task
         self._process = subprocess.Popen(
-            worker_argv(task, released), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            worker_argv(task, released),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=worker_environment(task),
         )
 
-    def read(self) -> dict[str, float]:
+    def read(self, end: float | None = None) -> dict[str, float]:
         """The next line of figures: start and memory first, then the seconds of each run.
 
+        Args:
+          end: waits no longer, on time.monotonic's clock.
+
         Raises:
-          UserError: the process ended instead, most often because it ran out of memory.
+          UserError: the process ended instead, most often because it ran out of memory, or it has not answered in time.
         """
         assert self._process.stdout is not None
+        what = f"{self.task.stage} ({self.task.side}) at {self.task.length} tokens"
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if not select.select([self._process.stdout], [], [], left)[0]:
+            raise UserError(f"{what}: not ready within the time limit")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise UserError(
-                f"{self.task.stage} ({self.task.side}) at {self.task.length} tokens: the process ended with code {code}"
-            )
+            raise UserError(f"{what}: the process ended with code {code}")
         return json.loads(line)
 
     def run(self) -> float:
@@ -114,20 +135,37 @@ class Worker:
         self._process.communicate()
 
 
-def time_tasks(tasks: Sequence[Task], repeats: int, released: Released | None = None) -> list[dict[str, Any]]:
+def time_tasks(
+    tasks: Sequence[Task],
+    repeats: int,
+    released: Released | None = None,
+    together: int = 1,
+    seconds: float | None = None,
+) -> list[dict[str, Any]]:
     """The figures of every task. All are compiled first and then run in turns, so that all see the same noise.
 
     A task whose process ends, most often for lack of memory, is named on stderr and skipped.
+
+    Args:
+      together: so many tasks are made and compiled at the same time.
+      seconds: the time for everything. What is not ready after three quarters of it is skipped; what is runs at least
+        once.
     """
+    started = time.monotonic()
+    ready, end = (None, None) if seconds is None else (started + 0.75 * seconds, started + seconds)
     workers: list[Worker] = []
     try:
         with progress.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
             running = []
-            for task in tasks:
-                workers.append(Worker(task, released))
-                running += _first_figures(workers[-1])
-                bar.update(1)
-            for _ in range(repeats):
+            for first in range(0, len(tasks), together):
+                beside = [Worker(task, released) for task in tasks[first : first + together]]
+                workers += beside
+                for worker in beside:
+                    running += _first_figures(worker, ready)
+                    bar.update(1)
+            for done in range(repeats):
+                if end is not None and done and time.monotonic() > end:
+                    break
                 running = [pair for pair in running if _timed(*pair, bar)]
     finally:
         for worker in workers:
@@ -135,10 +173,11 @@ def time_tasks(tasks: Sequence[Task], repeats: int, released: Released | None = 
     return [result for _, result in running]
 
 
-def _first_figures(worker: Worker) -> list[tuple[Worker, dict[str, Any]]]:
-    """The worker with the figures of its start; nothing if its process ended."""
+def _first_figures(worker: Worker, end: float | None) -> list[tuple[Worker, dict[str, Any]]]:
+    """The worker with the figures of its start; nothing if its process ended or is not ready."""
     try:
-        return [(worker, dataclasses.asdict(worker.task) | worker.read() | {"seconds": []})]
+        own = dataclasses.asdict(worker.task) | {"flops": flops_of(worker.task)}
+        return [(worker, own | worker.read(end) | {"seconds": []})]
     except UserError as error:
         print(f"skipped: {error}", file=sys.stderr)
         return []

@@ -1,7 +1,8 @@
 """A PyTorch peer: the same method on transformers' PyTorch BART, to compare with. Needs the extra `torch`.
 
 Written from the method's description as a PyTorch engineer would today: sdpa attention, chunks as one batch, a
-key/value cache in generation, autocast to bfloat16 as an option. Held to the same parity arrays as our own code.
+key/value cache in generation; as options autocast to bfloat16, weights in bfloat16, and torch.compile. Held to the same
+parity arrays as our own code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import TORCH_SELECTOR, to_state_dict
 from jax_simcas.method.beam_search import FORCED, GenerateConfig
 
+CHUNKS_AT_ONCE = 8  # that the actor looks at together, where it need not wait for its own draws
 IGNORED = -100  # cross_entropy's mark for targets that don't count
 
 
@@ -53,9 +55,17 @@ class Peer(nn.Module):
       params: our parameter tree, selector included.
       align: mean, shift or none.
       autocast: compute in bfloat16 where torch's autocast finds it safe.
+      static_cache: in generation; on a GPU transformers then compiles the decoder's step.
     """
 
-    def __init__(self, config: BartConfig, params: Any, align: str = "mean", autocast: bool = False) -> None:
+    def __init__(
+        self,
+        config: BartConfig,
+        params: Any,
+        align: str = "mean",
+        autocast: bool = False,
+        static_cache: bool = False,
+    ) -> None:
         super().__init__()
         from transformers import BartConfig as HFConfig
         from transformers import BartForConditionalGeneration
@@ -63,7 +73,7 @@ class Peer(nn.Module):
         fields = {k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type")}
         self.bart = BartForConditionalGeneration(HFConfig(**fields | {"attn_implementation": "sdpa"}))
         self.actor, self.critic = TorchHead(config.d_model, 2), TorchHead(config.d_model, 1)
-        self.config, self.align, self.autocast = config, align, autocast
+        self.config, self.align, self.autocast, self.static_cache = config, align, autocast, static_cache
         weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
         missing, unexpected = self.bart.load_state_dict(
             {k: v for k, v in weights.items() if not k.startswith(TORCH_SELECTOR)}, strict=False
@@ -76,9 +86,15 @@ class Peer(nn.Module):
             own = f"{TORCH_SELECTOR}{name}."
             head.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
 
+    def compile_layers(self, decoder: bool) -> None:
+        """torch.compile for each layer of the encoder, and of the decoder if asked: a stack shares one function."""
+        stacks = [self.bart.model.encoder, self.bart.model.decoder][: 1 + decoder]
+        for layer in (layer for stack in stacks for layer in stack.layers):
+            layer.compile(dynamic=False)
+
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.bart.device.type, torch.bfloat16, enabled=self.autocast):
             yield
 
     def encode(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -104,7 +120,10 @@ class Peer(nn.Module):
         return torch.cat([first, hidden[:, 1:-1], last], dim=1)
 
     def select(self, hidden: torch.Tensor, action: torch.Tensor | None = None) -> Selected:
-        """Walks over the chunks: greedy, or with the given draws; an empty or only chunk keeps everything."""
+        """Greedy, walking over the chunks, or with the given draws; an empty or only chunk keeps everything."""
+        return self._greedy(hidden) if action is None else self._given(hidden, action)
+
+    def _greedy(self, hidden: torch.Tensor) -> Selected:
         kept, actions, log_probs, states = [hidden[:, 0].float().mean(0, keepdim=True)], [], [], []
         total, count = kept[0][0].detach().clone(), 1
         for k in range(hidden.shape[0]):
@@ -112,7 +131,7 @@ class Peer(nn.Module):
             state = total / count
             with torch.no_grad():
                 log_prob = self.actor(candidates.float(), state).log_softmax(-1)
-            choice = log_prob[:, 1] > log_prob[:, 0] if action is None else action[k]
+            choice = log_prob[:, 1] > log_prob[:, 0]
             if hidden.shape[0] == 1 or not choice.any():
                 choice = torch.ones_like(choice)
             kept.append(candidates[choice].float())
@@ -123,10 +142,25 @@ class Peer(nn.Module):
             states.append(state)
         return Selected(torch.cat(kept), torch.stack(actions), torch.stack(log_probs), torch.stack(states))
 
+    def _given(self, hidden: torch.Tensor, action: torch.Tensor) -> Selected:
+        """A few chunks at once: with the draws given, the means before each chunk come from cumulative sums."""
+        document, candidates = hidden[:, 0].float().mean(0, keepdim=True), hidden[:, 1:]
+        action = action | (torch.ones_like(action) if len(hidden) == 1 else ~action.any(1, keepdim=True))
+        with torch.no_grad():
+            parts = zip(candidates.split(CHUNKS_AT_ONCE), action.split(CHUNKS_AT_ONCE), strict=True)
+            sums = torch.cat([torch.einsum("kn,knd->kd", a.float(), x.float()) for x, a in parts]).cumsum(0)
+            counts = action.sum(1).cumsum(0)[:, None] + 1
+            states = torch.cat([document, (document + sums)[:-1] / counts[:-1]])
+            parts = zip(candidates.split(CHUNKS_AT_ONCE), states[:, None].split(CHUNKS_AT_ONCE), strict=True)
+            log_prob = torch.cat([self.actor(x.float(), state).log_softmax(-1) for x, state in parts])
+        log_prob = torch.where(action, log_prob[..., 1], log_prob[..., 0])
+        return Selected(torch.cat([document, candidates[action].float()]), action, log_prob, states)
+
     def logits(self, selected: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """[T, V] teacher-forced logits."""
         with self._precision():
-            out = self.bart.model.decoder(target_ids[None], encoder_hidden_states=selected[None], use_cache=False)
+            states = selected[None].to(self.bart.dtype)
+            out = self.bart.model.decoder(target_ids[None], encoder_hidden_states=states, use_cache=False)
             return self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
 
     def logits_and_attention(
@@ -135,9 +169,8 @@ class Peer(nn.Module):
         """As `logits`, and the mean cross-attention weight [1 + n] of every selected state; not with sdpa."""
         with self._precision():
             decoder: Any = self.bart.model.decoder
-            out = decoder(
-                target_ids[None], encoder_hidden_states=selected[None], use_cache=False, output_attentions=True
-            )
+            states = selected[None].to(self.bart.dtype)
+            out = decoder(target_ids[None], encoder_hidden_states=states, use_cache=False, output_attentions=True)
             logits = self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
         return logits, torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
 
@@ -160,6 +193,9 @@ class Peer(nn.Module):
         options: dict[str, Any] = dataclasses.asdict(config)
         for name in FORCED:
             options[name] = getattr(self.config, name) if options[name] is None else options[name]
+        if self.static_cache:
+            options["cache_implementation"] = "static"
         model: Any = self.bart
+        states = BaseModelOutput(selected[None].to(model.dtype))
         with self._precision():
-            return model.generate(encoder_outputs=BaseModelOutput(selected[None]), do_sample=False, **options)[0]
+            return model.generate(encoder_outputs=states, do_sample=False, **options)[0]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import torch
 
-from jax_simcas.benchmark.stages import Task, example, fresh_params, half_selected
+from jax_simcas.benchmark.stages import PEERS, Task, example, fresh_params, half_selected
 from jax_simcas.benchmark.torch_peer import Peer
 from jax_simcas.benchmark.torch_peer_ppo import experience, rewards, torch_ppo_update
 from jax_simcas.method.beam_search import GenerateConfig
@@ -34,18 +34,40 @@ class PeerInputs(NamedTuple):
 
 def inputs_of(task: Task) -> PeerInputs:
     """The same parameters and document as on our side."""
-    peer = Peer(task.bart, jax.device_get(fresh_params(task)), autocast=task.dtype == "bfloat16").eval()
+    choices, half = PEERS[task.side], task.dtype == "bfloat16"
+    peer = Peer(
+        task.bart,
+        jax.device_get(fresh_params(task)),
+        autocast=half and not choices.bfloat16_weights,
+        static_cache=choices.compiled,
+    ).eval()
+    if half and choices.bfloat16_weights:
+        peer.bart.bfloat16()
+    if choices.compiled and task.stage != "generate":  # in generation transformers compiles the whole step
+        peer.compile_layers(decoder=task.stage != "selector")  # whose attention weights come through hooks
     batch = example(task)
     ids, target = (
-        torch.from_numpy(np.array(array[0])).long() for array in (batch.document.input_ids, batch.target.ids)
+        torch.tensor(np.array(array[0]), dtype=torch.long) for array in (batch.document.input_ids, batch.target.ids)
     )
-    action = torch.from_numpy(half_selected(task, batch)[0])
-    return PeerInputs(task, peer, ids, target, action, torch.Generator().manual_seed(1))
+    action = torch.tensor(half_selected(task, batch)[0])
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
+    return PeerInputs(task, peer.to(torch.get_default_device()), ids, target, action, generator)
 
 
 def prepared(task: Task) -> Callable[[], Any]:
-    """The stage, ready to run; each call runs it once."""
-    return STAGES[task.stage](inputs_of(task))
+    """The stage, ready to run; each call runs it once and waits for the result."""
+    if task.device == "cpu":
+        return STAGES[task.stage](inputs_of(task))
+    torch.set_default_device("cuda")
+    torch.set_float32_matmul_precision("high")  # TF32, which is also XLA's default
+    run = STAGES[task.stage](inputs_of(task))
+
+    def once() -> Any:
+        result = run()
+        torch.cuda.synchronize()
+        return result
+
+    return once
 
 
 def _encode(inputs: PeerInputs) -> Callable[[], Any]:
@@ -77,7 +99,7 @@ def _generate(inputs: PeerInputs) -> Callable[[], Any]:
 
 
 def _transformer(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
-    optimizer = torch.optim.Adam(inputs.peer.bart.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.Adam(inputs.peer.bart.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -92,7 +114,7 @@ def _transformer(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
 def _selector(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
     peer, config = inputs.peer, PPOConfig()
     chunks, candidates = inputs.action.shape
-    optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], LEARNING_RATE)
+    optimizer = torch.optim.Adam([*peer.actor.parameters(), *peer.critic.parameters()], LEARNING_RATE, fused=True)
     rounds = -(-candidates // config.minibatch_size)
 
     def orders(length: int, *shape: int) -> torch.Tensor:
