@@ -1,4 +1,7 @@
-"""Eight virtual CPU devices, and shape annotations that are checked while tests run."""
+"""Eight virtual CPU devices, and shape annotations that are checked while tests run.
+
+JAX_PLATFORMS=cuda,cpu runs the tests of the method on a GPU instead (launch/gpu_check.sh does).
+"""
 
 import os
 
@@ -8,7 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # Most of the time goes to compiling, which takes half of it with few optimisations, here and in the programs that tests
 # start. Those that must compile as for users have `helpers.fully_optimised`.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
 import jax

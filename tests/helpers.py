@@ -102,6 +102,14 @@ def fully_optimised(**more):
     return environment(JAX_DISABLE_MOST_OPTIMIZATIONS=0, **more)
 
 
+def several_devices(count):
+    """So many devices; skips the test where there are fewer, as on a machine with one GPU."""
+    found = jax.devices()
+    if len(found) < count:
+        pytest.skip(f"needs {count} devices")
+    return np.array(found[:count])
+
+
 def figures(folder):
     """The lines of metrics.jsonl that are the same in every run: without times."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

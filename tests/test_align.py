@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import several_devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas.method.align import ALIGNMENTS, align, chunk_mean, chunk_shift
@@ -55,7 +56,7 @@ def test_an_exchange_of_ones_own():
 
 @every_alignment
 def test_sharded_over_devices(exchange):
-    mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+    mesh = Mesh(several_devices(4), ("devices",))
     sharding = NamedSharding(mesh, PartitionSpec("devices"))
     value = lambda hidden: (over_vmap(hidden, REAL, exchange) ** 3).sum()
     expected, expected_grad = jax.value_and_grad(value)(HIDDEN)
@@ -66,7 +67,7 @@ def test_sharded_over_devices(exchange):
 
 
 def test_shard_map_with_several_chunks_per_device():
-    mesh = Mesh(np.array(jax.devices()[:4]), ("chunk",))
+    mesh = Mesh(several_devices(4), ("chunk",))
     spec = PartitionSpec("chunk")
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, document, model_of, stack, tiny_params
+from helpers import TINY, document, model_of, several_devices, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas.backbones.ops import stacks
@@ -203,7 +203,7 @@ def test_remat_changes_no_gradient(remat):
 @every_alignment
 def test_chunks_sharded_over_devices(align):
     model = MODEL.replace(align=align)
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "chunk"))
+    mesh = Mesh(several_devices(8).reshape(2, 4), ("data", "chunk"))
     batch = stack(*(document(i, chunks=8, tail=0) for i in range(2)))
     spread = lambda x, axes: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     sharded = jax.tree.map(lambda x: spread(x, ("data", "chunk") if x.shape[1] == 8 else ("data",)), batch)
