@@ -37,8 +37,8 @@ PEERS = ("torch-bf16", "torch-bf16-compile")
 SAME = ("repeats", "chunk_length", "target", "selected", "attention")  # flags of the benchmark that are passed on
 STAGES = ("encode", "transformer", "selector", "generate")
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # no atomic sums, no choice of kernels by a race
-# Tolerances are those of float32. XLA and PyTorch multiply float32 matrices in TF32 on a GPU, with 10 bits, unless told
-# otherwise; users get that default, comparisons must not.
+# Tolerances are those of float32. XLA multiplies float32 matrices in TF32 on a GPU, with 10 bits, unless told not to:
+# users get that default, comparisons must not.
 EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 VERSIONS = """
 import importlib.metadata as m, json, platform, jax
