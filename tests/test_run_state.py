@@ -131,7 +131,7 @@ def test_going_back_deletes_later_steps(tmp_path):
         checkpointer.wait()
         assert steps_in(tmp_path) == [10, 15]
         assert checkpointer.best_step() == 10 and checkpointer.latest_step() == 15
-        with pytest.raises(UserError, match=r"/99: skipped"):
+        with pytest.raises(UserError, match=r"no checkpoint of step 99; there are 10, 15"):
             checkpointer.restore(make_state(0), step=99)
 
 
