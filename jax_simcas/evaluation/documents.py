@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,13 +28,22 @@ from jax_simcas.evaluation.predict import (
     target_nll,
 )
 from jax_simcas.evaluation.summarizer import tokens_read
+from jax_simcas.evaluation.words import Words, choose
 from jax_simcas.evaluation.written import PLACES, spelled_out, written_tokens
 from jax_simcas.method.attention import Attended
 from jax_simcas.method.select import Policy
 
 
+class Scoring(NamedTuple):
+    """How predictions are scored: by the task's scores, which count these words; how long the lead baseline is."""
+
+    task: str
+    words: Words
+    lead_words: int
+
+
 class Evaluated(NamedTuple):
-    """What came out for one document."""
+    """What came out for one document; without a reference there are no scores, and its nll is (0, 0)."""
 
     number: int  # of its row
     row: Row
@@ -60,16 +69,29 @@ class Predictions(NamedTuple):
     attended: Attended | None  # [B, T - 1, ...], if asked for
 
 
-def references(row: Row, task: str) -> tuple[str, ...]:
-    """What a prediction is compared with: the answers, or the summary."""
-    return (row.answers or (row.summary,)) if task == "answers" else (row.summary,)
+def references(row: Row) -> tuple[str, ...]:
+    """What a prediction is compared with: all references of a list, or the only one; none where there is no text."""
+    return row.answers or ((row.summary,) if row.summary.strip() else ())
 
 
-def score(prediction: str, row: Row, task: str) -> dict[str, float]:
-    """ROUGE of a summary, or exact match and F1 of an answer; 0 to 100."""
-    if task == "answers":
-        return metrics.answer_scores(prediction, references(row, task))
-    return metrics.summary_scores(prediction, references(row, task))
+def scoring(name: str, task: str, given: Sequence[Sequence[str]]) -> Scoring:
+    """How to score all systems on documents of these references: `name` chooses the words, see `words.choose`."""
+    every = [text for texts in given for text in texts]
+    words = choose(name, every, task)
+    return Scoring(task, words, metrics.average_words(every, words))
+
+
+def score(prediction: str, row: Row, by: Scoring) -> dict[str, float]:
+    """ROUGE of a summary, or exact match and F1 of an answer, the best over references, 0 to 100; {} without any."""
+    given = references(row)
+    if not given:
+        return {}
+    return (metrics.answer_scores if by.task == "answers" else metrics.summary_scores)(prediction, given, by.words)
+
+
+def lead_of(row: Row, by: Scoring) -> str:
+    """The lead baseline's text."""
+    return metrics.lead(row.document, by.lead_words, by.words)
 
 
 def evaluate_documents(
@@ -77,13 +99,12 @@ def evaluate_documents(
     source: RowSource,
     *,
     policy: Policy,
-    task: str,
-    lead_words: int,
+    by: Scoring,
     key: jax.Array,
     on_batch: Callable[[int], None],
     on_document: Callable[[Evaluated, Shown], None] | None = None,
 ) -> Iterator[Evaluated]:
-    """Summarises and scores this process's rows of `source`, in order, and their first `lead_words` words.
+    """Summarises and scores this process's rows of `source`, in order, and their first words.
 
     Of several processes each takes its share of every batch, `reading.batch_size` documents, which lie on its own
     devices: nothing waits for the others. `on_document` gets what can be shown of each document; it costs a pass of the
@@ -101,9 +122,9 @@ def evaluate_documents(
         real = np.flatnonzero(batch["row_mask"]).tolist()
         for b in real:
             row = source[int(batch["row_index"][b])]
-            scored = score_row(predictor.tokenizer, row, batch, predictions, b, task=task, lead_words=lead_words)
+            scored = score_row(predictor.tokenizer, row, batch, predictions, b, by)
             if on_document is not None:
-                on_document(scored, shown_row(predictor, scored, predictions, b, task))
+                on_document(scored, shown_row(predictor, scored, predictions, b))
             yield scored
         on_batch(len(real))
 
@@ -136,7 +157,7 @@ def predict_batch(
 
 
 def score_row(
-    tokenizer: TextTokenizer, row: Row, batch: Features, predictions: Predictions, b: int, *, task: str, lead_words: int
+    tokenizer: TextTokenizer, row: Row, batch: Features, predictions: Predictions, b: int, by: Scoring
 ) -> Evaluated:
     """What came out for `row`, the b-th of a batch."""
     prediction = tokenizer.decode(predictions.sequence[b], skip_special_tokens=True).strip()
@@ -144,17 +165,19 @@ def score_row(
         number=int(batch["row_index"][b]),
         row=row,
         prediction=prediction,
-        scores=score(prediction, row, task),
-        lead=score(metrics.lead(row.document, lead_words), row, task),
+        scores=score(prediction, row, by),
+        lead=score(lead_of(row, by), row, by),
         kept_and_candidates=(int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
         evidence=evidence_of(batch, predictions, b),
         cut_tokens=int(batch["cut_tokens"][b]),
-        nll=(float(predictions.reference_nats[b]), int(predictions.reference_tokens[b])),
+        nll=(float(predictions.reference_nats[b]), int(predictions.reference_tokens[b]))
+        if references(row)
+        else (0.0, 0),
         unknown_and_read=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
     )
 
 
-def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions, b: int, task: str) -> Shown:
+def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions, b: int) -> Shown:
     """What a page shows of the b-th document of a batch. Its tokens are found anew, as batches carry no offsets."""
     row = shuffle_parts(scored.row, predictor.reading)
     features = featurize(row, predictor.tokenizer, predictor.reading)
@@ -175,7 +198,7 @@ def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions,
         written=written,
         evidence=row.evidence,
         query=row.query,
-        references=references(row, task),
+        references=references(row),
         scores={metrics.measure_of(name).title: value for name, value in scored.scores.items()},
         cut_tokens=scored.cut_tokens,
     )
@@ -198,17 +221,21 @@ def of_all_processes(rows: list[Evaluated], source: RowSource, gather: Callable[
     return [Evaluated(number, source[number], *rest) for number, *rest in sorted(every, key=lambda item: item[0])]
 
 
-def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, task: str, lead_words: int) -> list[Evaluated]:
-    """The rows with BERTScore among the scores of the model and of the lead baseline."""
-    given = [references(row.row, task) for row in rows]
-    model, lead = (
-        [{encoder.score_name: 100 * match.f1} for match in bertscore.bertscore(encoder, texts, given)]
-        for texts in (
-            [row.prediction for row in rows],
-            [metrics.lead(row.row.document, lead_words) for row in rows],
-        )
-    )
-    return [row._replace(scores=row.scores | a, lead=row.lead | b) for row, a, b in zip(rows, model, lead, strict=True)]
+def with_bertscore(rows: list[Evaluated], encoder: bertscore.Encoder, by: Scoring) -> list[Evaluated]:
+    """The rows with BERTScore, the best over references, among the scores of the model and of the lead baseline."""
+    scored = [row for row in rows if references(row.row)]
+    given = [references(row.row) for row in scored]
+    found = {}
+    for name, texts in (
+        ("scores", [row.prediction for row in scored]),
+        ("lead", [lead_of(row.row, by) for row in scored]),
+    ):
+        matches = bertscore.bertscore(encoder, texts, given)
+        found[name] = {row.number: {encoder.score_name: 100 * m.f1} for row, m in zip(scored, matches, strict=True)}
+    return [
+        row._replace(**{name: getattr(row, name) | of[row.number] for name, of in found.items() if row.number in of})
+        for row in rows
+    ]
 
 
 def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
@@ -217,6 +244,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     unknown = np.sum([row.unknown_and_read for row in rows], axis=0)
     return {
         "documents": len(rows),
+        "documents_scored": sum(bool(references(row.row)) for row in rows),
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),
         "empty_predictions": sum(not row.prediction for row in rows),
         "unknown_share": float(unknown[0] / max(unknown[1], 1)),

@@ -8,19 +8,21 @@ from typing import Any
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import json_ready, read_json, replace_file
-from jax_simcas.evaluation.documents import Evaluated
+from jax_simcas.evaluation.documents import Evaluated, Scoring, references
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 
 
-def record_of(item: Evaluated) -> dict[str, Any]:
+def record_of(item: Evaluated, by: Scoring) -> dict[str, Any]:
     """A row of predictions.jsonl."""
     return {
         "index": item.number,
         "id": item.row.id,
         "prediction": item.prediction,
-        "reference": item.row.summary,
-        "answers": list(item.row.answers),
+        "reference": item.row.summary or None,
+        "references": list(references(item.row)),
+        "answers": list(item.row.answers) if by.task == "answers" else [],
+        "rouge_tokenizer": by.words.name,
         "scores": item.scores,
         "lead": item.lead,
         "kept": item.kept_and_candidates[0],
@@ -33,13 +35,13 @@ def record_of(item: Evaluated) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, rows: list[Evaluated], summary: dict[str, Any]) -> None:
+def write(folder: Path, rows: list[Evaluated], summary: dict[str, Any], by: Scoring) -> None:
     """Writes both files; scores.json comes last, so that where it is the rows are complete.
 
     Raises:
       UserError: one cannot be written.
     """
-    lines = (json.dumps(json_ready(record_of(item)), ensure_ascii=False) + "\n" for item in rows)
+    lines = (json.dumps(json_ready(record_of(item, by)), ensure_ascii=False) + "\n" for item in rows)
     replace_file(folder / PREDICTIONS, "".join(lines).encode())
     replace_file(folder / SCORES, (json.dumps(json_ready(summary), indent=1) + "\n").encode())
 

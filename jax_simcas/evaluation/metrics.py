@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,19 +13,22 @@ from jaxtyping import Bool
 from jax_simcas.common.pairs import Pair
 from jax_simcas.common.tables import Measure
 from jax_simcas.evaluation.bootstrap import Score, pool_scores
+from jax_simcas.evaluation.words import ROUGE_SCORE, Words, named
+from jax_simcas.evaluation.words import normalize_answer as normalize_answer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 AUTHORS = "authors/"  # before the name of a score of texts that `as_authors` prepared
 SUMMARY_SCORES = (*ROUGE_TYPES, *(AUTHORS + name for name in ROUGE_TYPES))
 ANSWER_SCORES = ("exact_match", "f1", f"{AUTHORS}exact_match", f"{AUTHORS}f1")
 BERTSCORE = "bertscore/"  # before MODEL@LAYER
+STANDARD = named(ROUGE_SCORE)
 _WORDS = {
-    "rouge1": "ROUGE-1 F1, stemmed",
-    "rouge2": "ROUGE-2 F1, stemmed",
-    "rougeL": "ROUGE-L F1, stemmed, the text as one sequence",
-    "rougeLsum": "ROUGE-Lsum F1, stemmed, sentence by sentence",
-    "exact_match": "SQuAD exact match, best of the answers",
-    "f1": "SQuAD F1, best of the answers",
+    "rouge1": "ROUGE-1 F1, {rouge}",
+    "rouge2": "ROUGE-2 F1, {rouge}",
+    "rougeL": "ROUGE-L F1, {rouge}, the text as one sequence",
+    "rougeLsum": "ROUGE-Lsum F1, {rouge}, sentence by sentence",
+    "exact_match": "SQuAD exact match, best of the answers{answers}",
+    "f1": "SQuAD F1, best of the answers{answers}",
 }
 _OTHERS = {
     "nll": Measure("Negative log-likelihood", "nats per token"),
@@ -51,26 +51,19 @@ def split_sentences(text: str) -> list[str]:
     return sent_tokenize(text)
 
 
-class _StemmingTokenizer:
-    """rouge-score's own tokenizer and Porter stemmer, with a cache of stems, which are slow to compute."""
+class _Tokenizer:
+    """Words as rouge-score takes a tokenizer."""
 
-    def __init__(self) -> None:
-        from nltk.stem import porter
-        from rouge_score import tokenize
-
-        self.stem: Callable[[str], str] = lru_cache(maxsize=1 << 16)(porter.PorterStemmer().stem)
-        self._tokenize = tokenize.tokenize
-
-    def tokenize(self, text: str) -> list[str]:
-        return self._tokenize(text, self)
+    def __init__(self, words: Words) -> None:
+        self.tokenize = words.of_text
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+@lru_cache(maxsize=8)
+def _rouge_scorer(words: Words) -> Any:
     # Imported here because nltk takes two seconds to import.
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_StemmingTokenizer())
+    return rouge_scorer.RougeScorer(list(ROUGE_TYPES), tokenizer=_Tokenizer(words))
 
 
 def _listed(texts: str | Sequence[str], name: str) -> Sequence[str]:
@@ -80,22 +73,22 @@ def _listed(texts: str | Sequence[str], name: str) -> Sequence[str]:
     return listed
 
 
-def one_sentence_per_line(text: str) -> str:
+def one_sentence_per_line(text: str, words: Words = STANDARD) -> str:
     """The text itself if it has several lines, else one line per sentence."""
     text = text.strip()
-    return text if "\n" in text else "\n".join(split_sentences(text))
+    return text if "\n" in text else "\n".join(words.sentences(split_sentences(text)))
 
 
-def rouge(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, 2, L and Lsum F-measures x 100 (rouge-score, stemmer); each the maximum over references.
+def rouge(prediction: str, reference: str | Sequence[str], words: Words = STANDARD) -> dict[str, float]:
+    """ROUGE-1, 2, L and Lsum F-measures x 100 (rouge-score, by default with its stemmer), the best over references.
 
     Lsum compares sentence by sentence: the lines of a text with several lines, else its `split_sentences`.
 
     Raises:
       ValueError: no reference.
     """
-    references = [one_sentence_per_line(text) for text in _listed(reference, "reference")]
-    scores = _rouge_scorer().score_multi(references, one_sentence_per_line(prediction))
+    references = [one_sentence_per_line(text, words) for text in _listed(reference, "reference")]
+    scores = _rouge_scorer(words).score_multi(references, one_sentence_per_line(prediction, words))
     return {name: 100.0 * float(scores[name].fmeasure) for name in ROUGE_TYPES}
 
 
@@ -117,33 +110,24 @@ def as_authors(text: str) -> str:
     return "\n".join(split_sentences(" ".join(words)))
 
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD's normalisation: lower case, no ASCII punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
-
-
-def exact_match(prediction: str, answers: str | Sequence[str]) -> float:
-    """100 if the prediction equals one of the answers after `normalize_answer`, else 0.
+def exact_match(prediction: str, answers: str | Sequence[str], words: Words = STANDARD) -> float:
+    """100 if the prediction has the words of one of the answers, by default those of SQuAD's normalisation, else 0.
 
     Raises:
       ValueError: no answer.
     """
-    given = normalize_answer(prediction)
-    return 100.0 * any(given == normalize_answer(answer) for answer in _listed(answers, "answers"))
+    given = words.of_answer(prediction)
+    return 100.0 * any(given == words.of_answer(answer) for answer in _listed(answers, "answers"))
 
 
-def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
+def token_f1(prediction: str, answers: str | Sequence[str], words: Words = STANDARD) -> float:
     """F1 x 100 of the bags of normalised words; the maximum over answers. Empty matches only empty, as in SQuAD 2.
 
     Raises:
       ValueError: no answer.
     """
-    given = normalize_answer(prediction).split()
-    return 100.0 * max(_bag_f1(given, normalize_answer(a).split()) for a in _listed(answers, "answers"))
+    given = words.of_answer(prediction)
+    return 100.0 * max(_bag_f1(given, words.of_answer(answer)) for answer in _listed(answers, "answers"))
 
 
 def _bag_f1(a: list[str], b: list[str]) -> float:
@@ -152,39 +136,36 @@ def _bag_f1(a: list[str], b: list[str]) -> float:
     return 2.0 * (Counter(a) & Counter(b)).total() / (len(a) + len(b))
 
 
-def average_words(texts: Iterable[str]) -> int:
-    """Mean number of white-space separated words, rounded, at least 1."""
-    words = texts_seen = 0
-    for text in texts:
-        words, texts_seen = words + len(text.split()), texts_seen + 1
-    return max(1, round(words / max(1, texts_seen)))
+def average_words(texts: Iterable[str], words: Words = STANDARD) -> int:
+    """Mean number of words, by default those between white space, rounded, at least 1."""
+    counts = [words.count(text) for text in texts]
+    return max(1, round(sum(counts) / max(1, len(counts))))
 
 
-def lead(document: str, length_words: int) -> str:
+def lead(document: str, length_words: int, words: Words = STANDARD) -> str:
     """The lead baseline: the document's first `length_words` words, its own white space between them kept.
 
     The caller chooses the length: `average_words` of a data set's references, or that of the document's own reference,
     which no summariser knows.
     """
-    words = list(islice(re.finditer(r"\S+", document), max(0, length_words)))
-    return document[words[0].start() : words[-1].end()] if words else ""
+    return words.first(document, max(0, length_words))
 
 
 # Scores by name
 
 
-def summary_scores(prediction: str, reference: str | Sequence[str]) -> dict[str, float]:
+def summary_scores(prediction: str, reference: str | Sequence[str], words: Words = STANDARD) -> dict[str, float]:
     """SUMMARY_SCORES: `rouge` of the texts as they are, and under `authors/` as the released code prepares them.
 
     Raises:
       ValueError: no reference.
     """
     theirs = [as_authors(text) for text in _listed(reference, "reference")]
-    prepared = rouge(as_authors(prediction), theirs)
-    return rouge(prediction, reference) | {AUTHORS + name: value for name, value in prepared.items()}
+    prepared = rouge(as_authors(prediction), theirs, words)
+    return rouge(prediction, reference, words) | {AUTHORS + name: value for name, value in prepared.items()}
 
 
-def answer_scores(prediction: str, answers: str | Sequence[str]) -> dict[str, float]:
+def answer_scores(prediction: str, answers: str | Sequence[str], words: Words = STANDARD) -> dict[str, float]:
     """ANSWER_SCORES: of the texts as they are, and under `authors/` as the released code prepares them.
 
     Raises:
@@ -193,34 +174,34 @@ def answer_scores(prediction: str, answers: str | Sequence[str]) -> dict[str, fl
     theirs = [as_authors(text) for text in _listed(answers, "answers")]
     prepared = as_authors(prediction)
     given = ((prediction, answers), (prepared, theirs))
-    values = (measure(*texts) for texts in given for measure in (exact_match, token_f1))
+    values = (measure(*texts, words) for texts in given for measure in (exact_match, token_f1))
     return dict(zip(ANSWER_SCORES, values, strict=True))
 
 
-def labelled(name: str) -> str:
-    """`name: the measure in words`; a name that is not of a measure here is returned unchanged."""
-    words = _in_words(name)
-    return f"{name}: {words}" if words else name
+def labelled(name: str, words: Words = STANDARD) -> str:
+    """`name: the measure in words`, with what it counts; a name that is not of a measure here is returned unchanged."""
+    told = _in_words(name, words)
+    return f"{name}: {told}" if told else name
 
 
 def measure_of(name: str) -> Measure:
     """The title, unit and maximum of a score or of another measure of an evaluation."""
     if name in _OTHERS:
         return _OTHERS[name]
-    words = _in_words(name)
-    if not words:
+    told = _in_words(name, STANDARD)
+    if not told:
         return Measure(name)
     prepared = ", released preparation" if name.startswith(AUTHORS) else ""
-    return Measure(words.split(",")[0] + prepared, "%", 100.0)
+    return Measure(told.split(",")[0] + prepared, "%", 100.0)
 
 
-def _in_words(name: str) -> str:
+def _in_words(name: str, words: Words) -> str:
     if name.startswith(BERTSCORE):
         model, _, layer = name.removeprefix(BERTSCORE).rpartition("@")
         return f"BERTScore F1, {model}'s layer {layer}, no idf, not rescaled"
     plain = name.removeprefix(AUTHORS)
     prepared = "" if plain == name else ", texts prepared as in the released code"
-    return _WORDS[plain] + prepared if plain in _WORDS else ""
+    return _WORDS[plain].format(rouge=words.rouge, answers=words.answers) + prepared if plain in _WORDS else ""
 
 
 # What the selection kept

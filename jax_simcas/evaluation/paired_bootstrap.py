@@ -12,8 +12,10 @@ from jax_simcas.common import pairs, plots, tables
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import PathLike
 from jax_simcas.evaluation import bertscore, bootstrap, metrics
+from jax_simcas.evaluation import words as words_lib
 from jax_simcas.evaluation.files import read_rows
-from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
+from jax_simcas.evaluation.metrics import ANSWER_SCORES, STANDARD, SUMMARY_SCORES
+from jax_simcas.evaluation.words import Words
 
 RESAMPLES = 10_000  # of the documents
 
@@ -25,6 +27,7 @@ class Predicted(NamedTuple):
     references: tuple[str, ...]
     are_answers: bool  # the references
     scores: dict[str, float]
+    words: str = STANDARD.name  # that the scores count
 
 
 class Compared(NamedTuple):
@@ -39,7 +42,7 @@ Key = tuple[str, int]  # an id, and how many rows before have it too: ids of use
 
 
 def read_predictions(path: Path) -> dict[Key, Predicted]:
-    """The rows of a predictions.jsonl, given as the file or as its evaluation's folder.
+    """The rows of a predictions.jsonl, given as the file or as its evaluation's folder; not those without a reference.
 
     Raises:
       UserError: unreadable, empty, not JSON, or a row without an id, or with neither scores nor texts to score.
@@ -48,26 +51,37 @@ def read_predictions(path: Path) -> dict[Key, Predicted]:
     seen: Counter[str] = Counter()
     for where, record in read_rows(path):
         name, row = _parsed(record, where)
-        rows[name, seen[name]] = row
+        if row:
+            rows[name, seen[name]] = row
         seen[name] += 1
+    if not rows:
+        raise UserError(f"{path}: no row has a reference; there is nothing to compare")
     return rows
 
 
-def _parsed(row: dict[str, Any], where: str) -> tuple[str, Predicted]:
+def _parsed(row: dict[str, Any], where: str) -> tuple[str, Predicted | None]:
+    """The id and what was predicted; None where `evaluate` had no reference to score by."""
     if not isinstance(row.get("id"), (str, int)):
         raise UserError(f"{where}: expected an object with an id")
     prediction, references, scores = row.get("prediction"), _references(row, where), _scores(row, where)
     if not isinstance(prediction, (str, type(None))):
         raise UserError(f"{where}: field 'prediction': expected a text")
+    if not scores and row.get("references") == []:
+        return str(row["id"]), None
     if not scores and (prediction is None or not references):
         raise UserError(f"{where}: neither scores nor a prediction and a reference to score")
-    return str(row["id"]), Predicted(prediction, references, bool(row.get("answers")), scores)
+    words = row.get("rouge_tokenizer", STANDARD.name)
+    try:
+        words_lib.named(words)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{where}: field 'rouge_tokenizer': {error}") from None
+    return str(row["id"]), Predicted(prediction, references, bool(row.get("answers")), scores, words)
 
 
 def _references(row: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The answers, or the reference, or nothing."""
-    answers, reference = row.get("answers") or [], row.get("reference")
-    references = answers or ([] if reference is None else [reference])
+    """All references, or the answers, or the reference, or nothing."""
+    several, reference = row.get("references") or row.get("answers") or [], row.get("reference")
+    references = several or ([] if reference is None else [reference])
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise UserError(f"{where}: field 'reference' or 'answers': expected a text, or a list of answers")
     return tuple(references)
@@ -110,15 +124,34 @@ def common_scores(a: dict[Key, Predicted], b: dict[Key, Predicted]) -> tuple[str
     return held or (ANSWER_SCORES if any(row.are_answers for row in rows) else SUMMARY_SCORES)
 
 
-def scored(rows: dict[Key, Predicted], names: Sequence[str], where: str) -> dict[Key, dict[str, float]]:
-    """The named scores of each row: read from it, or computed from its texts.
+def task_of(files: Sequence[dict[Key, Predicted]]) -> str:
+    """What the rows' scores are for: answers or summaries."""
+    rows = [row for file in files for row in file.values()]
+    return "answers" if any(row.are_answers or "f1" in row.scores for row in rows) else "summarization"
+
+
+def words_of(files: Sequence[dict[Key, Predicted]], asked: str | None) -> Words:
+    """The words to count in all files: those asked for, else those that all their scores count, else by `auto`."""
+    rows = [row for file in files for row in file.values()]
+    counted = {row.words for row in rows if not row.scores.keys().isdisjoint(SUMMARY_SCORES + ANSWER_SCORES)}
+    if asked is None and len(counted) == 1:
+        return words_lib.named(counted.pop())
+    texts = (text for row in rows for text in row.references)
+    return words_lib.choose(asked or words_lib.AUTO, texts, task_of(files))
+
+
+def scored(
+    rows: dict[Key, Predicted], names: Sequence[str], where: str, words: Words = STANDARD
+) -> dict[Key, dict[str, float]]:
+    """The named scores of each row: read from it, or computed from its texts where it counts other words.
 
     Raises:
       UserError: a score that is neither there nor computable, or no texts to compute it from.
     """
     found = {}
     for key, row in rows.items():
-        lacking = [name for name in names if name not in row.scores]
+        held = row.scores if row.words == words.name else _without_words(row.scores)
+        lacking = [name for name in names if name not in held]
         unknown = [name for name in lacking if name not in SUMMARY_SCORES + ANSWER_SCORES]
         if unknown:
             known = ", ".join(dict.fromkeys((*row.scores, *SUMMARY_SCORES, *ANSWER_SCORES)))
@@ -127,11 +160,15 @@ def scored(rows: dict[Key, Predicted], names: Sequence[str], where: str) -> dict
         if lacking:
             prediction, references = _texts(key, row, lacking[0], where)
             if not set(lacking).isdisjoint(SUMMARY_SCORES):
-                computed |= metrics.summary_scores(prediction, references)
+                computed |= metrics.summary_scores(prediction, references, words)
             if not set(lacking).isdisjoint(ANSWER_SCORES):
-                computed |= metrics.answer_scores(prediction, references)
-        found[key] = {name: row.scores.get(name, computed.get(name, math.nan)) for name in names}
+                computed |= metrics.answer_scores(prediction, references, words)
+        found[key] = {name: held.get(name, computed.get(name, math.nan)) for name in names}
     return found
+
+
+def _without_words(scores: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if name not in SUMMARY_SCORES + ANSWER_SCORES}
 
 
 def bertscored(rows: dict[Key, Predicted], encoder: bertscore.Encoder, where: str) -> dict[Key, dict[str, float]]:
@@ -166,11 +203,11 @@ def paired_differences(
     return found
 
 
-def differences_table(compared: dict[str, Compared]) -> str:
+def differences_table(compared: dict[str, Compared], words: Words = STANDARD) -> str:
     """One row per score, as Markdown, with its name in words."""
     rows: list[dict[str, Any]] = [
         {
-            "score": metrics.labelled(name),
+            "score": metrics.labelled(name, words),
             "A": tables.format_number(found.a, 2),
             "B": tables.format_number(found.b, 2),
             "A - B": tables.format_score(found.difference.score, 2),

@@ -10,15 +10,17 @@ from typing import Any
 from jax_simcas.common import tables
 from jax_simcas.evaluation import bootstrap, metrics
 from jax_simcas.evaluation.files import PREDICTIONS, SCORES
+from jax_simcas.evaluation.words import ROUGE_SCORE, named
 
 MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
 
 
 def table(summary: dict[str, Any]) -> str:
     """The scores beside the lead baseline's, as Markdown."""
+    words = named(summary.get("rouge_tokenizer", ROUGE_SCORE))
     rows = [
         {
-            "score": metrics.labelled(name),
+            "score": metrics.labelled(name, words),
             "model": tables.format_score(bootstrap.Score(**summary["scores"][name])),
             "lead": tables.format_score(bootstrap.Score(**summary["lead"][name])),
         }
@@ -29,16 +31,22 @@ def table(summary: dict[str, Any]) -> str:
 
 def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     """The table, and what there is to know beside it."""
-    documents, words = summary["documents"], summary["lead_words"]
-    yield table(summary)
-    yield ""
+    documents, scored = summary["documents"], summary["documents_scored"]
+    if scored:
+        yield table(summary)
+        yield ""
     yield f"{tables.plural(documents, 'document')} of {summary['split']}; {kept_line(summary)}"
+    if scored < documents:
+        without = tables.plural(documents - scored, "document has", "documents have")
+        yield f"{without} no reference: predicted, not scored"
+    yield from summary["score_warnings"]
     if empty := summary["empty_predictions"]:
         nothing = "; the scores of an empty summary are 0" if empty < documents else ": the model ends each at once"
         yield f"{empty} of {tables.plural(documents, 'summary is', 'summaries are')} empty{nothing}"
     if summary["unknown_share"] > MANY_UNKNOWN:
         yield unknown_line(summary["unknown_share"])
-    yield f"nll of the references: {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token"
+    if scored:
+        yield f"nll of the references: {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token"
     if summary["evidence"] and summary["kept_share"]:
         yield evidence_line({name: bootstrap.Score(**score) for name, score in summary["evidence"].items()})
     if "bertscore_limit" in summary:
@@ -47,8 +55,9 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         cut = tables.plural(documents, "document is", "documents are")
         most = f"max_input_len={summary['max_input_len']}"
         yield f"{summary['documents_cut']} of {cut} cut at {most}; --max-input-len reads more"
-    yield f"lead: the first {words} words, as many as a reference has on average; {summary['seconds']} s"
-    yield f"rows in {folder / PREDICTIONS}, figures in {folder / SCORES}"
+    if scored:
+        yield f"lead: the first {summary['lead_words']} words, as many as a reference has on average"
+    yield f"{summary['seconds']} s; rows in {folder / PREDICTIONS}, figures in {folder / SCORES}"
 
 
 def kept_line(summary: dict[str, Any]) -> str:

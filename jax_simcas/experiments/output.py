@@ -11,6 +11,7 @@ from jax_simcas.common.pairs import Number
 from jax_simcas.common.tables import Interval
 from jax_simcas.evaluation import metrics
 from jax_simcas.evaluation.files import read_rows, read_scores
+from jax_simcas.evaluation.words import ROUGE_SCORE
 from jax_simcas.experiments import statistics, table
 from jax_simcas.experiments.plan import Command, evaluation_folder
 from jax_simcas.experiments.runner import seconds_of
@@ -19,17 +20,18 @@ from jax_simcas.experiments.statistics import Measures, Results
 from jax_simcas.experiments.table import TableRow
 
 
-def read_evaluation(folder: Path) -> tuple[list[Measures], str]:
-    """The measures of each document of an evaluation, and what identifies its documents.
+def read_evaluation(folder: Path) -> tuple[list[Measures], str, str]:
+    """The measures of each document of an evaluation, what identifies its documents, and the words that scores count.
 
     Raises:
       UserError: a file that cannot be read.
     """
     try:
         records = [record for _, record in read_rows(folder)]
-        source = read_scores(folder)["source"]
+        summary = read_scores(folder)
         measures: list[Measures] = [statistics.measures_of(record) for record in records]
-        return measures, f"{source} {[record['index'] for record in records]}"
+        documents = f"{summary['source']} {[record['index'] for record in records]}"
+        return measures, documents, summary.get("rouge_tokenizer", ROUGE_SCORE)
     except UserError as error:
         raise UserError(f"{error}; or remove {folder}, which is then run again") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -40,21 +42,25 @@ def read_results(experiment: Experiment, workdir: Path, commands: Sequence[Comma
     """What the finished evaluations of each cell measured, by its label; cells without any are left out.
 
     Raises:
-      UserError: a file of a finished evaluation that cannot be read; documents that differ between seeds.
+      UserError: a file of a finished evaluation that cannot be read; documents, or words that are counted, that
+      differ between seeds.
     """
     done = {command.folder for command in commands if command.program == "evaluate" and seconds_of(command) is not None}
     results = {}
     for cell in cells(experiment):
-        measures, documents = {}, set()
+        measures, documents, words = {}, set(), set()
         for seed in experiment.seeds:
             folder = evaluation_folder(workdir, cell.variant.name, seed, cell.evaluation.name)
             if folder in done:
-                measures[seed], same = read_evaluation(folder)
+                measures[seed], same, counted = read_evaluation(folder)
                 documents.add(same)
+                words.add(counted)
         if len(documents) > 1:
             raise UserError(f"{cell.label}: its seeds were evaluated on different documents; use one --config.data")
+        if len(words) > 1:
+            raise UserError(f"{cell.label}: its seeds count different words; use one --config.data.rouge_tokenizer")
         if measures:
-            results[cell.label] = Results(documents.pop(), measures)
+            results[cell.label] = Results(documents.pop(), measures, words.pop())
     return results
 
 

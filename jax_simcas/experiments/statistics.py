@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 
 from jax_simcas.common.pairs import Pair, mean, total
 from jax_simcas.evaluation.bootstrap import Score, pool_scores
+from jax_simcas.evaluation.words import ROUGE_SCORE
 
 Measures = Mapping[str, Pair]  # measure -> (sum, count) of one document
 EVIDENCE = {"evidence recall %": "evidence_kept", "evidence precision %": "evidence_precision"}
@@ -20,10 +21,12 @@ class Results(NamedTuple):
     """What the finished runs of one cell measured.
 
     documents: identifies the set of documents; measures: seed -> the measures of each document, in order.
+    words: the name of the words that the scores count.
     """
 
     documents: str
     measures: Mapping[int, Sequence[Measures]]
+    words: str = ROUGE_SCORE
 
     @property
     def document_count(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common import tables
 from jax_simcas.evaluation.bootstrap import Score
+from jax_simcas.evaluation.metrics import ANSWER_SCORES, SUMMARY_SCORES
+from jax_simcas.evaluation.words import named
 from jax_simcas.experiments import statistics
 from jax_simcas.experiments.spec import Cell, Experiment, cells
 from jax_simcas.experiments.statistics import Results, Statistics
@@ -43,7 +45,7 @@ def baseline_of(cell: Cell, results: Mapping[str, Results], every: Sequence[Cell
     """
     several = len({other.line for other in every}) > 1 and len({other.x for other in every}) > 1
     for other in every:
-        same = other.label in results and results[other.label].documents == results[cell.label].documents
+        same = other.label in results and results[other.label][::2] == results[cell.label][::2]  # documents and words
         if same and (not several or other.x == cell.x):
             return "" if other.label == cell.label else other.label
     return ""
@@ -81,9 +83,26 @@ def markdown(title: str, rows: Sequence[TableRow], unfinished: Sequence[str]) ->
     if over_seeds:
         table = tables.markdown_table(over_seeds, ["run", "baseline", "seeds", *names])
         text += ["The same differences, with intervals over seeds:", "", table, ""]
-    text += [f"{' or '.join(map(str, documents)) or 0} documents. {LEGEND}"]
+    text += [f"{' or '.join(map(str, documents)) or 0} documents. {words_line(rows)}{LEGEND}"]
     text += ["", "Not in the table:", "", *(f"- {name}" for name in unfinished)] if unfinished else []
     return "\n".join(text) + "\n"
+
+
+def words_line(rows: Sequence[TableRow]) -> str:
+    """What the scores of texts count as words: of all rows alike, or of each run."""
+    counted = {row.cell.label: labels for row in rows if (labels := word_labels(row))}
+    alike = len(set(counted.values())) == 1
+    return "".join(f"{' '.join(labels)} " for labels in (set(counted.values()) if alike else ())) or "".join(
+        f"{label}: {' '.join(labels)} " for label, labels in counted.items()
+    )
+
+
+def word_labels(row: TableRow) -> tuple[str, ...]:
+    """What ROUGE counts, and exact match and F1, where they are among the row's measures."""
+    words, names = named(row.results.words), row.statistics.keys()
+    answers = words.answers.removeprefix(", ") or "SQuAD's words"
+    found = (("ROUGE", words.rouge, SUMMARY_SCORES), ("Exact match and F1", answers, ANSWER_SCORES))
+    return tuple(f"{what}: {label}." for what, label, scores in found if not names.isdisjoint(scores))
 
 
 def digits(measure: str) -> int:

@@ -9,9 +9,50 @@ from typing import Any
 
 from jax_simcas.common import files, plots
 from jax_simcas.common.errors import FlagError, UserError, prefixed
-from jax_simcas.evaluation import comparison, metrics
+from jax_simcas.evaluation import bootstrap, comparison, metrics, paired_bootstrap, words
 from jax_simcas.evaluation.bootstrap import Score
 from jax_simcas.evaluation.files import read_scores
+from jax_simcas.evaluation.metrics import ANSWER_SCORES, STANDARD, SUMMARY_SCORES
+from jax_simcas.evaluation.words import Words
+
+
+def words_of(folders: dict[str, str], summaries: dict[str, dict[str, Any]], asked: str | None) -> Words:
+    """The words to count in all evaluations: those asked for, else those that all of them count, else by `auto`.
+
+    Raises:
+      UserError: predictions that are needed and cannot be read.
+      FlagError: no such words.
+    """
+    counted = {summary.get("rouge_tokenizer", STANDARD.name) for summary in summaries.values()}
+    try:
+        if asked is None and len(counted) == 1:
+            return words.named(counted.pop())
+        read = [paired_bootstrap.read_predictions(Path(folder)) for folder in folders.values()]
+        return paired_bootstrap.words_of(read, asked)
+    except ValueError as error:
+        raise FlagError(f"--rouge-tokenizer={error}") from None
+
+
+def scores_of(folder: Path, summary: dict[str, Any], measures: list[str], by: Words) -> dict[str, Score]:
+    """The measures as the evaluation has them, those that count other words computed from its predictions.
+
+    Raises:
+      UserError: predictions that are needed and cannot be read, or have no texts.
+    """
+    held = {measure: comparison.as_score(summary["scores"][measure]) for measure in measures}
+    other = [measure for measure in measures if measure in SUMMARY_SCORES + ANSWER_SCORES]
+    if not other or summary.get("rouge_tokenizer", STANDARD.name) == by.name:
+        return held
+    scored = paired_bootstrap.scored(paired_bootstrap.read_predictions(folder), other, str(folder), by)
+    return held | bootstrap.summarize_scores(list(scored.values()))
+
+
+def warnings_of(folder: Path, summary: dict[str, Any], by: Words) -> list[str]:
+    """What the scores of an evaluation cannot show, counted by these words."""
+    if summary.get("rouge_tokenizer", STANDARD.name) == by.name:
+        return summary.get("score_warnings", [])
+    rows = paired_bootstrap.read_predictions(folder).values()
+    return [f"warning: {warning}" for warning in words.warnings([row.references for row in rows], by, summary["task"])]
 
 
 def named_folders(given: Sequence[str]) -> dict[str, str]:
@@ -38,12 +79,14 @@ def run(arguments: Any) -> int:
     folders = named_folders(arguments.runs)
     summaries = {name: read_scores(Path(folder)) for name, folder in folders.items()}
     for name, folder in folders.items():
-        summary = summaries[name]
-        if not {"scores", "kept_share", "evidence"} <= summary.keys():
+        if not {"scores", "kept_share", "evidence"} <= summaries[name].keys():
             raise UserError(f"{folder}: its scores.json is not what jax_simcas.evaluate writes; run it again")
+    by = words_of(folders, summaries, arguments.rouge_tokenizer)
+    for name, folder in folders.items():
+        summary = summaries[name]
         with prefixed("--measures: "):
             measures = comparison.shown_measures(summary["scores"], arguments.measures, folder)
-        scores[name] = {measure: comparison.as_score(summary["scores"][measure]) for measure in measures}
+        scores[name] = scores_of(Path(folder), summary, measures, by)
         rows.append(comparison.row(name, summary, scores[name]))
     if arguments.plot:
         files.check_place(Path(arguments.plot), "--plot")
@@ -51,7 +94,10 @@ def run(arguments: Any) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print(comparison.comparison_table(rows))
     shown = dict.fromkeys(measure for of_run in scores.values() for measure in of_run)
-    print("\n" + "\n".join(map(metrics.labelled, shown)))
+    print("\n" + "\n".join(metrics.labelled(measure, by) for measure in shown))
+    for name, folder in folders.items():
+        for warning in warnings_of(Path(folder), summaries[name], by):
+            print(f"{name}: {warning}")
     if arguments.plot:
         print(f"plot: {plots.plot_comparison(scores, arguments.plot, metrics.measure_of)}")
     return 0

@@ -28,6 +28,7 @@ from jax_simcas.data.features import check_template
 from jax_simcas.data.rows import Fields
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
 from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
+from jax_simcas.evaluation import words
 from jax_simcas.method.beam_search import GenerateConfig
 from jax_simcas.method.chunk import bucket, most_chunks
 from jax_simcas.method.model import SimCAS
@@ -59,6 +60,10 @@ class DataConfig:
     join_parts: str = "</s>"  # text between parts that are joined
     draw_answer: bool = False  # training learns a random one of a row's answers instead of the first
     task: str = "summarization"  # "summarization" is scored with ROUGE, "answers" with exact match and F1
+    # words that ROUGE counts: "rouge-score" reads a to z and 0 to 9, stemmed; "unicode" any letters, Han, kana and
+    # Thai by character; "unicode:german" and other languages of nltk's Snowball with stems; "auto" takes rouge-score
+    # if it can read the references of the set, else unicode; exact match and F1 likewise
+    rouge_tokenizer: str = "auto"
     # folder or hub id; "" takes the pretrained model's, or trains `vocab_size` byte-level BPE tokens on the training
     # split when there is no pretrained model
     tokenizer: str = ""
@@ -79,6 +84,10 @@ class DataConfig:
         if self.source != "embedded":
             formats.check_source(self.source)
         checks.one_of(self, "task", TASKS)
+        try:
+            words.check_name(self.rouge_tokenizer)
+        except ValueError as error:
+            raise ValueError(f"rouge_tokenizer={error}") from None
         checks.at_least(self, 1, "batch_size")
         checks.at_least(self, 0, "bucket_batches", "train_rows", "workers")
         checks.at_least(self, SMALLEST_VOCABULARY, "vocab_size")

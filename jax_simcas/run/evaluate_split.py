@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import jax
 
 from jax_simcas.common import cli, files, progress
-from jax_simcas.common.errors import UserError, prefixed
+from jax_simcas.common.errors import FlagError, UserError, prefixed
 from jax_simcas.data.rows import First, RowSource
-from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report
+from jax_simcas.evaluation import bertscore, documents, highlight, paired_bootstrap, report, words
 from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run import pages
 from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.method_config import policy_of
+from jax_simcas.run.overrides import OVERRIDES
 from jax_simcas.run.processes import gather, is_main, join, local_mesh
 from jax_simcas.run.workdir import CONFIG
 
@@ -45,7 +47,7 @@ def open_split(model: Model, split: str, limit: int | None) -> Any:
 
 
 def evaluate_all(
-    model: Model, source: RowSource, policy: str, lead_words: int, seed: int, html: Path | None = None
+    model: Model, source: RowSource, policy: str, by: documents.Scoring, seed: int, html: Path | None = None
 ) -> list[documents.Evaluated]:
     """The rows of all processes, with a progress line. Each process writes its documents' pages into `html`."""
     data = model.settings.data
@@ -59,8 +61,7 @@ def evaluate_all(
                 predictor(model),
                 source,
                 policy=policy_of(policy, "--policy"),
-                task=data.task,
-                lead_words=lead_words,
+                by=by,
                 key=jax.random.key(seed),
                 on_batch=bar.update,
                 on_document=partial(write_page, html) if html else None,
@@ -115,30 +116,47 @@ def run(arguments: Any) -> int:
             files.make_folder(html, "--html")
     encoder = encoder_of(arguments) if is_main() else None
     started = time.monotonic()
-    lead_words = metrics.average_words(source[i].summary for i in range(len(source)))
-    rows = evaluate_all(model, source, policy, lead_words, arguments.seed, html)
+    given = [references for i in range(len(source)) if (references := documents.references(source[i]))]
+    by = documents.scoring(settings.data.rouge_tokenizer, settings.data.task, given)
+    rows = evaluate_all(model, source, policy, by, arguments.seed, html)
     if not is_main():
         return 0
     if encoder:
-        rows = documents.with_bertscore(rows, encoder, settings.data.task, lead_words)
+        rows = documents.with_bertscore(rows, encoder, by)
     summary = documents.summary_of(rows, arguments.seed) | {
         "split": split,
         "source": repr(source),
         "policy": policy,
-        "task": settings.data.task,
+        "task": by.task,
+        "rouge_tokenizer": by.words.name,
+        "score_warnings": [f"warning: {warning}" for warning in words.warnings(given, by.words, by.task)],
         "max_input_len": settings.simcas.max_input_len,
-        "lead_words": lead_words,
+        "lead_words": by.lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }
     if encoder:
         summary["bertscore_limit"] = encoder.limit
-    evaluation_files.write(folder, rows, summary)
+    evaluation_files.write(folder, rows, summary, by)
     for line in report.lines(summary, folder):
         print(line)
     if html:
         write_index(html, f"What {Path(arguments.workdir).resolve().name} kept of {name}", rows)
         print(f"what was kept of each document: {html / pages.INDEX}")
     return 0
+
+
+def asked_words(arguments: Any, files: Sequence[dict[paired_bootstrap.Key, paired_bootstrap.Predicted]]) -> words.Words:
+    """The words that --rouge-tokenizer asks for, or those that the files' scores count.
+
+    Raises:
+      FlagError: the flag's value is none.
+    """
+    flag = "--rouge-tokenizer"
+    asked = getattr(arguments, OVERRIDES[flag].field)
+    try:
+        return paired_bootstrap.words_of(files, asked)
+    except ValueError as error:
+        raise FlagError(f"{flag}={error}") from None
 
 
 def run_compare(arguments: Any) -> int:
@@ -152,20 +170,24 @@ def run_compare(arguments: Any) -> int:
         files.check_place(Path(arguments.plot), "--plot")
     encoder = encoder_of(arguments)
     names = arguments.measures or paired_bootstrap.common_scores(*predictions)
+    counted = asked_words(arguments, predictions)
     with prefixed("--measures: " if arguments.measures else ""):
         both = zip(predictions, paths, strict=True)
-        scores = [paired_bootstrap.scored(rows, names, str(path)) for rows, path in both]
+        scores = [paired_bootstrap.scored(rows, names, str(path), counted) for rows, path in both]
     if encoder:
         both = zip(predictions, paths, strict=True)
         extra = [paired_bootstrap.bertscored(rows, encoder, str(path)) for rows, path in both]
         scores = [{key: of[key] | more[key] for key in of} for of, more in zip(scores, extra, strict=True)]
     compared = paired_bootstrap.paired_differences(scores[0], scores[1], arguments.seed)
-    print(paired_bootstrap.differences_table(compared))
+    print(paired_bootstrap.differences_table(compared, counted))
     print(f"\nA: {paths[0]}\nB: {paths[1]}")
     print(
         f"A - B with its 95 % interval and two-sided p: {paired_bootstrap.RESAMPLES} bootstrap resamples of the "
         f"documents, A and B together; seed {arguments.seed}"
     )
+    given = [row.references for row in predictions[0].values() if row.references]
+    for warning in words.warnings(given, counted, paired_bootstrap.task_of(predictions)):
+        print(f"warning: {warning}")
     if encoder:
         print(f"BERTScore reads at most {encoder.limit} tokens of a text")
     if arguments.plot:

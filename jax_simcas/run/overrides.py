@@ -43,6 +43,11 @@ OVERRIDES: dict[str, Override] = {
         "generate.no_repeat_ngram_size", cli.natural, "no sequence of so many tokens is repeated; 0: no limit"
     ),
     "--batch-size": Override("data.batch_size", cli.positive, "documents at a time"),
+    "--rouge-tokenizer": Override(
+        "data.rouge_tokenizer",
+        cli.text,
+        "words that ROUGE counts: auto, rouge-score (a to z, 0 to 9), unicode, or unicode:LANGUAGE with stems",
+    ),
     "--data-dir": Override("data.data_dir", cli.text, "the folder of the data"),
 }
 GENERATION = ("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size")

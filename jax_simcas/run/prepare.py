@@ -42,6 +42,7 @@ FREE_ON_RESUME = (
     "loop.keep_checkpoints",
     "loop.max_skipped",
     "data.data_dir",
+    "data.rouge_tokenizer",
     "data.workers",
     "data.cache",
     "generate.",
