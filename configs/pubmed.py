@@ -2,7 +2,8 @@
 
 python -m jax_simcas.train --config=configs/pubmed.py --workdir=runs/pubmed --config.data.data_dir=DATA
 
-DATA holds train.jsonl[.gz], validation and test, with the fields article and abstract.
+DATA holds train.jsonl[.gz], validation and test, with the fields article and abstract; or train.txt, val.txt and
+test.txt as the authors of the set publish them, with lists of sentences article_text and abstract_text.
 In place of files: --config.data.source=tfds:scientific_papers/pubmed or
 --config.data.source=datasets:ccdv/pubmed-summarization:document, which have these fields, or the authors' own
 chunks, --config.data.source=chunked:JW-X/pubmed_bart_512
@@ -16,8 +17,10 @@ from jax_simcas.run.presets import published_config
 
 def get_config():
     config = published_config()
-    config.data.fields.document = "article"
-    config.data.fields.summary = "abstract"
+    config.data.fields.document = "article|article_text"
+    config.data.fields.summary = "abstract|abstract_text"
+    config.data.fields.summary_list = "sentences"
+    config.data.fields.id = "id|article_id"
 
     config.optimizer.accumulate_step = 16
     config.optimizer.warmup = 10_000

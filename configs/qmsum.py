@@ -3,7 +3,8 @@
 python -m jax_simcas.train --config=configs/qmsum.py --workdir=runs/qmsum --config.data.data_dir=DATA
 
 DATA holds train.jsonl[.gz] and validation.jsonl[.gz] with the fields document, query, summary and, where it is
-known, evidence: [[start, end), ...] in characters of the document.
+known, evidence: [[start, end), ...] in characters of the document. With --config.data.source=qmsum it is data/ALL/jsonl
+or another folder of github.com/Yale-LILY/QMSum, as published: a row per query, its marked turns as evidence.
 """
 
 from jax_simcas.run.presets import small_config

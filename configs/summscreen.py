@@ -2,8 +2,9 @@
 
 python -m jax_simcas.train --config=configs/summscreen.py --workdir=runs/summscreen --config.data.data_dir=DATA
 
-DATA holds train.jsonl[.gz], validation and test, with the fields Transcript (a list of
-lines) and Recap (a list: the first counts).
+DATA holds train.jsonl[.gz], validation and test, or fd_train.json, fd_dev.json and fd_test.json as the authors of the
+set publish them, with the fields Transcript (a list of lines) and Recap (a list: training learns the first, scores
+take the best).
 In place of files: the authors' own chunks, --config.data.source=chunked:JW-X/summscreen_bart_512, or
 --config.data.source=tfds:summscreen/fd with --config.data.fields.document=transcript and
 --config.data.fields.summary=recap, once it has been prepared where TensorFlow is installed.

@@ -11,7 +11,7 @@ import pytest
 from helpers import read_config
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import Fields, First, ListSource, Row
+from jax_simcas.data.rows import Fields, First, ListSource, Row, told
 from jax_simcas.data.synthetic import SyntheticConfig, SyntheticSource
 from jax_simcas.data.text_files import JsonlSource
 
@@ -36,7 +36,12 @@ def source(request, tmp_path):
 
 def test_rows(source):
     assert len(source) == 3
-    assert source.notes == ()
+    (note,) = source.notes
+    assert note.endswith(
+        "lists under 'summary' are several references (1 of 3 rows have one); "
+        "config.data.fields.summary_list=sentences joins them to one"
+    )
+    assert told((note, "9 rows left out")) == [note, "warning: 9 rows left out"]
     assert source[0] == Row("a", "One. Two.", "One.")
     assert source[1] == Row("7", "Grüße 😀", "first", ("first", "second"), evidence=((0, 5),))
     assert source[2] == Row("3", "No id.", "None.", evidence=())  # its line for an id; queries are not asked for
@@ -152,15 +157,84 @@ def test_lines(tmp_path):
 
 def test_empty_rows_are_left_out_and_noted(tmp_path):
     empty = [{"document": " \n", "summary": "s"}, {"document": "d", "summary": ""}, {"document": "d", "summary": [" "]}]
-    path = write(tmp_path / "x.jsonl", [empty[0], ROWS[0], empty[1], ROWS[1], empty[2]])
+    path = write(tmp_path / "x.jsonl", [empty[0], ROWS[0], empty[1], ROWS[2], empty[2]])
     source = JsonlSource(path, Fields(), tmp_path)
-    assert [source[i].id for i in range(len(source))] == ["a", "7"]
+    assert [source[i].id for i in range(len(source))] == ["a", "4"]
     assert source.notes == (f"{path}: 3 of 5 rows left out: empty document or summary (line 1, 3, 5)",)
     assert JsonlSource(path, Fields(), tmp_path).notes == source.notes
     with pytest.raises(UserError, match=r"no rows in it; all 3 lack a document or summary"):
         JsonlSource(write(path, empty), Fields(), tmp_path)
     many = JsonlSource(write(path, [empty[0]] * 50 + ROWS), Fields(), tmp_path)
     assert many.notes[0].endswith("(line 1, 2, 3, 4, 5, ...)")
+    with pytest.raises(
+        UserError, match=r"empty document or summary \(line 1, 2, 3, 4, 5, \.\.\.\); 50 rows are left out, more"
+    ):
+        JsonlSource(path, Fields(), tmp_path, max_bad_rows=49)
+
+
+NULLS = [
+    {"document": None, "summary": "s"},
+    {"document": "d", "summary": None},
+    {"document": float("nan"), "summary": "s"},
+    {"document": [None, ""], "summary": "s"},
+    {"document": "d", "summary": [None]},
+]
+
+
+@pytest.mark.parametrize("record", NULLS)
+def test_null_is_an_empty_text(record, tmp_path):
+    source = JsonlSource(write(tmp_path / "x.jsonl", [ROWS[0], record]), Fields(), tmp_path)
+    assert len(source) == 1 and "1 of 2 rows left out: empty document or summary (line 2)" in source.notes[0]
+
+
+def test_nulls_in_lists_are_passed_over(tmp_path):
+    record = {"id": "x", "document": ["a", None, "b"], "summary": [None, "c", None, "d"]}
+    source = JsonlSource(write(tmp_path / "x.jsonl", [record]), Fields(), tmp_path)
+    assert source[0] == Row("x", "a\nb", "c", ("c", "d"))
+
+
+def test_rows_without_a_reference_can_be_predicted(tmp_path):
+    rows = [{"document": "a"}, {"document": "b", "summary": None}, {"document": "c", "summary": " "}, {"summary": "s"}]
+    path = write(tmp_path / "x.jsonl", [*rows, {"document": "d", "summary": "s"}])
+    source = JsonlSource(path, Fields(), tmp_path, need_reference=False)
+    assert [source[i].document for i in range(len(source))] == ["a", "b", "c", "d"]
+    assert [bool(source[i].summary.strip()) for i in range(4)] == [False, False, False, True]
+    assert "1 of 5 rows left out: they cannot be read (line 4)" in source.notes[0]
+    learned = JsonlSource(path, Fields(), tmp_path)  # a model learns from the others alone
+    assert [learned[0].document, len(learned)] == ["d", 1]
+
+
+# Lists under one name
+
+
+def test_a_list_is_several_references_or_the_sentences_of_one(tmp_path):
+    tagged = ["<S> first sentence . </S>", "<S> second ; a<S>b . </S>"]
+    path = write(tmp_path / "x.jsonl", [{"document": "d", "summary": tagged}, {"document": "d", "summary": "whole"}])
+    several, one = (JsonlSource(path, Fields(summary_list=each), tmp_path) for each in ("references", "sentences"))
+    assert several[0].answers == tuple(tagged) and several[0].summary == tagged[0]
+    assert one[0] == Row("1", "d", "first sentence .\nsecond ; a<S>b .") and one[1] == Row("2", "d", "whole")
+    assert "lists under 'summary' are several references (1 of 2 rows" in several.notes[0]
+    assert "are the sentences of one text (1 of 2 rows have one); config.data.fields.summary_list=ref" in one.notes[0]
+    with pytest.raises(ValueError, match="summary_list='words': expected"):
+        Fields(summary_list="words")
+
+
+def test_turns_of_a_conversation_name_their_speaker(tmp_path):
+    turns = [
+        {"speaker": "Ann", "content": "Shall we?"},
+        {"speaker": "Bob", "text": "Yes."},
+        {"text": "(noise)"},
+        {"speaker": None, "utterance": "Who?"},
+        "A line.",
+    ]
+    source = JsonlSource(write(tmp_path / "x.jsonl", [{"document": turns, "summary": "s"}]), Fields(), tmp_path)
+    assert source[0].document == "Ann: Shall we?\nBob: Yes.\n(noise)\nWho?\nA line."
+
+
+def test_the_first_of_several_names_that_a_record_has(tmp_path):
+    records = [{"b": "1", "summary": "s"}, {"a": "2", "b": "x", "summary": "s"}, {"c": {"d": "3"}, "summary": "s"}]
+    source = JsonlSource(write(tmp_path / "x.jsonl", records), Fields(document="a|b|c.d"), tmp_path)
+    assert [source[i].document for i in range(3)] == ["1", "2", "3"]
 
 
 GOOD = json.dumps(ROWS[0]).encode()
@@ -176,7 +250,6 @@ BAD = {
     ),
     "no fields": (b"{}", r":2: no field 'document'; its fields are none"),
     "type": (b'{"document": 5, "summary": ""}', r":2: field 'document' is int, expected text"),
-    "null": (b'{"document": "a", "summary": null}', r":2: field 'summary' is NoneType, expected text"),
     "answers": (b'{"document": "a", "summary": ["", 3]}', r":2: field 'summary' is a list, expected texts in it"),
     "query": (b'{"document": "a", "summary": "b"}', r":2: no field 'query'"),
     "spans": (
@@ -204,8 +277,22 @@ def test_bad_lines(name, compress, tmp_path):
     if fields.query:
         write(path, [b'{"query": "q", ' + GOOD[1:], line], compress)
     with pytest.raises(UserError, match=message) as error:
-        JsonlSource(path, fields, tmp_path / "cache")
+        JsonlSource(path, fields, tmp_path / "cache", max_bad_rows=0)
     assert str(error.value).startswith(f"{path}:2: ") and "\n" not in str(error.value)
+    assert str(error.value).endswith("; a row is left out, more than config.data.max_bad_rows=0")
+    source = JsonlSource(path, fields, tmp_path / "cache")
+    assert len(source) == 1 and source[0].document == "One. Two."
+    assert f"{path}: 1 of 2 rows left out: they cannot be read (line 2); the first: {path}:2: " in source.notes[0]
+    with pytest.raises(UserError, match=message):  # the index knows
+        JsonlSource(path, fields, tmp_path / "cache", max_bad_rows=0)
+
+
+def test_a_set_of_which_nothing_can_be_read_is_one_error(tmp_path):
+    rows = [{"text": "", "summary": ""}] * 500
+    with pytest.raises(UserError, match=r"x\.jsonl:1: no field 'document'.*; none of the first 100 rows can be read$"):
+        JsonlSource(write(tmp_path / "x.jsonl", rows), Fields(), tmp_path)
+    with pytest.raises(UserError, match=r"x\.jsonl:1: no field 'document'.*; none of its 2 rows can be used$"):
+        JsonlSource(write(tmp_path / "x.jsonl", [rows[0], {"document": "", "summary": ""}]), Fields(), tmp_path)
 
 
 def test_bad_files(tmp_path):

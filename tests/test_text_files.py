@@ -83,8 +83,92 @@ def test_rows_with_empty_cells_are_left_out(tmp_path):
 def test_errors_name_file_and_line(tmp_path, content, message):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        CsvSource(tmp_path / "x.csv", FIELDS, tmp_path)
+        CsvSource(tmp_path / "x.csv", FIELDS, tmp_path, max_bad_rows=0)
     assert "\n" not in str(error.value)
+
+
+def test_rows_that_cannot_be_read_are_left_out(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'text,short\na,b\nonly one\n"c"d,e\nf,g\n\xff,h\n"i,\nj",k\n')
+    source = CsvSource(path, FIELDS, tmp_path)
+    assert rows_of(source) == [("a", "b"), ("f", "g"), ("i,\nj", "k")]
+    (note,) = source.notes
+    assert f"3 of 6 rows left out: they cannot be read (line 3, 4, 6); the first: {path}:3: 1 cells" in note
+
+
+def test_tabs(tmp_path):
+    rows = [("a, b", "s"), ("two\tcells\nand lines", "t")]
+    out = io.StringIO(newline="")
+    csv.writer(out, delimiter="\t").writerows([("text", "short"), *rows])
+    (tmp_path / "train.tsv").write_text(out.getvalue())
+    for kind in ("csv", "tsv"):
+        assert rows_of(open_rows(kind, str(tmp_path), "train", FIELDS, tmp_path / "cache")) == rows
+
+
+# Folders of files
+
+
+def test_a_folder_of_texts(tmp_path):
+    files = {
+        "b.txt": "The second.\n",
+        "b.summary.txt": "Two.",
+        "a.v1.txt": "\ufeffThe first.",
+        "a.v1.summary.1.txt": "One.",
+        "a.v1.summary.2.txt": "First.",
+        "a.v1.query.txt": "Which?",
+        "lone.txt": "No summary.",
+        "gone.summary.txt": "Of what?",
+        "other.md": "Not read.",
+    }
+    (tmp_path / "train").mkdir()
+    for name, text in files.items():
+        (tmp_path / "train" / name).write_text(text)
+    open_texts = lambda **options: open_rows("text", str(tmp_path), "train", Fields(**options), tmp_path / "cache")
+    source = open_texts()
+    assert [source[i] for i in range(len(source))] == [
+        Row("a.v1", "The first.", "One.", ("One.", "First.")),
+        Row("b", "The second.\n", "Two."),
+    ]
+    empty, wrong, _ = source.notes
+    assert "1 of 4 rows left out: empty document or summary (file 4)" in empty
+    assert "1 of 4 rows left out: they cannot be read (file 3)" in wrong
+    assert wrong.endswith("gone.summary.txt: no gone.txt beside it, whose summary it would be")
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    (tmp_path / "train" / "b.summary.txt").write_text("Another.")
+    assert open_texts()[1].summary == "Another." and open_texts().fingerprint != source.fingerprint
+    for name in ("b", "lone"):
+        (tmp_path / "train" / f"{name}.query.txt").write_text("Why?")
+    assert open_texts(query="query")[0].query == "Which?"
+    with pytest.raises(UserError, match=r"no dev/\*\.txt for the split 'dev'; there is cache, train"):
+        open_rows("text", str(tmp_path), "dev", Fields(), tmp_path / "cache")
+
+
+def test_other_names_of_splits_and_files(tmp_path):
+    """As arXiv, SummScreen and others are published."""
+    line = json.dumps({"text": "d", "short": "s"}) + "\n"
+    opened = lambda split: open_rows("jsonl", str(tmp_path), split, FIELDS, tmp_path / "cache")
+    for name in ("val.txt", "fd_dev.json", "valid.jsonl"):
+        (tmp_path / name).write_text(line)
+        assert rows_of(opened("validation")) == [("d", "s")]
+        (tmp_path / name).unlink()
+    (tmp_path / "fd_train.json").write_text(line)
+    (tmp_path / "tms_train.json").write_text(line)
+    with pytest.raises(
+        UserError, match=r"no train\.jsonl or .* for the split 'train'; there is .*fd_train\.json, tms_tr"
+    ):
+        opened("train")  # which of the two
+    (tmp_path / "test.json").write_text(
+        json.dumps([{"text": "d", "short": "s"}, 3, {"text": "e", "short": "t"}], indent=1)
+    )
+    source = opened("test")
+    assert rows_of(source) == [("d", "s"), ("e", "t")]
+    assert "test.json row 1: a JSON int, expected an object" in source.notes[0]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "b.json").write_text(json.dumps({"text": "d", "short": "s"}, indent=1))
+    (tmp_path / "raw" / "a.json").write_text("{")
+    source = opened("raw")
+    assert rows_of(source) == [("d", "s")] and "a.json: not JSON" in source.notes[0]
+    assert open_rows("jsonl", str(tmp_path), "raw", Fields("text", "short"), tmp_path / "cache")[0].id == "b"
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=6))

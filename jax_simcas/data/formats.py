@@ -1,20 +1,24 @@
 """From `config.data.source` to rows: files of a folder, the datasets library, tensorflow-datasets.
 
-jsonl                   `{split}.jsonl` or `{split}.jsonl.gz` in `data_dir`
-csv                     `{split}.csv` or `{split}.csv.gz` in `data_dir`; the first line names the fields
+jsonl                   `{split}.jsonl` in `data_dir`, or `.json` or `.txt` with such lines, or `{split}/*.json`
+csv                     `{split}.csv` or `{split}.tsv` in `data_dir`; the first line names the fields
+text                    `{split}/*.txt` in `data_dir`, the summary of `NAME.txt` in `NAME.summary.txt`
+qmsum                   `{split}.jsonl` or `{split}/*.json` in `data_dir`, meetings as QMSum publishes them
 parquet                 `{split}.parquet` or `{split}-*.parquet` in `data_dir`
 datasets:NAME[:CONFIG]  a folder (`save_to_disk`, or of data files) or an id on the hub
 tfds:NAME[/CONFIG]      a set of tensorflow-datasets, prepared in `data_dir` as array_record
 chunked                 JSONL or Parquet files in `data_dir` whose records are cut and tokenised: see `CHUNKED`
 chunked:NAME[:CONFIG]   such records in a folder or an id on the hub
 
-Nothing here runs code that came with data, and nothing needs TensorFlow.
+Text files may be gzipped (`.jsonl.gz`). Where there is no `{split}`, one file `*_{split}` will do (`fd_train.json`),
+and for `validation` also `val`, `dev` or `valid`. Nothing here runs code that came with data, or needs TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import importlib
 import os
@@ -26,16 +30,32 @@ from typing import Any
 import numpy as np
 
 from jax_simcas.common.errors import UserError
+from jax_simcas.data.published import QMSUM_FIELDS, Qmsum
 from jax_simcas.data.rows import Fields, RowSource, Store, StoredRows, stat_key
-from jax_simcas.data.text_files import CsvSource, JsonlSource
+from jax_simcas.data.text_files import (
+    READ_BYTES,
+    CsvSource,
+    CsvStore,
+    Joined,
+    JsonArrayStore,
+    JsonFolder,
+    JsonlSource,
+    JsonlStore,
+    TextFolder,
+)
 
+LINES = (".jsonl", ".jsonl.gz")
 FILES = {
-    "jsonl": (".jsonl", ".jsonl.gz"),
-    "csv": (".csv", ".csv.gz"),
-    "parquet": (".parquet",),
-    "chunked": (".jsonl", ".jsonl.gz", ".parquet"),
+    "jsonl": (*LINES, ".json", ".json.gz", "/*.json", ".txt", ".txt.gz"),  # arXiv and PubMed are published as .txt
+    "csv": (".csv", ".csv.gz", ".tsv", ".tsv.gz"),
+    "tsv": (".tsv", ".tsv.gz"),
+    "text": ("/*.txt",),
+    "qmsum": (*LINES, "/*.json"),
+    "parquet": (".parquet", "-*.parquet"),
+    "chunked": (*LINES, ".parquet", "-*.parquet"),
 }
-TITLES = {"jsonl": "JSON lines", "csv": "CSV", "parquet": "Parquet"}
+TITLES = {"jsonl": "JSON lines", "csv": "CSV", "parquet": "Parquet", "text": "a folder of texts"}
+SPLITS = {"validation": ("validation", "val", "dev", "valid")}  # and what else data sets call it
 # The authors' preprocessed sets: chunks of token ids, the text that they were cut from, one target or several answers.
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
@@ -48,15 +68,18 @@ def check_source(source: str) -> None:
     kind, _, name = source.partition(":")
     if kind not in (("chunked", "datasets", "tfds") if name else FILES):
         raise ValueError(
-            f"source={source!r}: expected one of jsonl, csv, parquet, chunked, datasets:NAME, chunked:NAME, tfds:NAME, "
-            "embedded (the folder of jsonl, csv and parquet files is data_dir)"
+            f"source={source!r}: expected one of {', '.join(FILES)}, datasets:NAME, chunked:NAME, tfds:NAME, embedded "
+            "(the folder of files is data_dir)"
         )
     if kind == "tfds" and not TFDS_NAME.fullmatch(name):
         raise ValueError(f"source={source!r}: expected tfds:NAME[/CONFIG][:VERSION] of tensorflow-datasets' own sets")
 
 
-def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Path) -> RowSource:
+def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Path, **options: Any) -> RowSource:
     """The rows of a split, by random access.
+
+    Args:
+      options: `max_bad_rows` and `need_reference` of `StoredRows`.
 
     Raises:
       UserError: what is missing (a library, a folder, a split, the network) or wrong, and what to do about it.
@@ -65,13 +88,13 @@ def open_rows(source: str, data_dir: str, split: str, fields: Fields, cache: Pat
     if kind == "chunked":
         fields = dataclasses.replace(fields, **CHUNKED)
     if not name:
-        return _open_files(_find_files(kind, data_dir, split), fields, cache)
+        return _open_files(kind, _find_files(kind, data_dir, split), fields, cache, options)
     table = _tfds(name, data_dir, split) if kind == "tfds" else _datasets(source, name, split, cache)
-    return StoredRows(table, fields, cache)
+    return StoredRows(table, fields, cache, **options)
 
 
 def _find_files(kind: str, data_dir: str, split: str) -> list[Path]:
-    """The split's file in `data_dir`, or its Parquet shards."""
+    """The split's file in `data_dir`, its Parquet shards, or its folder."""
     folder = Path(data_dir)
     if not data_dir:
         raise UserError("config.data.data_dir is empty: pass --config.data.data_dir=FOLDER with the files")
@@ -88,22 +111,55 @@ def _find_files(kind: str, data_dir: str, split: str) -> list[Path]:
 
 
 def _files_of(kind: str, folder: Path, split: str) -> list[Path]:
-    for suffix in FILES[kind]:
-        if (folder / f"{split}{suffix}").is_file():
-            return [folder / f"{split}{suffix}"]
-    return sorted(folder.glob(f"{split}-*.parquet")) if ".parquet" in FILES[kind] else []
+    """The first of the names that the split may have, with the first of the kind's suffixes that is there."""
+    for name in SPLITS.get(split, (split,)):
+        for suffix in FILES[kind]:
+            inside, _, pattern = f"{glob.escape(name)}{suffix}".rpartition("/")
+            found = sorted((folder / name if inside else folder).glob(pattern))
+            if found:
+                return [folder / name] if inside else found
+    for name in SPLITS.get(split, (split,)):
+        for suffix in FILES[kind]:
+            found = [] if "*" in suffix else list(folder.glob(f"*_{glob.escape(name)}{suffix}"))
+            if len(found) == 1:
+                return found
+    return []
 
 
-def _open_files(paths: list[Path], fields: Fields, cache: Path) -> RowSource:
-    if paths[0].suffix != ".parquet":
-        kind = CsvSource if ".csv" in paths[0].suffixes[-2:] else JsonlSource
-        return kind(paths[0], fields, cache)
-    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+def _open_files(kind: str, paths: list[Path], fields: Fields, cache: Path, options: dict[str, Any]) -> RowSource:
+    path = paths[0]
+    if kind == "text":
+        named = {role: role if getattr(fields, role) else "" for role in ("query", "context")}
+        return StoredRows(
+            TextFolder(path),
+            dataclasses.replace(fields, document="document", summary="summary", **named),
+            cache,
+            **options,
+        )
+    if kind == "qmsum":
+        meetings = JsonFolder(path) if path.is_dir() else JsonlStore(path, cache)
+        return StoredRows(Qmsum(meetings), QMSUM_FIELDS, cache, **options)
+    if path.is_dir():
+        return StoredRows(JsonFolder(path), fields, cache, **options)
+    if path.suffix != ".parquet":
+        if is_json_array(path):
+            return StoredRows(JsonArrayStore(path), fields, cache, **options)
+        source = CsvSource if {".csv", ".tsv"} & set(path.suffixes[-2:]) else JsonlSource
+        return source(path, fields, cache, **options)
+    name = str(path) if len(paths) == 1 else f"{path} and {len(paths) - 1} more"
     datasets = _library("datasets", "Parquet")
     with _one_line(name, "is it a whole Parquet file?"):
         # Row groups are unpacked once, into Arrow files that are mapped into memory.
         table = datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache / "parquet"))
-    return StoredRows(Table(name, table, stat_key(paths)), fields, cache)
+    return StoredRows(Table(name, table, stat_key(paths)), fields, cache, **options)
+
+
+def is_json_array(path: Path) -> bool:
+    """Whether a .json file is one list, not a line per object."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as file:
+        return file.read(READ_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 class Table(Store):
@@ -116,7 +172,10 @@ class Table(Store):
 
     def places(self) -> Iterator[tuple[int, int, Any]]:
         for number in range(len(self._records)):
-            yield number, number, self.read(number, number)
+            try:
+                yield number, number, self.read(number, number)
+            except UserError as error:
+                yield number, number, error
 
     def read(self, number: int, place: int) -> Any:
         with _one_line(self.where(number), "the stored row cannot be read"):
@@ -142,8 +201,12 @@ def _plain(value: Any, where: str) -> Any:
     return value
 
 
-def _datasets(source: str, name: str, split: str, cache: Path) -> Table:
-    """A folder's or the hub's split through the datasets library, mapped into memory."""
+def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
+    """A folder's or the hub's split through the datasets library, mapped into memory.
+
+    It finds the files of a folder, but those of JSON and CSV are read here: the library turns texts into dates and
+    numbers.
+    """
     datasets = _library("datasets", f"config.data.source={source}")
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -153,13 +216,31 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Table:
                 table = datasets.load_from_disk(str(folder))
                 table = table if saved == ["state.json"] else _named_split(table, split)
             else:
-                table = datasets.load_dataset(str(folder), split=split, cache_dir=str(cache / "datasets"))
+                options = {"cache_dir": str(cache / "datasets")}
+                files = datasets.load_dataset_builder(str(folder), **options).config.data_files or {}
+                if stores := _text_stores([Path(file) for file in files.get(split, ())], cache):
+                    return Joined(f"{source} {split}", stores)
+                table = datasets.load_dataset(str(folder), split=split, **options)
     elif os.path.isabs(folder) or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"config.data.source={source}: no such folder")
     else:
         table = _hub(datasets, source, name, split)
     files = [Path(file["filename"]) for file in table.cache_files]
     return Table(f"{source} {split}", table, _key(split, str(len(table)), stat_key(files)))
+
+
+def _text_stores(files: list[Path], cache: Path) -> list[Store]:
+    """A store per file; none where a file is neither JSON nor CSV."""
+    stores: list[Store] = []
+    for file in files:
+        kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+        if not file.is_file() or kind not in (".jsonl", ".json", ".csv", ".tsv"):
+            return []
+        if is_json_array(file):
+            stores.append(JsonArrayStore(file))
+        else:
+            stores.append((CsvStore if kind in (".csv", ".tsv") else JsonlStore)(file, cache))
+    return stores
 
 
 def _named_split(table: Any, split: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of JSONL and CSV files, plain or gzipped."""
+"""Records of files: JSON lines, CSV and TSV, plain or gzipped; folders of texts or of JSON objects; several files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,37 +19,42 @@ from jax_simcas.common.files import replacing
 from jax_simcas.data.rows import Fields, Store, StoredRows, stat_key
 
 READ_BYTES = 1 << 20
+PART = re.compile(r"(?P<document>.+)\.(?P<field>summary|query|context)(\.\d+)?")  # a file beside NAME.txt, without .txt
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is less than a long document
 
 
 class JsonlSource(StoredRows):
     """The rows of a .jsonl or .jsonl.gz file; a .gz file is unpacked once into `cache`.
 
+    Lines that are not UTF-8, not a JSON object, or whose field is missing or of the wrong type are left out.
+
     Raises:
-      UserError: missing, damaged or without rows; a line that is not UTF-8, not a JSON object, or whose
-        field is missing or of the wrong type: named by file, line and field.
+      UserError: missing, damaged or without rows; more lines left out than `max_bad_rows`: named by file, line and
+        field.
     """
 
     label = "JsonlSource"
 
-    def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path, **options: Any) -> None:
         self.path = Path(path)
-        super().__init__(JsonlStore(self.path, cache), fields, cache)
+        super().__init__(JsonlStore(self.path, cache), fields, cache, **options)
 
 
 class CsvSource(StoredRows):
-    """The rows of a .csv or .csv.gz file (RFC 4180, UTF-8) whose first record names the fields.
+    """The rows of a .csv (RFC 4180, UTF-8), .tsv (tabs) or .gz file of these, whose first record names the fields.
+
+    Records that are not UTF-8, have more or fewer cells than the header, or lack a field are left out.
 
     Raises:
-      UserError: missing, damaged or without rows; a record that is not UTF-8, not CSV, has more or fewer cells than
-        the header, or lacks a field: named by file, line and field.
+      UserError: missing, damaged or without rows; a quote that never ends; more records left out than `max_bad_rows`:
+        named by file, line and field.
     """
 
     label = "CsvSource"
 
-    def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str], fields: Fields, cache: Path, **options: Any) -> None:
         self.path = Path(path)
-        super().__init__(CsvStore(self.path, cache), fields, cache)
+        super().__init__(CsvStore(self.path, cache), fields, cache, **options)
 
 
 class _LineStore(Store):
@@ -78,7 +84,7 @@ class _LineStore(Store):
 
     def _decoded(self, line: bytes, number: int) -> str:
         try:
-            return (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode("utf-8")
+            return line.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # inside too, where files were joined
         except UnicodeDecodeError as error:
             zipped = line.startswith(b"\x1f\x8b") and number == 1
             suffix = self._path.suffix
@@ -93,7 +99,7 @@ class JsonlStore(_LineStore):
         offset = 0
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield number, offset, self._parsed(line, number)
+                yield number, offset, _or_error(self._parsed, line, number)
             offset += len(line)
 
     def read(self, number: int, place: int) -> Any:
@@ -115,37 +121,57 @@ class JsonlStore(_LineStore):
 
 
 class CsvStore(_LineStore):
-    """One CSV record per row after the header; quoted cells may hold line breaks."""
+    """One CSV record per row after the header; quoted cells may hold line breaks. Files named .tsv have tabs."""
 
     def __init__(self, path: Path, cache: Path) -> None:
         super().__init__(path, cache)
         self._header: list[str] = []
+        self._delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
 
     def _records(self, file: IO[bytes]) -> Iterator[tuple[int, int, Any]]:
         for number, offset, cells in self._parsed(file, 1):
-            if self._header:
-                yield number, offset, self._named(cells, number)
+            if isinstance(cells, UserError):
+                if not self._header:
+                    raise cells
+                yield number, offset, cells
+            elif self._header:
+                yield number, offset, _or_error(self._named, cells, number)
             else:
                 self._header = self._checked_header(cells, number)
 
     def read(self, number: int, place: int) -> Any:
         with self._plain.open("rb") as file:
             if not self._header:
-                self._header = next(self._parsed(file, 1))[2]
+                self._header = self._first(file, 1)
             file.seek(place)
-            return self._named(next(self._parsed(file, number))[2], number)
+            return self._named(self._first(file, number), number)
 
-    def _parsed(self, file: Iterable[bytes], number: int) -> Iterator[tuple[int, int, list[str]]]:
-        """(line, offset, cells) of each record from line `number` on; blank lines are skipped."""
+    def _first(self, file: Iterable[bytes], number: int) -> list[str]:
+        cells = next(self._parsed(file, number))[2]
+        if isinstance(cells, UserError):
+            raise cells
+        return cells
+
+    def _parsed(self, file: Iterable[bytes], number: int) -> Iterator[tuple[int, int, list[str] | UserError]]:
+        """(line, offset, cells) of each record from line `number` on, or why it is none; blank lines are skipped.
+
+        Raises:
+          UserError: a quote that never ends, behind which nothing can be told apart.
+        """
         csv.field_size_limit(LONGEST_CELL)
         lines = _Lines(file, number, self._decoded)
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=self._delimiter)
         while True:
             first, offset = lines.number, lines.offset
+            cells: list[str] | UserError | None
             try:
                 cells = next(reader, None)
+            except UserError as error:
+                cells = error
             except csv.Error as error:
-                raise UserError(f"{self.where(first)}: not CSV ({error})") from None
+                cells = UserError(f"{self.where(first)}: not CSV ({error})")
+                if "unexpected end" in str(error):
+                    raise cells from None
             if cells is None:
                 return
             if cells:
@@ -177,10 +203,143 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._file)
-        text = self._decode(line, self.number)
-        self.number, self.offset = self.number + 1, self.offset + len(line)
-        return text
+        line, number = next(self._file), self.number
+        self.number, self.offset = number + 1, self.offset + len(line)
+        return self._decode(line, number)
+
+
+class JsonArrayStore(Store):
+    """The objects of a .json file that is one list of them, held in memory; numbered from 0."""
+
+    unit = "row"
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.key = str(path), stat_key([path])
+        try:
+            self._records = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error})") from None
+
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        for number, record in enumerate(self._records):
+            yield number, number, _or_error(self._checked, record, number)
+
+    def read(self, number: int, place: int) -> Any:
+        return self._records[place]
+
+    def where(self, number: int) -> str:
+        return f"{self.name} row {number}"
+
+    def _checked(self, record: Any, number: int) -> dict[str, Any]:
+        if not isinstance(record, dict):
+            raise UserError(f"{self.where(number)}: a JSON {type(record).__name__}, expected an object")
+        return record
+
+
+class FolderStore(Store):
+    """One record per file of a folder, in the order of their names, numbered from 1."""
+
+    unit = "file"
+
+    def __init__(self, folder: Path, files: list[Path], all_files: list[Path]) -> None:
+        self.name, self.key, self._files = str(folder), stat_key(all_files), files
+
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        for number in range(1, len(self._files) + 1):
+            yield number, number, _or_error(self.read, number, number)
+
+    def where(self, number: int) -> str:
+        return str(self._files[number - 1])
+
+
+class JsonFolder(FolderStore):
+    """A JSON object per file; its id is the file's name without `.json`, unless it has one."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.json"))
+        super().__init__(folder, files, files)
+
+    def read(self, number: int, place: int) -> Any:
+        path = self._files[place - 1]
+        try:
+            record = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: a JSON {type(record).__name__}, expected an object")
+        return {"id": path.stem} | record
+
+
+class TextFolder(FolderStore):
+    """A document per file `NAME.txt`; its summary is in `NAME.summary.txt`, several in `NAME.summary.1.txt` and so on.
+
+    Likewise `NAME.query.txt` and `NAME.context.txt`. The record's fields have these names, and its id is NAME.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        every = sorted(folder.glob("*.txt"))
+        names = {path.stem for path in every if not PART.fullmatch(path.stem)}
+        self._parts: dict[str, dict[str, list[Path]]] = {}
+        files = []
+        for path in every:
+            part = PART.fullmatch(path.stem)
+            if part and part["document"] in names:
+                self._parts.setdefault(part["document"], {}).setdefault(part["field"], []).append(path)
+            else:
+                files.append(path)  # a part without its document too, so that it is told
+        super().__init__(folder, files, every)
+
+    def read(self, number: int, place: int) -> Any:
+        path = self._files[place - 1]
+        if part := PART.fullmatch(path.stem):
+            raise UserError(f"{path}: no {part['document']}.txt beside it, whose {part['field']} it would be")
+        record: dict[str, Any] = {"id": path.stem, "document": _text_of(path), "summary": None}
+        for field, files in self._parts.get(path.stem, {}).items():
+            texts = [_text_of(file) for file in files]
+            record[field] = texts if len(texts) > 1 else texts[0]
+        return record
+
+
+class Joined(Store):
+    """The records of several stores one after another, numbered from 0."""
+
+    unit = "row"
+    SHIFT = 40  # bits of a place within one store
+
+    def __init__(self, name: str, stores: list[Store]) -> None:
+        self.name, self._stores = name, stores
+        self.key = "\0".join(store.key for store in stores)
+
+    def places(self) -> Iterator[tuple[int, int, Any]]:
+        number = 0
+        for i, store in enumerate(self._stores):
+            for _, place, record in store.places():
+                yield number, (i << self.SHIFT) + place, record
+                number += 1
+
+    def read(self, number: int, place: int) -> Any:
+        return self._stores[place >> self.SHIFT].read(number, place & (1 << self.SHIFT) - 1)
+
+    def where(self, number: int) -> str:
+        return f"{self.name} row {number}"
+
+
+def _or_error(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns, or the UserError that it raises."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        return error
+
+
+def _text_of(path: Path) -> str:
+    """The text of a UTF-8 file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
 
 
 def unpacked(path: Path, cache: Path) -> Path:

@@ -41,12 +41,13 @@ class Model(NamedTuple):
     notes: tuple[str, ...]
 
 
-def open_source(settings: Settings, split: str, cache: Path) -> RowSource:
-    """The rows of `split`."""
+def open_source(settings: Settings, split: str, cache: Path, need_reference: bool = True) -> RowSource:
+    """The rows of `split`; rows without a reference only where none is needed."""
     data = settings.data
     if data.source == "embedded":
         return synthetic.SyntheticSource(split, data.embedded)
-    return formats.open_rows(data.source, data.data_dir, split, data.fields, cache)
+    options = {"max_bad_rows": data.max_bad_rows, "need_reference": need_reference}
+    return formats.open_rows(data.source, data.data_dir, split, data.fields, cache, **options)
 
 
 def pipeline_config(settings: Settings) -> PipelineConfig:

@@ -25,7 +25,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
 from jax_simcas.data.features import check_template
-from jax_simcas.data.rows import Fields
+from jax_simcas.data.rows import MAX_BAD_ROWS, Fields
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
 from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
 from jax_simcas.evaluation import words
@@ -42,7 +42,8 @@ TASKS = ("summarization", "answers")
 class DataConfig:
     """Where rows come from and how they become batches."""
 
-    # "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "csv" `{data_dir}/{split}.csv[.gz]`, "parquet"
+    # "jsonl" reads `{data_dir}/{split}.jsonl[.gz]`, "csv" `{data_dir}/{split}.csv[.gz]` or `.tsv`, "text"
+    # `{data_dir}/{split}/*.txt` with `*.summary.txt`, "qmsum" QMSum as published, "parquet"
     # `{data_dir}/{split}.parquet`; "datasets:NAME[:CONFIG]" a folder or hub id of the datasets library;
     # "tfds:NAME[/CONFIG]" what tensorflow-datasets prepared in `data_dir`; "chunked[:NAME]" files or datasets that are
     # cut into chunks of token ids, as the authors publish them; "embedded" generates the synthetic task
@@ -51,6 +52,8 @@ class DataConfig:
     train_split: str = "train"  # name of the split to train on
     validation_split: str = "validation"  # name of the split to validate on
     train_rows: int = 0  # training sees only so many of its split's first rows; 0: all
+    # rows that are left out because they are empty, null or cannot be read; more are an error
+    max_bad_rows: int = MAX_BAD_ROWS
     fields: Fields = field(default_factory=Fields)
     embedded: SyntheticConfig = field(default_factory=SyntheticConfig)
     # what the encoder reads: `{document}` once and, where rows have them, `{query}` and `{context}`
@@ -89,7 +92,7 @@ class DataConfig:
         except ValueError as error:
             raise ValueError(f"rouge_tokenizer={error}") from None
         checks.at_least(self, 1, "batch_size")
-        checks.at_least(self, 0, "bucket_batches", "train_rows", "workers")
+        checks.at_least(self, 0, "bucket_batches", "max_bad_rows", "train_rows", "workers")
         checks.at_least(self, SMALLEST_VOCABULARY, "vocab_size")
         for name in ("train_split", "validation_split"):
             split = getattr(self, name)

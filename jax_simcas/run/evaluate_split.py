@@ -13,8 +13,8 @@ import jax
 
 from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import FlagError, UserError, prefixed
-from jax_simcas.data.rows import First, RowSource
-from jax_simcas.evaluation import bertscore, documents, highlight, paired_bootstrap, report, words
+from jax_simcas.data.rows import First, RowSource, told
+from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report, words
 from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run import pages
 from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
@@ -40,9 +40,9 @@ def open_run(arguments: Any) -> Model:
 
 def open_split(model: Model, split: str, limit: int | None) -> Any:
     """The rows to evaluate."""
-    source = open_source(model.settings, split, cli.cache_dir())
-    for note in source.notes if is_main() else ():
-        print(f"warning: {note}", file=sys.stderr)
+    source = open_source(model.settings, split, cli.cache_dir(), need_reference=False)
+    for note in told(source.notes) if is_main() else ():
+        print(note, file=sys.stderr)
     return First(source, limit) if limit else source
 
 
@@ -130,6 +130,7 @@ def run(arguments: Any) -> int:
         "task": by.task,
         "rouge_tokenizer": by.words.name,
         "score_warnings": [f"warning: {warning}" for warning in words.warnings(given, by.words, by.task)],
+        "capacity": settings.simcas.capacity,
         "max_input_len": settings.simcas.max_input_len,
         "lead_words": by.lead_words,
         "seconds": round(time.monotonic() - started, 1),

@@ -22,7 +22,7 @@ from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
-from jax_simcas.data.rows import First, RowSource
+from jax_simcas.data.rows import First, RowSource, told
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
@@ -42,6 +42,7 @@ FREE_ON_RESUME = (
     "loop.keep_checkpoints",
     "loop.max_skipped",
     "data.data_dir",
+    "data.max_bad_rows",
     "data.rouge_tokenizer",
     "data.workers",
     "data.cache",
@@ -104,7 +105,7 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
     settings = model.settings
     if begun:
         check_same_run(settings, folder.local)
-    notify(*(f"warning: {note}" for rows in (training, validation) for note in rows.notes))
+    notify(*(note for rows in (training, validation) for note in told(rows.notes)))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
     steps = settings.loop.steps
