@@ -15,6 +15,8 @@ README = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", (ROOT / "README.md").r
 README = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README)
 
 # No upper bound: a pin downgrades who has a newer release. Older: torch.load(weights_only=True) can run code.
+# What `summarize` converts PDF, DOCX and HTML with. python-docx: older ones do not give paragraphs and tables in order.
+DOCUMENTS = ["pypdf>=5", "python-docx>=1.1", "inscriptis>=2.7", "lxml>=5.4"]
 TORCH = ["torch>=2.6"]
 
 setup(
@@ -88,9 +90,11 @@ setup(
             "importlib_resources",  # tensorflow-datasets needs it to prepare a set, and does not say so
             "datasets>=4",  # older ones run scripts that come with data
         ],
+        "documents": DOCUMENTS,
         "torch": TORCH,
         "bertscore": TORCH,
         "test": [
+            *DOCUMENTS,
             "setuptools>=77",  # one test builds the wheel
             "pytest>=8",
             "pytest-xdist>=3.6",

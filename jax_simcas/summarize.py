@@ -14,7 +14,7 @@ from jax_simcas.run import overrides
 
 EXAMPLES = """\
   python -m jax_simcas.summarize --model=runs/sumpubmed article.txt
-  python -m jax_simcas.summarize --model=facebook/bart-large-cnn --json a.txt b.txt
+  python -m jax_simcas.summarize --model=facebook/bart-large-cnn --json a.txt b.pdf
   python -m jax_simcas.summarize --model=runs/sumpubmed --html=kept.html article.txt
   python -m jax_simcas.summarize --model=runs/qmsum --query='What was decided on the budget?' meeting.txt
   cat article.txt | python -m jax_simcas.summarize --model=runs/sumpubmed
@@ -24,7 +24,9 @@ EXITS = "0 done; 1 error (one line on stderr), or only empty summaries; 2 wrong 
 
 def parser() -> cli.Parser:
     made = cli.with_config(cli.parser("summarize", __doc__ or "", EXAMPLES, EXITS))
-    made.add_argument("files", nargs="*", metavar="FILE", help="UTF-8 text; - or nothing: standard input")
+    made.add_argument(
+        "files", nargs="*", metavar="FILE", help="UTF-8 text, PDF, HTML or DOCX; - or nothing: standard input"
+    )
     made.add_argument(
         "--model", required=True, type=cli.text, help="a workdir, a folder with pretrained weights, or a hub id"
     )
