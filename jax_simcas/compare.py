@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_simcas.common import cli
+from jax_simcas.run.overrides import tokenizer_name
 
 EXAMPLES = """\
   python -m jax_simcas.compare SimCAS=runs/a/evaluation/test 'one chunk=runs/b/evaluation/test' --plot=table.png
@@ -27,7 +28,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument(
         "--rouge-tokenizer",
-        type=cli.text,
+        type=tokenizer_name,
         metavar="WORDS",
         help="words that ROUGE counts: auto, rouge-score, unicode, unicode:LANGUAGE; default: the evaluations' own",
     )

@@ -30,7 +30,7 @@ def test_figures_that_show_a_loss_are_warned_of(figures, warned):
 
 def test_small_losses_are_not():
     assert not advice.on_figures(
-        {"data/unknown": 0.05, "selection/overflow": 0.1, "data/cut_tokens": 0.0}, tiny_config()
+        {"data/unknown": 0.02, "selection/overflow": 0.1, "data/cut_tokens": 0.0}, tiny_config()
     )
 
 

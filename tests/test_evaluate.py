@@ -41,6 +41,43 @@ def test_evaluate_counts_empty_summaries_and_unknown_tokens(workdir, cache, tmp_
     assert scores["unknown_share"] == 0 and "vocabulary" not in out
 
 
+def test_what_finds_no_place_is_counted_and_told(workdir, cache, tmp_path, capsys):
+    flags = ["--policy=all", "--num-beams=1", "--limit=2", f"--output={tmp_path}"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--config.simcas.capacity=10", *flags]) == 0
+    out = capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert all(row["kept"] == 9 and row["kept"] + row["overflow"] == row["candidates"] == 60 for row in rows)
+    assert "warning: 85 % of what the selector chooses finds no place in config.simcas.capacity=10" in out
+    assert json.loads((tmp_path / "scores.json").read_text())["overflow_share"] == 51 / 60
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0
+    assert "finds no place" not in capsys.readouterr().out
+
+
+def test_documents_without_a_reference_are_predicted_and_not_scored(workdir, cache, tmp_path, capsys):
+    rows = [{"document": f"ask-0 word-{i}", "summary": "value-0-1"} for i in range(2)]
+    bare = [{"document": "ask-0 word-3"}, {"document": "ask-0 word-4", "summary": None}]
+    flags = ["--config.data.source=jsonl", f"--data-dir={tmp_path}", "--num-beams=1", f"--output={tmp_path / 'out'}"]
+
+    def evaluated(records):
+        (tmp_path / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0
+        lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+        scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+        return capsys.readouterr().out, scores, [json.loads(line) for line in lines]
+
+    with_references, mixed, alone = map(evaluated, (rows, rows + bare, bare))
+    assert "4 documents of test" in mixed[0] and "2 documents have no reference: predicted, not scored" in mixed[0]
+    for name in ("scores", "lead", "nll", "lead_words"):
+        assert mixed[1][name] == with_references[1][name]
+    assert [bool(row["scores"]) for row in mixed[2]] == [True, True, False, False]
+    assert [row["prediction"] for row in mixed[2]] == [row["prediction"] for row in with_references[2] + alone[2]]
+    assert alone[1]["scores"] == {} and "| score" not in alone[0] and "nats per token" not in alone[0]
+    assert "2 documents have no reference: predicted, not scored" in alone[0]
+    out = str(tmp_path / "out")
+    assert evaluate.main(["--compare", out, out]) == 1
+    assert "no row has a reference; there is nothing to compare" in one_line_error(capsys.readouterr().err)
+
+
 def test_a_selection_of_nothing_is_one_clear_line(workdir, cache, tmp_path, capsys):
     flags = ["--policy=threshold", "--config.simcas.threshold=1.0", "--limit=2", f"--output={tmp_path}"]
     assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0

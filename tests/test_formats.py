@@ -494,6 +494,31 @@ def test_datasets_gives_texts_as_they_are_written(kind, tmp_path, cache):
     assert rows(source) == [Row(text, text, text) for text in WRITTEN]
 
 
+def test_the_hub_gives_texts_as_they_are_written_too(tmp_path, cache, monkeypatch):
+    """With a folder in the place of the hub's repository."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    (tmp_path / "set").mkdir()
+    lines = "".join(json.dumps({"id": text, "article": text, "abstract": text}) + "\n" for text in WRITTEN)
+    (tmp_path / "set" / "train.jsonl").write_text(lines)
+    made = datasets.load_dataset_builder
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config=None: made(str(tmp_path / "set")))
+    assert rows(open_rows("datasets:some/set", "", "train", FIELDS, cache)) == [
+        Row(text, text, text) for text in WRITTEN
+    ]
+
+
+def test_files_that_name_options_of_their_own_are_the_librarys(tmp_path, cache):
+    """As a set's README may: another separator, other names."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("article;abstract\na, b;c\n")
+    options = "configs:\n- config_name: default\n  data_files: train.csv\n  sep: ;"
+    (tmp_path / "data" / "README.md").write_text(f"---\n{options}\n---\n")
+    assert rows(open_rows(f"datasets:{tmp_path / 'data'}", "", "train", FIELDS, cache)) == [Row("0", "a, b", "c")]
+
+
 def test_datasets_reads_several_files_as_one(tmp_path, cache):
     (tmp_path / "data").mkdir()
     for number, record in enumerate(RECORDS):

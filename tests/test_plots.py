@@ -84,6 +84,15 @@ def test_curves_have_a_panel_per_metric_and_ticks_where_there_was_validation():
     assert validation[0] == [5, 10, 15, 20]
 
 
+def test_kept_is_what_the_decoder_sees():
+    """Also where the log is of a version that did not write it."""
+    chosen = {"selection/kept": lambda s: 0.5, "selection/overflow": lambda s: 0.2}
+    for more, value in (({}, 0.4), ({"kept": lambda s: 0.3}, 0.3)):
+        found = panels(plots.training_figure(rows_of(3, **chosen, **more), "mine"))
+        (train,) = lines(found["Kept: what the decoder sees"]).values()
+        assert train[1] == pytest.approx([value] * 3)
+
+
 def test_the_legend_says_which_policy_selects():
     figure = plots.training_figure(rows_of(10, loss=lambda s: 1.0), "mine")
     train, validation = legend(figure.legends[0])

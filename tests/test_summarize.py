@@ -38,7 +38,14 @@ def test_summarize_prints_one_summary_a_file(workdir, cache, document, capsys, m
 
 def test_what_is_kept_is_within_the_capacity(workdir, cache, document, capsys):
     summarize.main([f"--model={workdir}", "--json", "--policy=all", "--capacity=10", str(document)])
-    assert json.loads(capsys.readouterr().out)["kept"] == 9  # and the document's state
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert record["kept"] == 9 and record["overflow"] == record["candidates"] - 9  # and the document's state
+    share = 100 * record["overflow"] / record["candidates"]
+    assert (
+        f"warning: {document}: {share:.0f} % of what the selector chooses finds no place in config.simcas.cap"
+        in captured.err
+    )
 
 
 def test_kept_spans_are_the_kept_tokens_text(workdir, cache, document, capsys):

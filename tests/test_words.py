@@ -173,8 +173,10 @@ def test_programs_name_the_words_and_count_them_alike(workdir, chinese, cache, t
         assert f"{name} tokenizer" in out and ("| B   | 100.0 [" in out) == (name == "unicode")
         assert ("counts them" in out) == (name == "rouge-score")
     for program, arguments in ((evaluate, ["--compare", str(a), str(b)]), (compare, [f"A={a}", f"B={b}"])):
-        assert program.main([*arguments, "--rouge-tokenizer=latin"]) == 2
-        assert "--rouge-tokenizer='latin': expected auto, rouge-score" in one_line_error(capsys.readouterr().err)
+        with pytest.raises(SystemExit) as exit:
+            program.main([*arguments, "--rouge-tokenizer=latin"])
+        assert exit.value.code == 2
+        assert "--rouge-tokenizer: 'latin': expected auto, rouge-score" in one_line_error(capsys.readouterr().err)
 
 
 def test_several_references_count_alike_in_all_programs(workdir, chinese, cache, tmp_path, capsys):

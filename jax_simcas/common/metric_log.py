@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("split"), str):
             rows.append(row)
     return rows
+
+
+def with_kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with `kept`, the share of the candidates that the decoder sees: what was chosen and found a place."""
+    chosen, overflow = figures.get("selection/kept"), figures.get("selection/overflow")
+    if "kept" in figures or not isinstance(chosen, Real):
+        return dict(figures)
+    share = float(overflow) if isinstance(overflow, Real) and chosen else 0.0
+    return {**figures, "kept": float(chosen) * (1 - share)}
 
 
 class MetricsWriter:

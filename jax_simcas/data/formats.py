@@ -217,30 +217,42 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
                 table = table if saved == ["state.json"] else _named_split(table, split)
             else:
                 options = {"cache_dir": str(cache / "datasets")}
-                files = datasets.load_dataset_builder(str(folder), **options).config.data_files or {}
-                if stores := _text_stores([Path(file) for file in files.get(split, ())], cache):
+                builder = datasets.load_dataset_builder(str(folder), **options)
+                if stores := _text_stores(datasets, builder, split, cache):
                     return Joined(f"{source} {split}", stores)
                 table = datasets.load_dataset(str(folder), split=split, **options)
     elif os.path.isabs(folder) or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"config.data.source={source}: no such folder")
     else:
-        table = _hub(datasets, source, name, split)
+        table = _hub(datasets, source, name, split, cache)
+        if isinstance(table, Store):
+            return table
     files = [Path(file["filename"]) for file in table.cache_files]
     return Table(f"{source} {split}", table, _key(split, str(len(table)), stat_key(files)))
 
 
-def _text_stores(files: list[Path], cache: Path) -> list[Store]:
-    """A store per file; none where a file is neither JSON nor CSV."""
-    stores: list[Store] = []
-    for file in files:
-        kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
-        if not file.is_file() or kind not in (".jsonl", ".json", ".csv", ".tsv"):
-            return []
-        if is_json_array(file):
-            stores.append(JsonArrayStore(file))
-        else:
-            stores.append((CsvStore if kind in (".csv", ".tsv") else JsonlStore)(file, cache))
-    return stores
+def _text_stores(datasets: Any, builder: Any, split: str, cache: Path) -> list[Store]:
+    """A store per file of a split; none unless all are JSON or CSV that the library would read by its defaults."""
+    if type(builder).__name__ not in ("Csv", "Json"):
+        return []
+    given, default = vars(builder.config), vars(type(builder.config)())
+    named = {"name", "version", "data_dir", "data_files", "description", "features", "sep"}
+    if any(given[option] != default[option] for option in default if option not in named):
+        return []
+    urls = list((builder.config.data_files or {}).get(split, ()))
+    files = [Path(file) for file in datasets.DownloadManager(base_path=builder.base_path).download(urls)]
+    stores = [_text_store(file, given.get("sep"), cache) for file in files]
+    return [] if None in stores else [store for store in stores if store]
+
+
+def _text_store(file: Path, separator: str | None, cache: Path) -> Store | None:
+    """The records of a file whose values would not stay texts in the library; None for a form that is not read here."""
+    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if kind in (".csv", ".tsv"):
+        return CsvStore(file, cache) if separator == ("\t" if kind == ".tsv" else ",") else None
+    if is_json_array(file):
+        return JsonArrayStore(file)
+    return JsonlStore(file, cache) if kind in (".json", ".jsonl", ".ndjson") else None
 
 
 def _named_split(table: Any, split: str) -> Any:
@@ -249,7 +261,7 @@ def _named_split(table: Any, split: str) -> Any:
     return table[split]
 
 
-def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
+def _hub(datasets: Any, source: str, name: str, split: str, cache: Path) -> Any:
     """From the hub, or from the library's cache where the hub cannot be reached, without minutes of retries."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -278,6 +290,9 @@ def _hub(datasets: Any, source: str, name: str, split: str) -> Any:
     try:
         datasets.config.HF_HUB_OFFLINE = offline or bool(unreached)  # look in the cache alone
         with _one_line(f"config.data.source={source} split {split!r}", remedy):
+            builder = datasets.load_dataset_builder(name, config or None)
+            if stores := _text_stores(datasets, builder, split, cache):
+                return Joined(f"{source} {split}", stores)
             return datasets.load_dataset(name, config or None, split=split)
     finally:
         datasets.config.HF_HUB_OFFLINE = offline

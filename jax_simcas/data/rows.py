@@ -57,8 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of a record's fields; "" is not read. A dot leads into an object: `document.text`. Of several names with
-    "|" between them, such as `article|article_text`, the first that the record has is read."""
+    """Names of a record's fields; "" is not read. `a.b` leads into an object, `a|b` is the first of two there."""
 
     document: str = "document"  # a text, a list of lines, or a list of objects with `speaker` and `content`
     summary: str = "summary"  # a text, a list of texts or of objects with a `text`

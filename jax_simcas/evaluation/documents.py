@@ -24,6 +24,7 @@ from jax_simcas.evaluation.predict import (
     attention_of,
     capacity_for,
     generate_batch,
+    overflow_of,
     select_batch,
     target_nll,
 )
@@ -55,6 +56,7 @@ class Evaluated(NamedTuple):
     cut_tokens: int  # beyond max_input_len, and so not read
     nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
     unknown_and_read: tuple[int, int]  # tokens of the document
+    overflow: int = 0  # candidates selected beyond the capacity
 
 
 class Predictions(NamedTuple):
@@ -65,6 +67,7 @@ class Predictions(NamedTuple):
     candidate: np.ndarray  # [B, K, S - 1]
     reference_nats: np.ndarray  # [B]
     reference_tokens: np.ndarray  # [B]
+    overflow: np.ndarray  # [B]
     keep_prob: np.ndarray  # [B, K, S - 1]
     attended: Attended | None  # [B, T - 1, ...], if asked for
 
@@ -153,7 +156,8 @@ def predict_batch(
     if attention:
         attended = attention_of(*selected, generation, model=model, capacity=capacity, count=PLACES)
     shares = (selection.action, selection.candidate_mask)
-    return Predictions(*jax.device_get((generation.sequence, *shares, *nll, selection.keep_prob, attended)))
+    others = (overflow_of(selection), selection.keep_prob, attended)
+    return Predictions(*jax.device_get((generation.sequence, *shares, *nll, *others)))
 
 
 def score_row(
@@ -174,6 +178,7 @@ def score_row(
         if references(row)
         else (0.0, 0),
         unknown_and_read=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
+        overflow=int(predictions.overflow[b]),
     )
 
 
@@ -242,6 +247,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
     """Means with bootstrap intervals of the model and of the lead baseline, and what was kept."""
     kept = np.sum([row.kept_and_candidates for row in rows], axis=0)
     unknown = np.sum([row.unknown_and_read for row in rows], axis=0)
+    overflow = sum(row.overflow for row in rows)
     return {
         "documents": len(rows),
         "documents_scored": sum(bool(references(row.row)) for row in rows),
@@ -252,6 +258,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
         "lead": _as_dicts(bootstrap.summarize_scores([row.lead for row in rows], seed)),
         "nll": bootstrap.pool_scores([{"nll": row.nll} for row in rows], seed)["nll"]._asdict(),
         "kept_share": float(kept[0] / max(kept[1], 1)),
+        "overflow_share": overflow / max(overflow + int(kept[0]), 1),
         "states": float(kept[0] / len(rows)),
         "evidence": _as_dicts(metrics.evidence_summary([row.evidence for row in rows if row.evidence], seed)),
     }

@@ -27,6 +27,7 @@ def record_of(item: Evaluated, by: Scoring) -> dict[str, Any]:
         "lead": item.lead,
         "kept": item.kept_and_candidates[0],
         "candidates": item.kept_and_candidates[1],
+        "overflow": item.overflow,
         "cut_tokens": item.cut_tokens,
         "unknown_tokens": item.unknown_and_read[0],
         "tokens": item.unknown_and_read[1],

@@ -50,7 +50,8 @@ def select_batch(
         hidden, _ = encode(params, model, document)
         selection = select_document(params["selector"], model, hidden, document, policy=policy, key=key, budget=budget)
         if model.capacity is not None:
-            selection = selection._replace(action=most_probable(selection, model.capacity - 1))
+            kept = most_probable(selection, model.capacity - 1)
+            selection = selection._replace(action=kept, overflow=selection.action.sum() - kept.sum())
         return hidden, selection
 
     return over_documents(one)(documents, keys, budget)
@@ -134,6 +135,11 @@ def attention_of(
     length = bucket(int(generation.length.max()), limit=generation.sequence.shape[1])
     sequence = generation.sequence[:, : max(length, 2)]
     return attend_batch(params, hidden, chunk_mask, selection, sequence, model=model, capacity=capacity, count=count)
+
+
+def overflow_of(selection: Selection) -> Int[Array, " B"]:
+    """How many candidates of each document of a batch were selected beyond the capacity."""
+    return jnp.zeros(len(selection.action), jnp.int32) if selection.overflow is None else selection.overflow
 
 
 def capacity_for(selection: Selection, limit: int | None) -> int:

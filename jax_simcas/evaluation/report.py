@@ -12,7 +12,8 @@ from jax_simcas.evaluation import bootstrap, metrics
 from jax_simcas.evaluation.files import PREDICTIONS, SCORES
 from jax_simcas.evaluation.words import ROUGE_SCORE, named
 
-MANY_UNKNOWN = 0.1  # of the tokens: less is ordinary in text with rare characters
+MANY_UNKNOWN = 0.03  # of the tokens: less is ordinary in text with rare characters
+MANY_WITHOUT_A_PLACE = 0.1  # of the candidates that the policy selected
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -39,6 +40,8 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     if scored < documents:
         without = tables.plural(documents - scored, "document has", "documents have")
         yield f"{without} no reference: predicted, not scored"
+    if summary["overflow_share"] > MANY_WITHOUT_A_PLACE:
+        yield f"warning: {overflow_line(summary['overflow_share'], summary['capacity'])}"
     yield from summary["score_warnings"]
     if empty := summary["empty_predictions"]:
         nothing = "; the scores of an empty summary are 0" if empty < documents else ": the model ends each at once"
@@ -70,6 +73,14 @@ def kept_line(summary: dict[str, Any]) -> str:
 def unknown_line(share: float) -> str:
     """What a share of unknown tokens means."""
     return f"{100 * share:.0f} % of the documents' tokens are not in the tokenizer's vocabulary and read as unknown"
+
+
+def overflow_line(share: float, capacity: int | None) -> str:
+    """What a share of selected candidates beyond the capacity means."""
+    return (
+        f"{100 * share:.0f} % of what the selector chooses finds no place in config.simcas.capacity={capacity}, and "
+        "the decoder does not see it"
+    )
 
 
 def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:

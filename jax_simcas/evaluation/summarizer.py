@@ -16,7 +16,14 @@ from jax_simcas.data import batches
 from jax_simcas.data.features import Features, featurize, shuffle_parts
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import count_unknown
-from jax_simcas.evaluation.predict import Predictor, attention_of, capacity_for, generate_batch, select_batch
+from jax_simcas.evaluation.predict import (
+    Predictor,
+    attention_of,
+    capacity_for,
+    generate_batch,
+    overflow_of,
+    select_batch,
+)
 from jax_simcas.evaluation.written import PLACES, WrittenTokens, written_tokens
 from jax_simcas.method.attention import Attended
 from jax_simcas.method.beam_search import Generation
@@ -48,6 +55,7 @@ class Summary(NamedTuple):
     read: ReadTokens
     seconds: dict[str, float]  # wall time of tokenize, encode_and_select (the first time with compiling), generate
     written: WrittenTokens | None = None  # where the decoder looked, if that was asked for
+    overflow: int = 0  # candidates that were selected beyond the capacity, and so not kept
 
     def record(self) -> dict[str, Any]:
         """What `summarize --json` prints."""
@@ -99,6 +107,7 @@ class Summarizer(NamedTuple):
             read=tokens_read(kept, np.asarray(selection.keep_prob[0])[:chunks], offsets),
             written=attended
             and written_tokens(predictor.tokenizer, sequence[: len(attended.weight) + 1], summary, attended, offsets),
+            overflow=int(overflow_of(selection)[0]),
             seconds={
                 "tokenize": round(tokenized - started, 4),
                 "encode_and_select": round(selected - tokenized, 4),

@@ -78,13 +78,17 @@ def state_values(selector: Params, candidates: Float[Array, "N D"], state: Float
 
 
 class Selection(NamedTuple):
-    """What the policy did with one document; N = S - 1 candidates per chunk."""
+    """What the policy did with one document; N = S - 1 candidates per chunk.
+
+    overflow: candidates that a capacity has dropped from `action` since; None where none was applied.
+    """
 
     action: Bool[Array, "K N"]
     log_prob: Float[Array, "K N"]
     keep_prob: Float[Array, "K N"]
     state: Float[Array, "K D"]  # the mean of g and all states selected before each chunk
     candidate_mask: Bool[Array, "K N"]
+    overflow: Int[Array, ""] | None = None
 
 
 def document_state(hidden: Float[Array, "K S D"], chunk_mask: Bool[Array, " K"]) -> Float[Array, " D"]:

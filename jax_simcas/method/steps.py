@@ -88,12 +88,12 @@ def _total(x: Array) -> Array:
 
 
 def selection_metrics(batch: Example, encoded: Encoded) -> Metrics:
-    """Share of the candidates that the policy kept, and share of those beyond the capacity."""
-    kept, candidates = _total(encoded.selection.action), _total(encoded.selection.candidate_mask)
+    """Share of the candidates that the policy selected, and share of those beyond the capacity."""
+    selected, candidates = _total(encoded.selection.action), _total(encoded.selection.candidate_mask)
     return {
-        "selection/kept": (kept, candidates),
-        "selection/states": (kept, _total(batch.document.chunk_mask.any(axis=-1))),
-        "selection/overflow": (_total(encoded.compacted.overflow), kept),
+        "selection/kept": (selected, candidates),
+        "selection/states": (selected, _total(batch.document.chunk_mask.any(axis=-1))),
+        "selection/overflow": (_total(encoded.compacted.overflow), selected),
     }
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from jax_simcas.common.tables import plural
-from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
+from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
 from jax_simcas.run.config import Settings
 
-MANY_WITHOUT_A_PLACE = 0.2  # of the candidates that the selector chose
 MANY_SHAPES = 4  # compiled, where no buckets are set
 
 
@@ -36,10 +35,7 @@ def on_figures(figures: Mapping[str, float], settings: Settings) -> dict[str, st
     if (share := figures.get("data/unknown", 0.0)) > MANY_UNKNOWN:
         found["data/unknown"] = unknown_line(share)
     if (share := figures.get("selection/overflow", 0.0)) > MANY_WITHOUT_A_PLACE:
-        found["selection/overflow"] = (
-            f"{_percent(share)} of what the selector chooses finds no place in config.simcas.capacity="
-            f"{simcas.capacity}, and the decoder does not see it"
-        )
+        found["selection/overflow"] = overflow_line(share, simcas.capacity)
     return found
 
 

@@ -21,16 +21,12 @@ def words_of(folders: dict[str, str], summaries: dict[str, dict[str, Any]], aske
 
     Raises:
       UserError: predictions that are needed and cannot be read.
-      FlagError: no such words.
     """
     counted = {summary.get("rouge_tokenizer", STANDARD.name) for summary in summaries.values()}
-    try:
-        if asked is None and len(counted) == 1:
-            return words.named(counted.pop())
-        read = [paired_bootstrap.read_predictions(Path(folder)) for folder in folders.values()]
-        return paired_bootstrap.words_of(read, asked)
-    except ValueError as error:
-        raise FlagError(f"--rouge-tokenizer={error}") from None
+    if asked is None and len(counted) == 1:
+        return words.named(counted.pop())
+    read = [paired_bootstrap.read_predictions(Path(folder)) for folder in folders.values()]
+    return paired_bootstrap.words_of(read, asked)
 
 
 def scores_of(folder: Path, summary: dict[str, Any], measures: list[str], by: Words) -> dict[str, Score]:

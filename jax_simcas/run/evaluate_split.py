@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 
 from jax_simcas.common import cli, files, progress
-from jax_simcas.common.errors import FlagError, UserError, prefixed
+from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.rows import First, RowSource, told
 from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report, words
 from jax_simcas.evaluation import files as evaluation_files
@@ -146,20 +145,6 @@ def run(arguments: Any) -> int:
     return 0
 
 
-def asked_words(arguments: Any, files: Sequence[dict[paired_bootstrap.Key, paired_bootstrap.Predicted]]) -> words.Words:
-    """The words that --rouge-tokenizer asks for, or those that the files' scores count.
-
-    Raises:
-      FlagError: the flag's value is none.
-    """
-    flag = "--rouge-tokenizer"
-    asked = getattr(arguments, OVERRIDES[flag].field)
-    try:
-        return paired_bootstrap.words_of(files, asked)
-    except ValueError as error:
-        raise FlagError(f"{flag}={error}") from None
-
-
 def run_compare(arguments: Any) -> int:
     """The program on two files of predictions."""
     cli.prepare_jax()
@@ -171,7 +156,7 @@ def run_compare(arguments: Any) -> int:
         files.check_place(Path(arguments.plot), "--plot")
     encoder = encoder_of(arguments)
     names = arguments.measures or paired_bootstrap.common_scores(*predictions)
-    counted = asked_words(arguments, predictions)
+    counted = paired_bootstrap.words_of(predictions, getattr(arguments, OVERRIDES["--rouge-tokenizer"].field))
     with prefixed("--measures: " if arguments.measures else ""):
         both = zip(predictions, paths, strict=True)
         scores = [paired_bootstrap.scored(rows, names, str(path), counted) for rows, path in both]

@@ -70,14 +70,6 @@ class Every(NamedTuple):
         return step % self.steps == 0 or last or (stopping and self.when_stopped)
 
 
-def with_kept(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with `kept`, the share of the candidates that the decoder sees: what was selected and found a place."""
-    selected = figures.get("selection/kept")
-    if selected is None or "kept" in figures:
-        return dict(figures)
-    return {**figures, "kept": selected * (1 - (figures.get("selection/overflow") or 0.0))}
-
-
 def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool = True) -> Outcome:
     """Trains for `settings.loop.steps` optimizer steps, or `epochs` passes over the rows.
 
@@ -124,6 +116,7 @@ def introduce(run: Run, start: Start) -> None:
         f"{plural(len(run.training), 'row')} to learn from ({passes:.3g} passes in all)"
     )
     rate = settings.optimizer.learning_rate(run.steps)
+    notify(f"the learning rate ends at {float(rate(run.steps - 1)):.2g}")
     notify(*(f"warning: {warning}" for warning in advice.on_settings(settings, run.steps, rate)))
 
 
@@ -228,7 +221,7 @@ class Training:
         """
         totals = self._window.take()
         speed = self._speed.take(totals["tokens"][0])
-        figures = with_kept(means(totals))
+        figures = metric_log.with_kept(means(totals))
         figures |= {"learning_rate": float(self._rate(step - 1)), "tokens_per_second": speed}
         if self._writer:
             self._writer.write(step, "train", figures)
@@ -244,7 +237,7 @@ class Training:
             with self._compiling("validation", placed):
                 figures = self._steps.validation(self._state.params, placed)
             totals = add_named(totals, jax.device_get(figures))
-        self.validation, self._validated = with_kept(means(totals)), step
+        self.validation, self._validated = metric_log.with_kept(means(totals)), step
         if self._writer:
             self._writer.write(step, "validation", self.validation)
         self._warn(advice.on_figures(self.validation, self._run.settings))

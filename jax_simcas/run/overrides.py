@@ -5,16 +5,27 @@ Imports no jax: --help answers at once.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
+from jax_simcas.evaluation import words
 
 # The tables hold them as words, so that --help needs no jax.
 POLICIES = ("sample", "greedy", "threshold", "all", "topk", "random", "first", "spaced")
 BUDGETED = ("topk", "random", "first", "spaced")
 DTYPES = ("float32", "bfloat16")
 policy = cli.one_of(POLICIES, or_own=True)
+
+
+def tokenizer_name(text: str) -> str:
+    """A flag's type: words that ROUGE counts."""
+    try:
+        words.check_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 class Override(NamedTuple):
@@ -45,7 +56,7 @@ OVERRIDES: dict[str, Override] = {
     "--batch-size": Override("data.batch_size", cli.positive, "documents at a time"),
     "--rouge-tokenizer": Override(
         "data.rouge_tokenizer",
-        cli.text,
+        tokenizer_name,
         "words that ROUGE counts: auto, rouge-score (a to z, 0 to 9), unicode, or unicode:LANGUAGE with stems",
     ),
     "--data-dir": Override("data.data_dir", cli.text, "the folder of the data"),

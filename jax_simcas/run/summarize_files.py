@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import cli
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.common.tables import plural
+from jax_simcas.data.documents import text_of
 from jax_simcas.evaluation import highlight
-from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
+from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
 from jax_simcas.evaluation.summarizer import Summarizer, Summary
 from jax_simcas.run.build import load_model, predictor, read_settings
 from jax_simcas.run.config import Settings
@@ -26,19 +27,17 @@ def shown(name: str) -> str:
 
 
 def read_document(name: str) -> str:
-    """The text of a file, or of standard input for "-".
+    """The text of a file (PDF, HTML and DOCX too), or of standard input for "-".
 
     Raises:
-      UserError: missing, unreadable, not UTF-8, empty or only whitespace.
+      UserError: missing, unreadable, not UTF-8 nor a document that can be converted, empty or only whitespace.
     """
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise UserError(f"{shown(name)}: cannot be read ({error.strerror})") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(name)}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
+    with prefixed(f"{shown(name)}: "):
+        text = text_of(data, name)
     if not text.strip():
         raise UserError(f"{shown(name)}: {'empty' if not text else 'only whitespace'}; there is nothing to summarise")
     return text
@@ -92,13 +91,15 @@ def figures(summary: Summary) -> str:
     return f"{read}; " + ", ".join(f"{stage.replace('_', ' ')} {s:.2f} s" for stage, s in summary.seconds.items())
 
 
-def warnings(summary: Summary) -> Iterator[str]:
+def warnings(summary: Summary, capacity: int | None) -> Iterator[str]:
     """What is lost of a document."""
     if summary.cut_tokens:
         whole = summary.tokens + summary.cut_tokens
         yield f"{summary.tokens} of {plural(whole, 'token')} are read; --max-input-len={whole + 2} reads all"
     if summary.unknown_tokens > MANY_UNKNOWN * summary.tokens:
         yield unknown_line(summary.unknown_tokens / summary.tokens)
+    if summary.overflow > MANY_WITHOUT_A_PLACE * (summary.kept + summary.overflow):
+        yield overflow_line(summary.overflow / (summary.kept + summary.overflow), capacity)
     if not summary.summary:
         yield "its summary is empty: the model ends it at once"
 
@@ -115,7 +116,7 @@ def summarize_all(arguments: Any, texts: list[tuple[str, str]], pages: Pages | N
             cli.fail(f"{shown(name)}: {error}")
             continue
         summaries.append((name, summary))
-        for warning in warnings(summary):
+        for warning in warnings(summary, summarizer.predictor.model.capacity):
             print(f"warning: {shown(name)}: {warning}", file=sys.stderr)
         print(figures(summary), file=sys.stderr)
         line = json.dumps({"file": name, **summary.record()}, ensure_ascii=False) if arguments.json else summary.summary

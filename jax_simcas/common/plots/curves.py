@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jax_simcas.common.files import PathLike
-from jax_simcas.common.metric_log import read_metrics
+from jax_simcas.common.metric_log import read_metrics, with_kept
 from jax_simcas.common.plots.style import COLORS, legend_below, new_figure, save_png, tidy
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ PANELS = (
     LOSS,
     NLL,
     Panel("reward", "reward", "Reward of the selection (higher is better)", "R, by default scale × exp(-nll)"),
-    Panel("kept", "selection/kept", "Kept by the selector", "share of candidates"),
-    Panel("overflow", "selection/overflow", "Kept beyond the capacity, and dropped", "share of kept"),
+    Panel("kept", "kept", "Kept: what the decoder sees", "share of candidates"),
+    Panel("overflow", "selection/overflow", "Selected beyond the capacity, and dropped", "share of the selected"),
     Panel("kl", "ppo/approx_kl", "KL of a selector update", "nats per candidate"),
     Panel("entropy", "ppo/entropy", "Entropy of the selector (at most 0.69)", "nats per candidate"),
     Panel("learning_rate", "learning_rate", "Learning rate of the transformer", ""),
@@ -77,6 +77,7 @@ def equal(a: Series, b: Series) -> bool:
 
 def panels_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Panel, Series]]:
     """The panels with values; loss and nll are one panel where they are equal."""
+    rows = [with_kept(row) for row in rows]
     panels = [(panel, series) for panel in PANELS if (series := series_of(rows, panel.name))]
     loss, nll = (series_of(rows, panel.name) for panel in (LOSS, NLL))
     if loss and equal(loss, nll):
