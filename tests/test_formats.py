@@ -474,12 +474,14 @@ def test_configs_read_what_the_authors_publish(name, tmp_path, cache):
 
 
 # Values that the datasets library takes for dates, numbers or nothing.
-WRITTEN = ["2024-01-01", "2024-01-01 10:00:00", "007", "1e5", "NA", "null", "true", "12:30"]
+DATES = ["2024-01-01", "2024-01-02"]
+WRITTEN = [*DATES, "2024-01-01 10:00:00", "007", "1e5", "NA", "null", "true", "12:30"]
 
 
+@pytest.mark.parametrize("written", [DATES, WRITTEN])
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "csv", "tsv"])
-def test_datasets_gives_texts_as_they_are_written(kind, tmp_path, cache):
-    records = [{"id": text, "article": f"{text}", "abstract": text} for text in WRITTEN]
+def test_datasets_gives_texts_as_they_are_written(kind, written, tmp_path, cache):
+    records = [{"id": text, "article": text, "abstract": text} for text in written]
     if kind == "json":
         content = json.dumps(records)
     elif kind in ("csv", "tsv"):
@@ -491,7 +493,7 @@ def test_datasets_gives_texts_as_they_are_written(kind, tmp_path, cache):
     data = content.encode()
     (tmp_path / "data" / f"train.{kind}").write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
     source = open_rows(f"datasets:{tmp_path / 'data'}", "", "train", FIELDS, cache)
-    assert rows(source) == [Row(text, text, text) for text in WRITTEN]
+    assert rows(source) == [Row(text, text, text) for text in written]
 
 
 def test_the_hub_gives_texts_as_they_are_written_too(tmp_path, cache, monkeypatch):
@@ -500,14 +502,12 @@ def test_the_hub_gives_texts_as_they_are_written_too(tmp_path, cache, monkeypatc
     from huggingface_hub import HfApi
 
     (tmp_path / "set").mkdir()
-    lines = "".join(json.dumps({"id": text, "article": text, "abstract": text}) + "\n" for text in WRITTEN)
+    lines = "".join(json.dumps({"id": text, "article": text, "abstract": text}) + "\n" for text in DATES)
     (tmp_path / "set" / "train.jsonl").write_text(lines)
     made = datasets.load_dataset_builder
     monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config=None: made(str(tmp_path / "set")))
-    assert rows(open_rows("datasets:some/set", "", "train", FIELDS, cache)) == [
-        Row(text, text, text) for text in WRITTEN
-    ]
+    assert rows(open_rows("datasets:some/set", "", "train", FIELDS, cache)) == [Row(text, text, text) for text in DATES]
 
 
 def test_files_that_name_options_of_their_own_are_the_librarys(tmp_path, cache):

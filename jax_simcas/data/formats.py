@@ -233,7 +233,7 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
 
 def _text_stores(datasets: Any, builder: Any, split: str, cache: Path) -> list[Store]:
     """A store per file of a split; none unless all are JSON or CSV that the library would read by its defaults."""
-    if type(builder).__name__ not in ("Csv", "Json"):
+    if not {"Csv", "Json"} & {base.__name__ for base in type(builder).__mro__}:
         return []
     given, default = vars(builder.config), vars(type(builder.config)())
     named = {"name", "version", "data_dir", "data_files", "description", "features", "sep"}
