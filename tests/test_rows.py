@@ -187,6 +187,14 @@ def test_null_is_an_empty_text(record, tmp_path):
     assert len(source) == 1 and "1 of 2 rows left out: empty document or summary (line 2)" in source.notes[0]
 
 
+def test_a_null_query_is_no_query(tmp_path):
+    rows = [ROWS[2], ROWS[2] | {"query": None}]
+    source = JsonlSource(write(tmp_path / "x.jsonl", rows), Fields(query="query"), tmp_path)
+    assert len(source) == 1 and source.notes[0].endswith(
+        "field 'query' is NoneType, expected text (config.data.fields.query)"
+    )
+
+
 def test_nulls_in_lists_are_passed_over(tmp_path):
     record = {"id": "x", "document": ["a", None, "b"], "summary": [None, "c", None, "d"]}
     source = JsonlSource(write(tmp_path / "x.jsonl", [record]), Fields(), tmp_path)

@@ -237,7 +237,7 @@ def test_training_without_selection_keeps_everything(cache, tmp_path):
     ("rows", "message"),
     [
         ([], "no rows"),
-        ([{"document": "a b", "summary": "c"}, {"document": "a b"}], "train.jsonl.gz:2: no field 'summary'"),
+        ([{"document": "a b"}, {"document": "a b", "summary": None}], "train.jsonl.gz:1: no field 'summary'"),
         ([{"document": 7, "summary": "c"}], "train.jsonl.gz:1: field 'document' is int"),
     ],
 )

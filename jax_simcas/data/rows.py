@@ -372,9 +372,9 @@ class Record:
         return holder[key]
 
     def text(self, role: str) -> str:
-        """A text; "" for null."""
+        """A text; "" for a null document or summary, which are then left out as empty."""
         value = self.required(role)
-        if _is_null(value):
+        if role in ("document", "summary") and _is_null(value):
             return ""
         if not isinstance(value, str):
             raise self.wrong(role, f"is {type(value).__name__}, expected text")
