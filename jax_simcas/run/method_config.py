@@ -15,7 +15,7 @@ import optax
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.ops.attention import Attend, attention, fused_attention, has_cudnn, xla_attention
+from jax_simcas.backbones.ops.attention import Attend, attention, fused_attention, has_cudnn
 from jax_simcas.backbones.ops.stacks import REMAT
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common import checks
@@ -30,7 +30,7 @@ from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Forward, Likelihood
 from jax_simcas.method.select import ALL, POLICIES, SAMPLE, ChunkView, Policy
 
-ATTENTIONS: dict[str, Attend] = {"auto": attention, "xla": xla_attention, "cudnn": fused_attention}
+ATTENTIONS: dict[str, Attend] = {"auto": attention, "xla": attention, "cudnn": fused_attention}
 TRAIN_POLICIES = {"sample": SAMPLE, "all": ALL}
 REWARDS = {"likelihood": Likelihood}  # name -> (scale) -> Reward
 CREDITS = {"cross_attention": CrossAttention}  # name -> (hyper_length) -> Credit
@@ -147,7 +147,9 @@ class SimcasConfig:
     reward_scale: float = REWARD_SCALE  # xi: the reward of a certain target
     credit: str = "cross_attention"  # what each candidate gets of the reward: by cross-attention weight, or your own
     hyper_length: int = HYPER_LENGTH  # L_hyper: the divisor of the reward for skipped candidates
-    attention: str = "auto"  # "xla", "cudnn" (NVIDIA GPUs, bfloat16), "auto" (the faster that there is), or your own
+    attention: str = (
+        "auto"  # "xla", "cudnn" (NVIDIA GPUs, bfloat16; not measured), "auto" (today "xla"), or your own
+    )
     dtype: str = "float32"  # compute type: "float32" or "bfloat16"; parameters, norms and losses stay float32
     remat: str = "none"  # what the backward pass saves, from most memory to least: "none", "dots", "sums", "layer"
 

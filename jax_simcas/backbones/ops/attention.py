@@ -93,7 +93,7 @@ def _grouped(function: Callable) -> Callable:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def xla_attention(
+def attention(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
@@ -150,7 +150,7 @@ def _attention_backward(chunks: bool, saved: tuple[Array, ...], cotangent: Array
     return (*in_groups(backward, chunks)(*saved, cotangent), None)
 
 
-xla_attention.defvjp(_attention_forward, _attention_backward)
+attention.defvjp(_attention_forward, _attention_backward)
 
 
 def fused_attention(
@@ -163,8 +163,8 @@ def fused_attention(
 ) -> Float[Array, "H T Dh"]:
     """`attend_with_weights` without the weights, as one cuDNN kernel that keeps no [T, C] array in memory.
 
-    A mask of one row goes in as the number of keys, so what counts must come first in it, as in a chunk and in what
-    was selected; otherwise the result is NaN, rather than wrong. Where nothing counts, the first key does.
+    A mask of one row goes in as the number of keys, after moving those that count to the front: PAD stands between the
+    content of a chunk and its EOS. Where nothing counts, the first key does.
 
     Args:
       implementation: of `jax.nn.dot_product_attention`.
@@ -177,12 +177,13 @@ def fused_attention(
             "cuDNN's attention takes bfloat16 or float16, heads of 8, 16, ... 128 numbers, masks of one row or of even "
             f"sides, given {query.dtype}, {query.shape[-1]} and {list(mask.shape)}; simcas.attention=auto chooses"
         )
-    options: dict[str, Any] = {"mask": mask[None, None]}
     if mask.shape[0] == 1:
-        count = mask.sum(dtype=jnp.int32)
-        leading = (mask[0] == (jnp.arange(mask.shape[1]) < count)).all()
-        query = jnp.where(leading, query, jnp.nan)
-        options = {"key_value_seq_lengths": jnp.maximum(count, 1)[None]}
+        order = jnp.argsort(~mask[0], stable=True)
+        key, value = key[:, order], value[:, order]
+        options: dict[str, Any] = {"key_value_seq_lengths": jnp.maximum(mask.sum(dtype=jnp.int32), 1)[None]}
+    else:
+        # A row per head: under `vmap`, jax 0.11.2 has no other.
+        options = {"mask": jnp.broadcast_to(mask, (1, query.shape[0], *mask.shape))}
     query, key, value = (x.swapaxes(0, 1)[None] for x in (query, key, value))
     context = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
     return context[0].swapaxes(0, 1)
@@ -203,22 +204,6 @@ def has_cudnn() -> bool:
         return False
     device = jax.local_devices()[0]
     return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
-
-
-def attention(
-    query: Float[Array, "H T Dh"],
-    key: Float[Array, "H C Dh"],
-    value: Float[Array, "H C Dh"],
-    mask: Bool[Array, "#T C"],
-    chunks: bool = False,
-) -> Float[Array, "H T Dh"]:
-    """`fused_attention` where the GPU has it and the shapes and dtypes fit it, else `xla_attention`.
-
-    Chosen while tracing: differentiating `lax.platform_dependent` would save what either of them needs.
-    """
-    if has_cudnn() and fits_cudnn(query, mask):
-        return fused_attention(query, key, value, mask, chunks)
-    return xla_attention(query, key, value, mask, chunks)
 
 
 def _products(indices: str, *operands: Array) -> Array:
