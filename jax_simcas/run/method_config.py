@@ -147,9 +147,7 @@ class SimcasConfig:
     reward_scale: float = REWARD_SCALE  # xi: the reward of a certain target
     credit: str = "cross_attention"  # what each candidate gets of the reward: by cross-attention weight, or your own
     hyper_length: int = HYPER_LENGTH  # L_hyper: the divisor of the reward for skipped candidates
-    attention: str = (
-        "auto"  # "xla", "cudnn" (NVIDIA GPUs, bfloat16; not measured), "auto" (today "xla"), or your own
-    )
+    attention: str = "auto"  # "auto" (today "xla"), "xla", "cudnn" (NVIDIA GPUs, bfloat16), or your own
     dtype: str = "float32"  # compute type: "float32" or "bfloat16"; parameters, norms and losses stay float32
     remat: str = "none"  # what the backward pass saves, from most memory to least: "none", "dots", "sums", "layer"
 
