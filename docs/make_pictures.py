@@ -1,6 +1,7 @@
 """Draws the pictures of the documentation that are not made by a program.
 
-python docs/make_pictures.py              images/method.svg
+python docs/make_pictures.py                                       images/method.svg
+python docs/make_pictures.py --model=runs/long --small=runs/short  also kept.png, page-long.png and page.png
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from PIL import Image
 
 from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.run.config import read_json
@@ -203,15 +206,40 @@ def draw_kept(workdir: str) -> None:
     figure.savefig(IMAGES / "kept.png", dpi=150)
 
 
+def draw_page(workdir: str, image: Path, script: str, width: int, height: int, dark: bool = False) -> None:
+    """A screenshot of the page of a document that the model has not seen, after `script` has run in it."""
+    sys.path.append(str(IMAGES.parents[1] / "tests"))  # what drives the browser there
+    from browser import chromium
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "jax_simcas.evaluate", f"--workdir={workdir}", "--split=test", "--limit=1"]
+        command += ["--config.data.embedded.seed=2024", "--batch-size=1", f"--output={folder}", "--html"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with chromium(Path(folder) / "profile") as tab:
+            tab.open(Path(folder) / "html" / "0.html", width=width, height=height, dark=dark)
+            tab.run(script)
+            tab.settle()
+            tab.screenshot(image)
+    with Image.open(image) as drawn:
+        drawn.convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            image, optimize=True
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a workdir of the synthetic task: also images/kept.png")
+    parser.add_argument("--model", help="a workdir of the synthetic task: also images/kept.png and page-long.png")
+    parser.add_argument("--small", help="a workdir of the synthetic task with short documents: also images/page.png")
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     with rc_context({"svg.hashsalt": "method"}):  # the same file each time
         method().savefig(IMAGES / "method.svg", metadata={"Date": None})
     if arguments.model:
         draw_kept(arguments.model)
+        to_first_place = "choose(0); document.querySelector('#places button').click()"
+        draw_page(arguments.model, IMAGES / "page-long.png", to_first_place, 1340, 720, dark=True)
+    if arguments.small:
+        draw_page(arguments.small, IMAGES / "page.png", "choose(1)", 1340, 860)
 
 
 if __name__ == "__main__":

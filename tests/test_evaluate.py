@@ -10,6 +10,7 @@ from helpers import figures, one_line_error, page_data, page_kept, tiny_bert, ti
 
 from jax_simcas import compare, evaluate
 from jax_simcas.data.synthetic import SyntheticSource
+from jax_simcas.evaluation import comparison, metrics
 from jax_simcas.run import config as config_lib
 
 
@@ -132,7 +133,8 @@ def test_each_document_gets_a_page_with_its_evidence(workdir, cache, tmp_path, c
         ]
         assert len(kept) == len(text.split()) and 0 <= row["kept"] - sum(kept) <= 4  # chunks, of which each has an end
         assert len(data["written"]["spans"]) == len(row["prediction"].split())
-    assert source[0].summary in (tmp_path / "html" / "0.html").read_text()
+    page = (tmp_path / "html" / "0.html").read_text()
+    assert source[0].summary in page and f"<h1>{workdir.name}: test-0</h1>" in page
     assert evaluate.main([*flags, f"--html={tmp_path}/scores.json", f"--output={tmp_path}/more"]) == 1
     assert "--html=" in one_line_error(capsys.readouterr().err)
     nothing = ["--policy=threshold", "--config.simcas.threshold=1.0", f"--html={tmp_path}/nothing"]
@@ -187,6 +189,13 @@ def test_evaluations_of_other_documents_are_compared_with_a_warning(tmp_path, ca
             ("D", "source: rows and x"),
         )
     ]
+
+
+def test_the_picture_of_a_comparison_has_the_kept_share():
+    got = comparison.kept_score({"kept_share": 0.25, "documents": 3})
+    assert metrics.measure_of(*got).title == "Kept candidates"
+    (score,) = got.values()
+    assert score.mean == 25 and np.isnan(score.low) and score.count == 3
 
 
 def test_evaluates_nll_is_that_of_training(workdir, cache, capsys):

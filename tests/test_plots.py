@@ -99,6 +99,33 @@ def test_the_legend_says_which_policy_selects():
     assert train.startswith("training (training policy: sampled") and "inference policy: greedy" in validation
 
 
+def test_the_legend_says_on_how_many_documents_and_how_lines_are_drawn():
+    rows = rows_of(10, loss=lambda s: 1.0)
+    note = lambda rows: plots.training_figure(rows, "mine").legends[0].get_title().get_text()
+    assert note(rows) == "no intervals. Thin lines: as logged; thick: moving average"
+    counted = [row | ({"documents": 1_500.0} if row["split"] == "validation" else {}) for row in rows]
+    assert note(counted).startswith("validation: means over 1,500 documents, at the ticks; no intervals")
+
+
+def test_kept_is_what_was_selected_within_the_capacity():
+    old = {"selection/kept": 0.5, "selection/overflow": 0.4}
+    rows = [{"step": 1, "split": "train", **old}, {"step": 2, "split": "train", **old, "kept": 0.25}]
+    found = panels(plots.training_figure(rows, "mine"))
+    (line,) = lines(found["Kept: what the decoder sees"]).values()
+    assert line == ([1, 2], [0.3, 0.25])
+    assert found["Selected beyond the capacity, and dropped"].get_ylabel() == "share of the selected"
+
+
+def test_noisy_metrics_are_smoothed_and_the_learning_rate_is_not():
+    zigzag = lambda step: float(step % 2)
+    rows = rows_of(200, loss=zigzag, learning_rate=zigzag)
+    drawn = {
+        title: next(iter(lines(axes).values()))[1] for title, axes in panels(plots.training_figure(rows, "m")).items()
+    }
+    assert drawn["Learning rate of the transformer"] == [zigzag(step) for step in range(1, 201)]
+    assert min(drawn["Loss"]) > 0 and max(drawn["Loss"]) < 1
+
+
 def test_equal_loss_and_nll_are_one_panel():
     same = [row | {"nll": row["loss"] * (1 + 1e-7)} for row in rows_of(10, loss=lambda s: 3 / s)]
     assert list(panels(plots.training_figure(same, "mine"))) == ["Loss = negative log-likelihood"]
@@ -185,7 +212,8 @@ def test_comparison_has_words_units_and_the_number_of_documents(tmp_path):
         "one chunk": {"exact_match": Score(10.0, 5.0, 15.0, 50), "ratio": Score(NAN, NAN, NAN, 0)},
         "random": {"exact_match": Score(5.0, NAN, NAN, 50)},
     }
-    figure = plots.comparison_figure(table, metrics.measure_of)
+    figure = plots.comparison_figure(table, metrics.measure_of, "split: test")
+    assert figure.get_suptitle() == "split: test"
     match, ratio = panels(figure).values()
     assert (match.get_title(loc="left"), match.get_xlabel()) == ("SQuAD exact match", "%")
     assert (ratio.get_title(loc="left"), ratio.get_xlabel()) == ("ratio", "")
@@ -231,7 +259,8 @@ def test_lines_share_a_legend_and_have_intervals(tmp_path):
         "f1": {"SimCAS": {1000: score(9.0), 10: score(2.0)}, "one chunk": {10: WITHOUT_INTERVAL}},
         "nll": {"SimCAS": {10: score(3.0)}},
     }
-    figure = plots.lines_figure(table, "training examples", metrics.measure_of)
+    figure = plots.lines_figure(table, "training examples", metrics.measure_of, "length on embedded")
+    assert figure.get_suptitle() == "length on embedded"
     first, second = figure.axes
     assert (first.get_xlabel(), first.get_xscale()) == ("training examples", "log")  # more than a decade
     assert [text.get_text() for text in first.get_xticklabels()] == ["10", "1,000"]

@@ -49,6 +49,12 @@ def percent(share: float) -> str:
     return tables.format_score((100 * share, math.nan, math.nan, 0))
 
 
+def kept_score(summary: Mapping[str, Any]) -> dict[str, Score]:
+    """The kept share as a score without an interval, by the name that its measure has."""
+    share = math.nan if summary["kept_share"] is None else 100 * summary["kept_share"]
+    return {"kept %": Score(share, math.nan, math.nan, summary.get("documents") or 0)}
+
+
 def row(name: str, summary: dict[str, Any], scores: dict[str, Score]) -> dict[str, str]:
     """A row of the table: what scores.json holds of one evaluation; scores from 0 to 100, shares in percent.
 

@@ -64,18 +64,18 @@ def read_results(experiment: Experiment, workdir: Path, commands: Sequence[Comma
     return results
 
 
-def draw(rows: Sequence[TableRow], axis: str, path: Path) -> None:
+def draw(title: str, rows: Sequence[TableRow], axis: str, path: Path) -> None:
     """Lines against x where cells have one, else bars."""
     if all(row.cell.x is None for row in rows):
         scores = {row.cell.label: {n: found.score for n, found in row.statistics.items()} for row in rows}
-        plots.plot_comparison(scores, path, metrics.measure_of)
+        plots.plot_comparison(scores, path, metrics.measure_of, title)
         return
     panels: dict[str, dict[str, dict[Number, Interval]]] = {}
     for row in rows:
         if row.cell.x is not None:
             for name, found in row.statistics.items():
                 panels.setdefault(name, {}).setdefault(row.cell.line, {})[row.cell.x] = found.score
-    plots.plot_lines(panels, axis, path, metrics.measure_of)
+    plots.plot_lines(panels, axis, path, metrics.measure_of, title)
 
 
 def write_outputs(
@@ -88,5 +88,5 @@ def write_outputs(
     files.replace_file(workdir / "table.csv", table.csv_text(rows).encode())
     if not any(row.statistics for row in rows):
         return text, ["table.md", "table.csv"]
-    draw(rows, experiment.axis, workdir / "plot.png")
+    draw(title, rows, experiment.axis, workdir / "plot.png")
     return text, ["table.md", "table.csv", "plot.png"]

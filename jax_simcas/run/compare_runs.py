@@ -95,5 +95,7 @@ def run(arguments: Any) -> int:
         for warning in warnings_of(Path(folder), summaries[name], by):
             print(f"{name}: {warning}")
     if arguments.plot:
-        print(f"plot: {plots.plot_comparison(scores, arguments.plot, metrics.measure_of)}")
+        drawn = {name: scores[name] | comparison.kept_score(summaries[name]) for name in scores}
+        splits = " and ".join(dict.fromkeys(str(summary.get("split", "")) for summary in summaries.values()))
+        print(f"plot: {plots.plot_comparison(drawn, arguments.plot, metrics.measure_of, f'split: {splits}')}")
     return 0

@@ -63,7 +63,7 @@ def evaluate_all(
                 by=by,
                 key=jax.random.key(seed),
                 on_batch=bar.update,
-                on_document=partial(write_page, html) if html else None,
+                on_document=partial(write_page, html, run_name(model)) if html else None,
             )
         )
     return documents.of_all_processes(rows, source, gather)
@@ -75,13 +75,19 @@ def encoder_of(arguments: Any) -> bertscore.Encoder | None:
         return bertscore.load_encoder(arguments.bertscore) if arguments.bertscore else None
 
 
+def run_name(model: Model) -> str:
+    """The name of the run's folder."""
+    return Path(model.settings.pretrained).resolve().name
+
+
 def page_file(folder: Path, row: documents.Evaluated) -> Path:
     """Where the page of a row's document is."""
     return folder / f"{row.number}.html"
 
 
-def write_page(folder: Path, row: documents.Evaluated, shown: highlight.Shown) -> None:
-    pages.write_page(page_file(folder, row), shown)
+def write_page(folder: Path, run: str, row: documents.Evaluated, shown: highlight.Shown) -> None:
+    """The page of a row's document, under the name of the run as well."""
+    pages.write_page(page_file(folder, row), shown._replace(name=f"{run}: {shown.name}"))
 
 
 def write_index(folder: Path, title: str, rows: list[documents.Evaluated]) -> None:
@@ -140,7 +146,7 @@ def run(arguments: Any) -> int:
     for line in report.lines(summary, folder):
         print(line)
     if html:
-        write_index(html, f"What {Path(arguments.workdir).resolve().name} kept of {name}", rows)
+        write_index(html, f"What {run_name(model)} kept of {name}", rows)
         print(f"what was kept of each document: {html / pages.INDEX}")
     return 0
 

@@ -239,7 +239,7 @@ class Training:
             totals = add_named(totals, jax.device_get(figures))
         self.validation, self._validated = metric_log.with_kept(means(totals)), step
         if self._writer:
-            self._writer.write(step, "validation", self.validation)
+            self._writer.write(step, "validation", self.validation | {"documents": len(self._run.validation)})
         self._warn(advice.on_figures(self.validation, self._run.settings))
         self._speed = Speed(self._window.tokens())
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 class Panel(NamedTuple):
-    """One panel of the curves: its file, its metric in metrics.jsonl, its title, and what the vertical axis counts."""
+    """One panel of the curves: its file, its metric in metrics.jsonl, its title, and what the vertical axis counts.
+
+    noisy: many points are smoothed.
+    """
 
     file: str
     name: str
     title: str
     unit: str
+    noisy: bool = True
 
 
 LOSS = Panel("loss", "loss", "Loss", "nats per token, smoothed labels")
@@ -38,7 +42,7 @@ PANELS = (
     Panel("overflow", "selection/overflow", "Selected beyond the capacity, and dropped", "share of the selected"),
     Panel("kl", "ppo/approx_kl", "KL of a selector update", "nats per candidate"),
     Panel("entropy", "ppo/entropy", "Entropy of the selector (at most 0.69)", "nats per candidate"),
-    Panel("learning_rate", "learning_rate", "Learning rate of the transformer", ""),
+    Panel("learning_rate", "learning_rate", "Learning rate of the transformer", "", noisy=False),
     Panel("grad_norm", "grad_norm", "Gradient norm of the transformer", "before clipping"),
     Panel("speed", "tokens_per_second", "Speed", "document tokens per second"),
 )
@@ -105,11 +109,12 @@ def draw_panel(axes: Axes, panel: Panel, series: Series, ticks: Sequence[int]) -
     others = iter(COLORS[2:] * len(series))
     for split, (steps, values) in series.items():
         color, label = SPLITS.get(split) or (next(others), split)
-        if len(steps) >= DENSE:
-            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
-        else:
+        if len(steps) < DENSE:
             axes.plot(steps, values, color=color, linewidth=1.8, label=label, marker="o", markersize=3)
+            continue
+        if panel.noisy:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth(values) if panel.noisy else values, color=color, linewidth=1.8, label=label)
     _scale(axes, np.concatenate([values for _, values in series.values()]))
     if ticks:
         axes.set_xticks(ticks)
@@ -128,17 +133,24 @@ def _scale(axes: Axes, values: np.ndarray) -> None:
         axes.set_ylim(0, 1)
 
 
+def explained(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the points are: how many documents, and how drawn."""
+    documents = [row["documents"] for row in rows if row["split"] == "validation" and row.get("documents")]
+    on = f"validation: means over {documents[-1]:,.0f} documents, at the ticks; " if documents else ""
+    return f"{on}no intervals. Thin lines: as logged; thick: moving average"
+
+
 def _figure(
-    panels: Sequence[tuple[Panel, Series]], columns: int, size: tuple[float, float], title: str, ticks: Sequence[int]
+    panels: Sequence[tuple[Panel, Series]], columns: int, size: tuple[float, float], title: str, rows: Sequence[Any]
 ) -> Figure:
-    """A grid of panels with one legend."""
-    lines = math.ceil(len(panels) / columns)
-    figure = new_figure(size[0] * columns, size[1] * lines + 0.6, title)
+    """A grid of panels with one legend and what the points are."""
+    lines, ticks = math.ceil(len(panels) / columns), ticks_of(rows)
+    figure = new_figure(size[0] * columns, size[1] * lines + 0.8, title)
     every = [figure.add_subplot(lines, columns, position) for position in range(1, len(panels) + 1)]
     for axes, (panel, series) in zip(every, panels, strict=True):
         draw_panel(axes, panel, series, ticks)
     most = max(range(len(panels)), key=lambda number: len(panels[number][1]))
-    legend_below(figure, every[most])
+    legend_below(figure, every[most], explained(rows))
     return figure
 
 
@@ -153,7 +165,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], title: str) -> Figure | N
     if not panels:
         return None
     columns = min(3, len(panels)) if len(panels) != 4 else 2
-    return _figure(panels, columns, (4.3, 2.8), title, ticks_of(rows))
+    return _figure(panels, columns, (4.3, 2.8), title, rows)
 
 
 def plot_training(metrics_jsonl: PathLike, folder: PathLike) -> list[Path]:
@@ -170,6 +182,6 @@ def plot_training(metrics_jsonl: PathLike, folder: PathLike) -> list[Path]:
         return []
     written = [save_png(together, Path(folder) / "curves.png")]
     for panel, series in panels_of(rows):
-        figure = _figure([(panel, series)], 1, (6.0, 3.8), name, ticks_of(rows))
+        figure = _figure([(panel, series)], 1, (6.0, 3.8), name, rows)
         written.append(save_png(figure, Path(folder) / "curves" / f"{panel.file}.png"))
     return written

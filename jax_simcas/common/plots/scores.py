@@ -31,12 +31,15 @@ def _documents(scores: Iterable[Interval | None]) -> str:
     return f"{numbers} document{'s' if counts[-1] > 1 else ''}"
 
 
-def comparison_figure(table: Mapping[str, Mapping[str, Interval]], describe: Describe = measure_named) -> Figure:
+def comparison_figure(
+    table: Mapping[str, Mapping[str, Interval]], describe: Describe = measure_named, title: str = ""
+) -> Figure:
     """Bars of variants against each other: a panel for each score, whiskers for the intervals.
 
     Args:
       table: variant -> score -> (mean, low, high, count); missing scores stay empty.
       describe: the title, unit and maximum of a score.
+      title: of what the variants are.
 
     Raises:
       ValueError: an empty table.
@@ -45,7 +48,7 @@ def comparison_figure(table: Mapping[str, Mapping[str, Interval]], describe: Des
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     if not names:
         raise ValueError("table: expected at least one variant with one score")
-    figure = new_figure(1.6 + 3.0 * len(names), 1.5 + 0.42 * len(variants))
+    figure = new_figure(1.6 + 3.0 * len(names), 1.5 + 0.3 * bool(title) + 0.42 * len(variants), title)
     for column, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), column + 1)
         draw_bars(axes, [table[variant].get(name) for variant in variants], describe(name))
@@ -78,7 +81,10 @@ def draw_bars(axes: Axes, scores: Sequence[Interval | None], measure: Measure) -
 
 
 def plot_comparison(
-    table: Mapping[str, Mapping[str, Interval]], path: PathLike, describe: Describe = measure_named
+    table: Mapping[str, Mapping[str, Interval]],
+    path: PathLike,
+    describe: Describe = measure_named,
+    title: str = "",
 ) -> Path:
     """Writes `comparison_figure`.
 
@@ -86,7 +92,7 @@ def plot_comparison(
       ValueError: an empty table.
       UserError: the image cannot be written.
     """
-    return save_png(comparison_figure(table, describe), path)
+    return save_png(comparison_figure(table, describe, title), path)
 
 
 def differences_figure(
@@ -141,7 +147,10 @@ def plot_differences(
 
 
 def lines_figure(
-    panels: Mapping[str, Mapping[str, Mapping[Number, Interval]]], axis: str, describe: Describe = measure_named
+    panels: Mapping[str, Mapping[str, Mapping[Number, Interval]]],
+    axis: str,
+    describe: Describe = measure_named,
+    title: str = "",
 ) -> Figure:
     """Scores against a number: a panel for each score, in it a line with its intervals for each label.
 
@@ -154,7 +163,7 @@ def lines_figure(
     """
     if not panels:
         raise ValueError("panels: expected at least one")
-    figure = new_figure(4.3 * len(panels), 4.0)
+    figure = new_figure(4.3 * len(panels), 4.0 + 0.3 * bool(title), title)
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     points = [point for lines in panels.values() for line in lines.values() for point in line.items()]
     ticks = sorted({x for x, _ in points})
@@ -191,6 +200,7 @@ def plot_lines(
     axis: str,
     path: PathLike,
     describe: Describe = measure_named,
+    title: str = "",
 ) -> Path:
     """Writes `lines_figure`.
 
@@ -198,4 +208,4 @@ def plot_lines(
       ValueError: no panels.
       UserError: the image cannot be written.
     """
-    return save_png(lines_figure(panels, axis, describe), path)
+    return save_png(lines_figure(panels, axis, describe, title), path)

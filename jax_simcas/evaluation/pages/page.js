@@ -241,6 +241,7 @@ function goToToken(token, speak = true) {
   if (token < 0 || token >= tokens.count) return;
   elementOf(currentToken)?.classList.remove("current");
   currentToken = token;
+  $("chunk").value = chunkOf(token) + 1;
   goToCharacter(tokens.start[token], `[data-token="${token}"]`);
   elementOf(token)?.classList.add("current");
   tell(token, speak);
@@ -248,7 +249,6 @@ function goToToken(token, speak = true) {
 
 function goToChunk(k) {
   const chunk = Math.min(Math.max(k, 0), tokens.chunks - 1);
-  $("chunk").value = chunk + 1;
   goToToken(Math.min(tokens.first[chunk], tokens.count - 1));
 }
 
