@@ -37,9 +37,8 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--limit", type=cli.positive, help="the first LIMIT documents only")
     made.add_argument("--output", type=cli.text, help="default: WORKDIR/evaluation/SPLIT[-POLICY]")
-    overrides.add_overrides(
-        made, "--data-dir", "--batch-size", "--max-input-len", "--rouge-tokenizer", *overrides.GENERATION
-    )
+    names = ("--data-dir", "--batch-size", "--rouge-tokenizer", *overrides.READING, *overrides.GENERATION)
+    overrides.add_overrides(made, *names)
     made.add_argument("--seed", type=cli.seed, default=0, help="of random policies and of the bootstrap")
     cli.add_distributed(made)
     made.add_argument(

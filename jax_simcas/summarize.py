@@ -17,6 +17,7 @@ EXAMPLES = """\
   python -m jax_simcas.summarize --model=facebook/bart-large-cnn --json a.txt b.pdf
   python -m jax_simcas.summarize --model=runs/sumpubmed --html=kept.html article.txt
   python -m jax_simcas.summarize --model=runs/qmsum --query='What was decided on the budget?' meeting.txt
+  python -m jax_simcas.summarize --model=facebook/mbart-large-50 --src-lang=de_DE --tgt-lang=de_DE artikel.txt
   cat article.txt | python -m jax_simcas.summarize --model=runs/sumpubmed
 """
 EXITS = "0 done; 1 error (one line on stderr), or only empty summaries; 2 wrong flags; 130 Ctrl-C"
@@ -39,7 +40,7 @@ def parser() -> cli.Parser:
         help="also a page for a browser: what was kept, and where the decoder looked; of several documents an index",
     )
     overrides.add_overrides(
-        made, "--policy", "--budget", "--capacity", "--max-input-len", *overrides.GENERATION, "--dtype"
+        made, "--policy", "--budget", "--capacity", *overrides.READING, *overrides.GENERATION, "--dtype"
     )
     made.add_argument("--seed", type=cli.seed, default=0, help="of policies that draw")
     return made

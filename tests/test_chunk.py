@@ -13,20 +13,23 @@ SPECIAL = {"bos": 0, "eos": 2, "pad": 1}
 def content_of(chunks):
     """The content tokens, chunk by chunk, by the index and by the mask."""
     content = chunks.token_index >= 0
-    assert (content[:, 1:-1] == chunks.token_mask[:, 1:-1]).all()
     return chunks.input_ids[content], chunks.token_index[content]
 
 
 def check_layout(chunks, ids, length):
     assert chunks.input_ids.shape == chunks.token_mask.shape == chunks.token_index.shape
     assert chunks.input_ids.shape[1] == length
-    assert (chunks.input_ids[:, 0] == 0).all() and (chunks.input_ids[:, -1] == 2).all()
-    assert chunks.token_mask[:, 0].all() and chunks.token_mask[:, -1].all()
-    assert (chunks.token_index[:, [0, -1]] == -1).all()
-    # PAD lies between content and EOS: content is a prefix of the inner positions.
-    inner = chunks.token_mask[:, 1:-1]
-    assert (inner[:, :-1] >= inner[:, 1:]).all()
-    assert (chunks.input_ids[:, 1:-1][~inner] == 1).all()
+    assert (chunks.input_ids[~chunks.token_mask] == 1).all()
+    if len(chunks.input_ids) == 1:  # as the backbone alone reads it: PAD lies behind EOS
+        np.testing.assert_array_equal(chunks.input_ids[0][chunks.token_mask[0]], [0, *ids, 2])
+        assert chunks.token_mask[0, : len(ids) + 2].all()
+    else:
+        assert (chunks.input_ids[:, 0] == 0).all() and (chunks.input_ids[:, -1] == 2).all()
+        assert chunks.token_mask[:, 0].all() and chunks.token_mask[:, -1].all()
+        assert (chunks.token_index[:, [0, -1]] == -1).all()
+        # PAD lies between content and EOS: content is a prefix of the inner positions.
+        inner = chunks.token_mask[:, 1:-1]
+        assert (inner[:, :-1] >= inner[:, 1:]).all()
     got, index = content_of(chunks)
     np.testing.assert_array_equal(got, ids)
     np.testing.assert_array_equal(index, np.arange(len(ids)))
@@ -59,8 +62,28 @@ def test_nothing():
         chunk_tokens(np.zeros(0, int), 6, **SPECIAL),
         chunk_sentences(np.zeros(0, int), [], 6, **SPECIAL),
     ):
-        np.testing.assert_array_equal(chunks.input_ids, [[0, 1, 1, 1, 1, 2]])
-        np.testing.assert_array_equal(chunks.token_mask, [[1, 0, 0, 0, 0, 1]])
+        np.testing.assert_array_equal(chunks.input_ids, [[0, 2, 1, 1, 1, 1]])
+        np.testing.assert_array_equal(chunks.token_mask, [[1, 1, 0, 0, 0, 0]])
+
+
+def test_an_only_chunk_of_mbart_25_has_nothing_before_its_content():
+    """`... </s> en_XX`: what fits with this frame is one chunk; each of several begins with the boundary."""
+    special = {"bos": (), "eos": (2, 9), "pad": 1, "boundary": 0}
+    for chunk in (chunk_tokens, lambda ids, length, **special: chunk_sentences(ids, [1, 3], length, **special)):
+        np.testing.assert_array_equal(chunk(np.array([5, 6]), 6, **special).input_ids, [[5, 6, 2, 9, 1, 1]])
+        np.testing.assert_array_equal(chunk(np.array([5, 6, 7, 8]), 6, **special).input_ids, [[5, 6, 7, 8, 2, 9]])
+        several = chunk(np.array([5, 6, 7, 8, 8]), 6, **special)
+        np.testing.assert_array_equal(several.input_ids, [[0, 5, 6, 7, 2, 9], [0, 8, 8, 1, 2, 9]])
+    with pytest.raises(ValueError, match="bos or boundary"):
+        chunk_tokens(np.arange(9), 6, **(special | {"boundary": None}))
+
+
+def test_chunks_of_mbart_50_begin_with_the_language():
+    """`en_XX ... </s>`."""
+    special = {"bos": (9,), "eos": (2,), "pad": 1}
+    np.testing.assert_array_equal(chunk_tokens(np.array([5, 6]), 5, **special).input_ids, [[9, 5, 6, 2, 1]])
+    several = chunk_tokens(np.array([5, 6, 7, 8]), 5, **special)
+    np.testing.assert_array_equal(several.input_ids, [[9, 5, 6, 7, 2], [9, 8, 1, 1, 2]])
 
 
 def permitted(lengths, room):

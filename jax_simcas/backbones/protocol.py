@@ -18,7 +18,7 @@ ShardingRule = tuple[str, tuple[str | None, ...]]
 
 
 class Tokens(NamedTuple):
-    """Special tokens: `bos` and `eos` bound every chunk; the others serve the decoder."""
+    """Special tokens of the decoder; `ends`: all that end a summary, () for `eos` alone."""
 
     pad: int
     bos: int
@@ -26,6 +26,7 @@ class Tokens(NamedTuple):
     decoder_start: int
     forced_bos: int | None = None
     forced_eos: int | None = None
+    ends: tuple[int, ...] = ()
 
 
 @runtime_checkable  # tells what is none, by the names of its members

@@ -18,7 +18,7 @@ from torch import nn
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import TORCH_SELECTOR, to_state_dict
-from jax_simcas.method.beam_search import FORCED, GenerateConfig
+from jax_simcas.method.beam_search import DEFAULTS, FORCED, NOTHING, GenerateConfig
 
 CHUNKS_AT_ONCE = 8  # that the actor looks at together, where it need not wait for its own draws
 IGNORED = -100  # cross_entropy's mark for targets that don't count
@@ -190,9 +190,10 @@ class Peer(nn.Module):
         """The best sequence, through transformers' own generation with its cache."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        options: dict[str, Any] = dataclasses.asdict(config)
+        options: dict[str, Any] = dataclasses.asdict(config.filled(DEFAULTS))
         for name in FORCED:
-            options[name] = getattr(self.config, name) if options[name] is None else options[name]
+            token = getattr(config, name)
+            options[name] = getattr(self.config, name) if token is None else None if token == NOTHING else token
         if self.static_cache:
             options["cache_implementation"] = "static"
         model: Any = self.bart

@@ -10,9 +10,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from flax import serialization
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.stacks import unstack_layers
+from jax_simcas.checkpoints import generation as generation_lib
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_line, first_of
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
@@ -35,8 +37,11 @@ Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
 
 SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
 HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
-INDEX = f"{SAFETENSORS}.index.json"
-WEIGHTS = (SAFETENSORS, INDEX, MSGPACK, HUB_BIN, RELEASED_BIN)  # in the order in which they are looked for
+# The lists of sharded files, and the names of their parts.
+INDEXES = {f"{SAFETENSORS}.index.json": "model-*.safetensors", f"{HUB_BIN}.index.json": "pytorch_model-*.bin"}
+SAFETENSORS_INDEX, BIN_INDEX = INDEXES
+# In the order in which they are looked for.
+WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, HUB_BIN, BIN_INDEX, RELEASED_BIN)
 EXTRA = "jax_simcas.json"
 HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
@@ -60,13 +65,19 @@ TO_TORCH: tuple[Rename, ...] = (
 
 
 class Pretrained(NamedTuple):
-    """What a checkpoint holds; `extra` is its jax_simcas.json, `notes` are for the user."""
+    """What a checkpoint holds.
+
+    extra: its jax_simcas.json. notes: for the user. generation: its generation settings, as transformers has them.
+    generation_file: they are in a generation_config.json, not in config.json.
+    """
 
     config: BartConfig
     params: Params
     folder: Path
     extra: dict[str, Any]
     notes: tuple[str, ...]
+    generation: Mapping[str, Any] = MappingProxyType({})
+    generation_file: bool = False
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
@@ -76,7 +87,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
       UserError: nothing there, unreadable, or parameters missing, unexpected or mis-shaped: all in one line.
     """
     folder, notes = find_folder(str(source))
-    config = read_config(folder)
+    config, generation = read_config(folder), read_generation(folder)
     path, flat = _read_weights(folder)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
@@ -84,7 +95,10 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     if broken:
         raise UserError(f"{path}: not finite: {first_of(broken)}")
     extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
-    return Pretrained(config, trees.nest(flat), folder, extra, notes)
+    has_file = generation is not None
+    if generation is None:
+        generation = generation_lib.of_config(_read_json(folder / "config.json"))
+    return Pretrained(config, trees.nest(flat), folder, extra, notes, generation, has_file)
 
 
 def read_config(folder: Path) -> BartConfig:
@@ -93,7 +107,14 @@ def read_config(folder: Path) -> BartConfig:
     Raises:
       UserError: no config.json, or one of a model that is not supported.
     """
-    return BartConfig.from_hf(_read_json(folder / "config.json"), str(folder / "config.json"))
+    path = folder / "config.json"
+    return BartConfig.from_hf(_read_json(path), str(path), read_generation(folder))
+
+
+def read_generation(folder: Path) -> generation_lib.Raw | None:
+    """The content of generation_config.json; None without one."""
+    path = folder / generation_lib.FILE
+    return _read_json(path) if path.is_file() else None
 
 
 def from_pretrained(
@@ -121,7 +142,10 @@ def fill_missing_params(
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))
-        notes.append(f"{source}: no selector in this checkpoint; a fresh one was made (it keeps about half)")
+        notes.append(
+            f"{source}: no selector in this checkpoint: until one is trained, all states are kept (policy=all), or "
+            "evenly spread ones beyond a capacity"
+        )
     position_key = jax.random.fold_in(key, 1)
     fresh = {} if chunk_position is None else chunk_position.init(position_key, Bart(loaded.config))
     if fresh and NAME not in params["model"]["encoder"]:
@@ -146,12 +170,13 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import HfApi, snapshot_download
 
-    texts = ["config.json", EXTRA, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model"]
+    texts = ["config.json", generation_lib.FILE, EXTRA]
+    texts += ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"]
     # The hub's client lets any error of its network library through.
     try:
         names = {file.rfilename for file in HfApi().model_info(source, timeout=HUB_TIMEOUT).siblings or ()}
         weights = next((name for name in WEIGHTS if name in names), SAFETENSORS)
-        patterns = [*texts, weights, *(["model-*.safetensors"] if weights == INDEX else [])]
+        patterns = [*texts, weights, *([INDEXES[weights]] if weights in INDEXES else [])]
         return Path(snapshot_download(source, allow_patterns=patterns)), ()
     except Exception as error:
         reason = first_line(error)
@@ -204,16 +229,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> tuple[Path, Flat]:
-    readers: list[tuple[Path, Callable[[Path], Flat]]] = [
-        (folder / SAFETENSORS, lambda path: flat_params(_safetensors(path), path)),
-        (folder / INDEX, lambda path: flat_params(_sharded(path), path)),
-        (folder / MSGPACK, _msgpack),
-        (folder / HUB_BIN, lambda path: flat_params(_torch(path), path)),
-        (folder / RELEASED_BIN, lambda path: flat_params(_torch(path), path)),
-    ]
-    for path, read in readers:
-        if path.is_file():
-            return path, read(path)
+    def of(read: Callable[[Path], StateDict]) -> Callable[[Path], Flat]:
+        return lambda path: flat_params(read(path), path)
+
+    readers: dict[str, Callable[[Path], Flat]] = {
+        SAFETENSORS: of(_safetensors),
+        SAFETENSORS_INDEX: of(partial(_sharded, _safetensors)),
+        MSGPACK: _msgpack,
+        HUB_BIN: of(_torch),
+        BIN_INDEX: of(partial(_sharded, _torch)),
+        RELEASED_BIN: of(_torch),
+    }
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name, readers[name](folder / name)
     raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHTS)}")
 
 
@@ -227,7 +256,7 @@ def _safetensors(path: Path) -> StateDict:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _sharded(path: Path) -> StateDict:
+def _sharded(read: Callable[[Path], StateDict], path: Path) -> StateDict:
     parts = _read_json(path).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise UserError(f"{path}: no weight_map in it, from parameters to files")
@@ -235,7 +264,7 @@ def _sharded(path: Path) -> StateDict:
     for name in sorted(set(parts.values())):
         if not name or Path(name).name != name:
             raise UserError(f"{path}: names a file outside its folder: {name!r}")
-        out |= _safetensors(path.with_name(name))
+        out |= read(path.with_name(name))
     return out
 
 
@@ -336,6 +365,7 @@ def save(
     layout: str = "hf",
     extra: dict[str, Any] | None = None,
     copy: Iterable[Path] = (),
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Writes config.json and the weights in `layout` (hf, flax, released), each file atomically.
 
@@ -343,6 +373,7 @@ def save(
       params: with stacked layers, as in training, or one by one.
       extra: content of jax_simcas.json.
       copy: further files (a tokenizer's) to copy beside them.
+      texts: further files to write, name -> content.
 
     Raises:
       UserError: unknown layout, unwritable folder, or torch missing for "released".
@@ -355,6 +386,8 @@ def save(
         _replace(folder / "config.json", partial(_write_json, value=config.to_hf()))
         if extra is not None:
             _replace(folder / EXTRA, partial(_write_json, value=extra))
+        for name, content in texts.items():
+            files.replace_file(folder / name, content.encode())
         for file in copy:
             _replace(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]

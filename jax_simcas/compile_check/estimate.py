@@ -13,6 +13,7 @@ from jax_simcas.common.errors import prefixed
 from jax_simcas.compile_check import output, topology
 from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage, mesh_sizes
 from jax_simcas.compile_check.topology import Topology
+from jax_simcas.method.beam_search import DEFAULTS
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import settings_of
@@ -30,9 +31,9 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
         target or min(settings.simcas.max_target_len, settings.bart.max_position_embeddings),
     )
     simcas = settings.simcas.replace(max_input_len=shape.tokens, max_target_len=shape.target)
-    most = min(settings.generate.max_length, shape.target)
-    least = min(settings.generate.min_length, most)
-    generate = dataclasses.replace(settings.generate, max_length=most, min_length=least)
+    asked = settings.generate.filled(DEFAULTS)
+    most = min(asked.max_length or shape.target, shape.target)
+    generate = dataclasses.replace(asked, max_length=most, min_length=min(asked.min_length or 0, most))
     config_lib.check(dataclasses.replace(settings, simcas=simcas, generate=generate), sizes_known=True)
     return shape
 

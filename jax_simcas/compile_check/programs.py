@@ -178,7 +178,7 @@ def generate_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=False,
-        flops=flops.generation(settings.bart, document_shape(settings, shape), config.num_beams),
+        flops=flops.generation(settings.bart, document_shape(settings, shape), config.rules(model.backbone).num_beams),
     )
 
 

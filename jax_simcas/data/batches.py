@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.features import FeatureConfig, Features, featurize
+from jax_simcas.data.features import FeatureConfig, Features, check_rows, featurize
 from jax_simcas.data.rows import Row, RowSource
 from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
 from jax_simcas.method.chunk import bucket
@@ -28,6 +28,7 @@ class PipelineConfig(FeatureConfig):
     chunk_buckets, target_buckets: lengths that batches are padded to; beyond them, powers of two.
     seed: of the order of rows and of training's random choices.
     workers: processes that prepare training batches; evaluation needs none.
+    embedding_rows: of the model; a token beyond them is an error; None: not known.
     bucket_batches: training sorts the shuffled rows of that many batches by chunks, so that batches hold rows of
       similar length; 0: rows come as they are shuffled.
     """
@@ -38,6 +39,7 @@ class PipelineConfig(FeatureConfig):
     seed: int = 0
     workers: int = 0
     bucket_batches: int = 0
+    embedding_rows: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,6 +223,7 @@ class _Featurize(grain.transforms.Map):
         features = None if self._cache is None else self._cache.read(index, rng)
         if features is None:
             features = featurize(self._source[index], self._tokenizer, self._config, rng)
+        check_rows(features, self._tokenizer, self._config.embedding_rows, f"row {index}")
         return features | {"row_index": index}
 
 

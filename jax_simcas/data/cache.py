@@ -30,6 +30,7 @@ from jax_simcas.data.batches import PipelineConfig, in_workers
 from jax_simcas.data.features import (
     FeatureConfig,
     Features,
+    check_rows,
     featurize,
     special_ids,
     target_content,
@@ -39,7 +40,7 @@ from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
 from jax_simcas.method.chunk import chunk_at
 
-FORMAT = 1  # of records; a new number makes new folders
+FORMAT = 2  # of records and of how they are framed; a new number makes new folders
 ROWS, INDEX = "rows", "index"
 ENTRY = np.dtype([("end", "<i8"), ("chunks", "<i4"), ("checksum", "<u4")])
 ROWS_PER_CHECK = 256  # of the disk's free space
@@ -137,15 +138,31 @@ def key_of(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> st
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
+FIRST_SETTINGS = (
+    *("chunk_length", "chunking", "decoder_start", "draw_answer", "input_template", "join_parts", "max_input_len"),
+    *("max_target_len", "parts_at"),
+)
+
+
+def of_first_format(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig, folder: Path) -> Path | None:
+    """The folder in which version 0.2.0 kept the tokens of these rows, framed otherwise; None if there is none."""
+    light = LightTokenizer.of(tokenizer)
+    special = {"bos": light.bos_token_id, "eos": light.eos_token_id, "pad": light.pad_token_id}
+    tokens = (light.backend_tokenizer.to_str(), special, tokenizers.__version__)
+    parts = (1, source.fingerprint, tokens, [(name, getattr(config, name)) for name in FIRST_SETTINGS])
+    path = folder / hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+    return path if path.is_dir() else None
+
+
 def pack(features: Features, targets: list[tuple[np.ndarray, int]], dtype: np.dtype) -> bytes:
     """A row's record: counts, lengths of chunks, tokens, evidence as one bit per token, targets.
 
     Args:
       targets: (content, number of tokens cut) of the summary and of each answer that may be drawn.
     """
-    inner = features["token_mask"][:, 1:-1]
-    ids = features["input_ids"][:, 1:-1][inner]
-    marked = features["evidence_mask"][:, 1:-1][inner] if features["has_evidence"] else np.zeros(0, bool)
+    inner = features["content_mask"]
+    ids = features["input_ids"][inner]
+    marked = features["evidence_mask"][inner] if features["has_evidence"] else np.zeros(0, bool)
     head = [len(inner), len(targets), features["cut_tokens"], features["has_evidence"], *inner.sum(axis=1)]
     for content, cut in targets:
         head += [len(content), cut]
@@ -178,6 +195,7 @@ def unpack(record: bytes, tokenizer: Tokenizer, config: FeatureConfig, rng: np.r
     return {
         "input_ids": made.input_ids,
         "token_mask": made.token_mask,
+        "content_mask": made.token_index >= 0,
         "evidence_mask": evidence,
         "has_evidence": bool(has_evidence),
         "target_ids": target_ids(contents[drawn], tokenizer, config),
@@ -194,12 +212,13 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 class _Pack(grain.transforms.Map):
     """Row number -> (record, number of chunks)."""
 
-    def __init__(self, source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> None:
+    def __init__(self, source: RowSource, tokenizer: Tokenizer, config: PipelineConfig) -> None:
         self._source, self._tokenizer, self._config = source, tokenizer, config
 
     def map(self, index: Any) -> tuple[bytes, int]:
         row = self._source[int(index)]
         features = featurize(row, self._tokenizer, self._config)
+        check_rows(features, self._tokenizer, self._config.embedding_rows, f"row {row.id}")
         texts = (row.summary, *(row.answers if self._config.draw_answer else ()))
         targets = [target_content(text, self._tokenizer, self._config) for text in texts]
         return pack(features, targets, token_dtype(self._tokenizer)), len(features["input_ids"])

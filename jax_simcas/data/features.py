@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int32
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import Tokenizer, tokenize
+from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer, frame_of, tokenize
 from jax_simcas.method.chunk import Chunks, chunk_at, chunk_sentences, chunk_tokens, most_chunks
 
 Features = dict[str, Any]
@@ -22,7 +22,7 @@ Features = dict[str, Any]
 # at a line's end. An abbreviation's full stop counts too: one more place where a chunk may end does no harm.
 SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*+(?=\s)|[。！？][”’」』）]*+|\n")
 TEMPLATE_FIELD = re.compile(r"\{(query|context)\}")
-TARGET_SPECIALS = 3  # decoder start, BOS, EOS
+SHORTEST_TARGET = 3  # decoder start, BOS, EOS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FeatureConfig:
     max_target_len: tokens of a target, decoder start, BOS and EOS included.
     chunking: "fixed" cuts at every chunk_length - 2 tokens, "sentences" at sentence ends.
     input_template: what the encoder reads; `{document}`, and `{query}` and `{context}` of rows that have them.
-    decoder_start: token id that starts every target.
+    decoder_start: token id that starts every target; None: the target's last token, as mBART wraps it around.
     parts_at: separator of the parts of a document ("": one part), which `join_parts` replaces.
     draw_answer: training takes a random one of a row's answers, not always the first.
     """
@@ -44,7 +44,7 @@ class FeatureConfig:
     max_target_len: int
     chunking: str = "fixed"
     input_template: str = "{document}"
-    decoder_start: int = 2
+    decoder_start: int | None = 2
     parts_at: str = ""
     join_parts: str = "</s>"
     draw_answer: bool = False
@@ -53,7 +53,7 @@ class FeatureConfig:
         check_template(self.input_template)
         checks.one_of(self, "chunking", ("fixed", "sentences"))
         checks.at_least(self, 3, "chunk_length", "max_input_len")  # BOS, one token, EOS
-        checks.at_least(self, TARGET_SPECIALS, "max_target_len")
+        checks.at_least(self, SHORTEST_TARGET, "max_target_len")
 
     @property
     def most_chunks(self) -> int:
@@ -92,9 +92,10 @@ def featurize(
 ) -> Features:
     """One document as numpy arrays, not yet padded to a bucket. A row's ready-made chunks are taken as they are.
 
-    input_ids, token_mask [K, S]; token_offsets [K, S, 2], characters of the document, -1 elsewhere;
-    evidence_mask [K, S], tokens that overlap the row's evidence; target_ids [T]: decoder start, BOS, tokens,
-    EOS; cut_tokens, cut_target: number of tokens beyond the limits.
+    input_ids, token_mask [K, S]; content_mask [K, S], tokens that are neither special nor PAD; token_offsets [K, S, 2],
+    characters of the document, -1 elsewhere; evidence_mask [K, S], tokens that overlap the row's evidence; target_ids
+    [T]: decoder start, and the target as the tokenizer frames it; cut_tokens, cut_target: number of tokens beyond the
+    limits.
 
     Args:
       rng: training's random choices, see `shuffle_parts` and `draw_answer`; None for evaluation.
@@ -103,12 +104,14 @@ def featurize(
       UserError: an empty document; a template with a query that the row lacks; chunks of another length than the
         model's, or that the tokenizer cannot have made.
     """
+    tokenizer = LightTokenizer.of(tokenizer)
     row = draw_answer(shuffle_parts(row, config, rng), config, rng)
     content = (_from_text if row.chunks is None else _from_chunks)(row, tokenizer, config)
     target, cut_target = target_content(row.summary, tokenizer, config)
     return {
         "input_ids": content.chunks.input_ids,
         "token_mask": content.chunks.token_mask,
+        "content_mask": content.chunks.token_index >= 0,
         "token_offsets": _per_token(content.chunks, content.offsets, -1),
         "evidence_mask": _per_token(content.chunks, _overlaps(content.offsets, row.evidence or ()), False),
         "has_evidence": row.evidence is not None,
@@ -118,16 +121,39 @@ def featurize(
     }
 
 
+def check_rows(features: Features, tokenizer: Tokenizer, rows: int | None, where: str) -> None:
+    """Raises UserError for a token beyond the model's `rows` embeddings, such as `<mask>` for BART-large-CNN.
+
+    Args:
+      rows: None: not known.
+    """
+    for part, name in (("document", "input_ids"), ("target", "target_ids")):
+        largest = int(features[name].max())
+        if rows is not None and largest >= rows:
+            token = tokenizer.backend_tokenizer.id_to_token(largest)
+            raise UserError(
+                f"{where}: its {part} has the token {token!r} (id {largest}), which the weights ({rows} tokens) have "
+                "not: remove it from the text, or use the tokenizer that the weights were trained with"
+            )
+
+
 def target_content(text: str, tokenizer: Tokenizer, config: FeatureConfig) -> tuple[Int32[np.ndarray, " n"], int]:
     """A target's tokens without specials, and how many the limit cuts."""
-    ids, room = tokenize(tokenizer, text).ids, config.max_target_len - TARGET_SPECIALS
-    return ids[:room], max(len(ids) - room, 0)
+    frame = frame_of(tokenizer)
+    room = config.max_target_len - 1 - len(frame.target_prefix) - len(frame.target_suffix)
+    ids = tokenize(tokenizer, text).ids
+    return ids[: max(room, 0)], max(len(ids) - room, 0)
 
 
 def target_ids(content: Int[np.ndarray, " n"], tokenizer: Tokenizer, config: FeatureConfig) -> Int32[np.ndarray, " T"]:
-    """Decoder start, BOS, content, EOS."""
-    begin, end = (config.decoder_start, tokenizer.bos_token_id), (tokenizer.eos_token_id,)
-    return np.concatenate([begin, content, end]).astype(np.int32)
+    """Decoder start, then the content as the tokenizer frames a target: what follows each token is what it predicts.
+
+    Source: `shift_tokens_right` of transformers' BART, and that of its mBART and PLBart, which wraps the last token.
+    """
+    frame = frame_of(tokenizer)
+    label = np.concatenate([frame.target_prefix, content, frame.target_suffix]).astype(np.int32)
+    start = label[-1] if config.decoder_start is None else config.decoder_start
+    return np.concatenate([[start], label]).astype(np.int32)
 
 
 class _Content(NamedTuple):
@@ -169,7 +195,7 @@ def _around_document(row: Row, template: str) -> list[str]:
 
 
 def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Content:
-    """Chunks `[BOS] content [PAD] [EOS]` of the model's length; the last, and so an only one, may be shorter.
+    """The set's chunks `[BOS] content [PAD] [EOS]` of the model's length; the last, so an only one, may be shorter.
 
     Deviation: cut at max_input_len tokens of content, where the released code keeps max_input_len // S chunks.
     """
@@ -178,8 +204,10 @@ def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Cont
     contents = []
     for k, chunk in enumerate(ready):
         where = f"row {row.id}: chunk {k} of its token ids (config.data.fields.chunks)"
+        while len(ready) == 1 and chunk[-1:] == (special["pad"],):  # PAD stands behind EOS in an only chunk
+            chunk = chunk[:-1]
         _check_ready_chunk(chunk, length, k + 1 == len(ready), special, vocabulary, where)
-        ids = np.asarray(chunk[1:-1], np.int32)
+        ids = np.asarray(chunk[len(special["bos"]) : len(chunk) - len(special["eos"])], np.int32)
         contents.append(ids[ids != special["pad"]])
     if not sum(map(len, contents)):
         raise UserError(f"row {row.id}: its chunks (config.data.fields.chunks) have no token in them")
@@ -191,19 +219,21 @@ def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Cont
 
 
 def _check_ready_chunk(
-    chunk: Sequence[int], length: int, last: bool, special: dict[str, int], vocabulary: int, where: str
+    chunk: Sequence[int], length: int, last: bool, special: dict[str, Any], vocabulary: int, where: str
 ) -> None:
     if len(chunk) > length or (len(chunk) < length and not last):
         raise UserError(
             f"{where} has {len(chunk)} tokens, expected {length}: config.simcas.chunk_length must be what the set "
             "was cut at"
         )
-    if len(chunk) < 2 or (chunk[0], chunk[-1]) != (special["bos"], special["eos"]):
+    before, after = special["bos"], special["eos"]
+    ends = len(chunk) - len(after)
+    if ends < len(before) or (tuple(chunk[: len(before)]), tuple(chunk[ends:])) != (before, after):
+        expected = f"BOS {' '.join(map(str, before))} ... EOS {' '.join(map(str, after))}"
         raise UserError(
-            f"{where} is {chunk[:1]} ... {chunk[-1:]}, expected BOS {special['bos']} ... EOS {special['eos']}: "
-            "does the tokenizer belong to the set?"
+            f"{where} is {chunk[:1]} ... {chunk[-1:]}, expected {expected}: does the tokenizer belong to the set?"
         )
-    content = chunk[1:-1]
+    content = chunk[len(before) : ends]
     if content and not 0 <= min(content) <= max(content) < vocabulary:
         raise UserError(
             f"{where} has {min(content)} to {max(content)}, but the tokenizer has {vocabulary} tokens: "
@@ -211,9 +241,10 @@ def _check_ready_chunk(
         )
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """BOS, EOS and PAD as keyword arguments of chunk.py's functions."""
-    return {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What frames a chunk, as keyword arguments of chunk.py's functions."""
+    frame = frame_of(tokenizer)
+    return {"bos": frame.prefix, "eos": frame.suffix, "pad": frame.pad, "boundary": frame.boundary}
 
 
 def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 2"]:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -59,7 +59,70 @@ class TextTokenizer(Tokenizer, Protocol):
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False) -> Any: ...
 
+    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
+
     def save_pretrained(self, save_directory: str) -> Any: ...
+
+
+class Frame(NamedTuple):
+    """The special tokens that a tokenizer puts around a text, around a target, and between and beside them.
+
+    boundary: what begins each of several chunks where `prefix` is empty.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    target_prefix: tuple[int, ...]
+    target_suffix: tuple[int, ...]
+    pad: int
+    boundary: int
+
+    @property
+    def tokens(self) -> set[int]:
+        """All that may stand around the content of a chunk."""
+        return {*self.prefix, *self.suffix, self.boundary, self.pad}
+
+
+PROBES = ("a", "1", "\u4e00")  # texts of which one has tokens in any vocabulary
+
+
+def frame_of(tokenizer: Tokenizer) -> Frame:
+    """How the tokenizer itself frames a text: `<s> ... </s>`, `[CLS] ... [SEP]`, `en_XX ... </s>`, `... </s> en_XX`.
+
+    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS.
+    """
+    frame = getattr(tokenizer, "frame", None)
+    if isinstance(frame, Frame):
+        return frame
+    probe = next((text for text in PROBES if len(tokenize(tokenizer, text).ids)), PROBES[0])
+    encoding = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
+    source = target = _around(encoding.ids, encoding.special_tokens_mask)
+    if callable(tokenizer):  # mBART's have another mode for targets
+        encoded = tokenizer(text_target=probe, return_special_tokens_mask=True)
+        target = _around(encoded["input_ids"], encoded["special_tokens_mask"])
+    bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
+    if not any(source):
+        source = target = ((bos,), (eos,))
+    return Frame(*source, *target, pad=pad, boundary=source[0][0] if source[0] else bos)
+
+
+def _around(ids: Sequence[int], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after the content."""
+    content = [place for place, is_special in enumerate(special) if not is_special]
+    if not content:
+        return (), ()
+    return tuple(ids[: content[0]]), tuple(ids[content[-1] + 1 :])
+
+
+def special_id(tokenizer: Any, name: str) -> int:
+    """The id of the tokenizer's `bos`, `eos` or `pad`, or of the token that stands for it where it has none."""
+    for kind in {"bos": ("bos", "cls"), "eos": ("eos", "sep"), "pad": ("pad", "eos", "sep")}[name]:
+        token = getattr(tokenizer, f"{kind}_token_id", None)
+        if token is not None:
+            return int(token)
+    if name == "bos":
+        return special_id(tokenizer, "eos")
+    raise UserError(f"the tokenizer has no {name}_token_id")
 
 
 @dataclass(frozen=True)
@@ -70,12 +133,15 @@ class LightTokenizer:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
+    frame: Frame | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> LightTokenizer:
         """The same tokens."""
-        ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        return cls(tokenizer.backend_tokenizer, *ids)
+        if isinstance(tokenizer, LightTokenizer):
+            return tokenizer
+        bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
+        return cls(tokenizer.backend_tokenizer, bos, eos, pad, frame_of(tokenizer))
 
 
 def tokenize(tokenizer: Tokenizer, text: str) -> Tokenized:
@@ -88,16 +154,19 @@ def count_unknown(
     tokenizer: Tokenizer, ids: Int[np.ndarray, "*shape"], mask: Bool[np.ndarray, "*shape"]
 ) -> tuple[int, int]:
     """(unknown, all) tokens of texts, without the special tokens around them."""
-    content = ids[mask & ~np.isin(ids, [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id])]
+    content = ids[mask & ~np.isin(ids, [*frame_of(tokenizer).tokens])]
     unknown = getattr(tokenizer, "unk_token_id", None)
     return (0 if unknown is None else int((content == unknown).sum())), content.size
 
 
-def load_tokenizer(source: str | os.PathLike[str]) -> TextTokenizer:
+def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang: str = "") -> TextTokenizer:
     """A fast tokenizer from a folder or a hub id; runs no code that came with it.
 
+    Args:
+      src_lang, tgt_lang: see `set_languages`.
+
     Raises:
-      UserError: none there, one without a vocabulary or BART's specials, or not a fast one (offsets need one).
+      UserError: none there, one without a vocabulary or special tokens, or not a fast one (offsets need one).
     """
     name = str(source)
     if not os.path.isdir(name) and (os.path.exists(name) or os.path.isabs(name) or name.count("/") > 1):
@@ -113,13 +182,37 @@ def load_tokenizer(source: str | os.PathLike[str]) -> TextTokenizer:
     # Without its files the library silently makes an empty tokenizer.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"{name}: the tokenizer has no vocabulary, only special tokens{_listing(name)}")
-    missing = [n for n in ("pad_token_id", "bos_token_id", "eos_token_id") if getattr(tokenizer, n) is None]
-    if missing:
-        raise UserError(f"{name}: the tokenizer has no {', '.join(missing)}; expected BART's special tokens")
     # tokenizer.json may ask for these; documents must not be cut silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    set_languages(tokenizer, src_lang, tgt_lang)
+    try:
+        frame_of(tokenizer)
+    except UserError:
+        missing = [n for n in ("pad_token_id", "bos_token_id", "eos_token_id") if getattr(tokenizer, n, None) is None]
+        raise UserError(
+            f"{name}: the tokenizer has no {', '.join(missing)}; expected special tokens as BART's"
+        ) from None
     return tokenizer
+
+
+def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "") -> None:
+    """Lets an mBART-like tokenizer frame documents and targets with these languages' codes; "" keeps its own.
+
+    Raises:
+      UserError: a tokenizer without languages, a code that it does not have.
+    """
+    for name, code in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+        if not code:
+            continue
+        where = f"config.data.{name}={code!r}"
+        if not hasattr(tokenizer, "set_src_lang_special_tokens"):
+            raise UserError(f"{where}: the tokenizer ({type(tokenizer).__name__}) knows no languages; leave it out")
+        codes = sorted(tokenizer.lang_code_to_id)
+        if code not in codes:
+            raise UserError(f"{where}: the tokenizer has no such language code; there are {', '.join(codes)}")
+        setattr(tokenizer, name, code)
+        tokenizer.init_kwargs[name] = code  # what save_pretrained writes
 
 
 def _listing(name: str) -> str:

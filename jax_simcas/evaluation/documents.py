@@ -26,6 +26,7 @@ from jax_simcas.evaluation.predict import (
     generate_batch,
     overflow_of,
     select_batch,
+    source_tokens,
     target_nll,
 )
 from jax_simcas.evaluation.summarizer import tokens_read
@@ -150,7 +151,8 @@ def predict_batch(
     hidden, selection = select_batch(params, document, keys, budget, model=model, policy=policy)
     selected = (params, hidden, document.chunk_mask, selection)
     capacity = capacity_for(selection, model.capacity)
-    generation = generate_batch(*selected, model=model, config=predictor.generate, capacity=capacity)
+    source = source_tokens(document, predictor.generate)
+    generation = generate_batch(*selected, source, model=model, config=predictor.generate, capacity=capacity)
     nll = target_nll(*selected, target, model=model, capacity=capacity)
     attended = None
     if attention:

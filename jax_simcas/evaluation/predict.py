@@ -63,17 +63,31 @@ def generate_batch(
     hidden: Float[Array, "B K S D"],
     chunk_mask: Bool[Array, "B K"],
     selection: Selection,
+    source: Int[Array, "B N"] | None = None,
     *,
     model: SimCAS,
     config: GenerateConfig,
     capacity: int,
 ) -> Generation:
-    """Compacts the selected states of every document to `capacity` rows and searches for its best summary."""
+    """Compacts the selected states of every document to `capacity` rows and searches for its best summary.
 
-    def one(hidden: Array, chunk_mask: Array, selection: Selection) -> Generation:
-        return generate(params, model, config, compact(hidden, chunk_mask, selection, capacity))
+    Args:
+      source: see `source_tokens`.
+    """
 
-    return over_documents(one)(hidden, chunk_mask, selection)
+    def one(hidden: Array, chunk_mask: Array, selection: Selection, source: Array | None = None) -> Generation:
+        return generate(params, model, config, compact(hidden, chunk_mask, selection, capacity), source)
+
+    given = (hidden, chunk_mask, selection)
+    return over_documents(one)(*given if source is None else (*given, source))
+
+
+def source_tokens(documents: Document, config: GenerateConfig) -> Int[Array, "B N"] | None:
+    """The tokens of every document, -1 for PAD, where the search has rules about them; else None."""
+    if not config.encoder_no_repeat_ngram_size:
+        return None
+    tokens = jnp.where(documents.token_mask, documents.input_ids, -1)
+    return tokens.reshape(len(tokens), -1)
 
 
 @partial(jax.jit, static_argnames=("model", "capacity"))

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.tables import plural
 from jax_simcas.data import batches
-from jax_simcas.data.features import Features, featurize, shuffle_parts
+from jax_simcas.data.features import Features, check_rows, featurize, shuffle_parts
 from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import count_unknown
+from jax_simcas.data.tokenizer import count_unknown, special_id
 from jax_simcas.evaluation.predict import (
     Predictor,
     attention_of,
@@ -23,6 +23,7 @@ from jax_simcas.evaluation.predict import (
     generate_batch,
     overflow_of,
     select_batch,
+    source_tokens,
 )
 from jax_simcas.evaluation.written import PLACES, WrittenTokens, written_tokens
 from jax_simcas.method.attention import Attended
@@ -82,6 +83,7 @@ class Summarizer(NamedTuple):
         predictor, started = self.predictor, time.monotonic()
         row = Row(id="text", document=text, summary="", query=query)
         features = featurize(row, predictor.tokenizer, predictor.reading)
+        check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "the text")
         unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
         if tokens and unknown == tokens:
             count = plural(tokens, "token")
@@ -121,7 +123,7 @@ def _predict(
 ) -> tuple[Selection, Generation, Attended | None, float]:
     """Of a batch of one: selection, generation, `attention` of the document if asked for; when the first was there."""
     params, model = predictor.params, predictor.model
-    batch = batches.pad_batch([features], predictor.reading, predictor.tokenizer.pad_token_id)
+    batch = batches.pad_batch([features], predictor.reading, special_id(predictor.tokenizer, "pad"))
     document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
     budget = jnp.full(1, model.budget or 0, jnp.int32)
     hidden, selection = jax.block_until_ready(
@@ -129,7 +131,8 @@ def _predict(
     )
     selected = time.monotonic()
     given, capacity = (params, hidden, document.chunk_mask, selection), capacity_for(selection, model.capacity)
-    generation = generate_batch(*given, model=model, config=predictor.generate, capacity=capacity)
+    source = source_tokens(document, predictor.generate)
+    generation = generate_batch(*given, source, model=model, config=predictor.generate, capacity=capacity)
     attended = None
     if attention:
         every = attention_of(*given, generation, model=model, capacity=capacity, count=PLACES)

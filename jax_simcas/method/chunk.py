@@ -8,24 +8,42 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+Special = int | Sequence[int]  # one token or several
+
 
 class Chunks(NamedTuple):
-    """K chunks of S tokens. `token_index` points into the content, -1 at BOS, EOS and PAD."""
+    """K chunks of S tokens. `token_index` points into the content, -1 at special tokens and PAD."""
 
     input_ids: Int32[np.ndarray, "K S"]
     token_mask: Bool[np.ndarray, "K S"]
     token_index: Int32[np.ndarray, "K S"]
 
 
-def chunk_tokens(ids: Int[np.ndarray, " n"], chunk_length: int, *, bos: int, eos: int, pad: int) -> Chunks:
+def chunk_tokens(
+    ids: Int[np.ndarray, " n"],
+    chunk_length: int,
+    *,
+    bos: Special,
+    eos: Special,
+    pad: int,
+    boundary: int | None = None,
+) -> Chunks:
     """Content of n tokens in K = max(1, ceil(n / (S - 2))) chunks `[BOS] content [EOS]`.
 
-    The last chunk is filled with PAD between content and EOS. Source: method.md "Chunk", step 2.
+    A document that fits one chunk is framed as the backbone alone reads it, with PAD behind EOS. In longer ones the
+    last chunk is filled with PAD between content and EOS. Source: docs/method.md, "Chunk".
+
+    Args:
+      bos, eos: what the tokenizer puts before and after a text; of several tokens, the outer ones are the boundaries.
+      boundary: begins each of several chunks where `bos` is empty.
 
     Raises:
-      ValueError: a chunk_length that leaves no room between BOS and EOS.
+      ValueError: a chunk_length that leaves no room between BOS and EOS; no token for position 0 of several chunks.
     """
-    return chunk_at(ids, range(0, max(len(ids), 1), _room(chunk_length)), chunk_length, bos=bos, eos=eos, pad=pad)
+    starts: Sequence[int] = (0,)
+    if len(ids) > _room(chunk_length, bos, eos):
+        starts = range(0, len(ids), _room(chunk_length, _first(bos, boundary), eos))
+    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, boundary=boundary)
 
 
 def chunk_sentences(
@@ -33,20 +51,23 @@ def chunk_sentences(
     sentence_ends: Sequence[int],
     chunk_length: int,
     *,
-    bos: int,
-    eos: int,
+    bos: Special,
+    eos: Special,
     pad: int,
+    boundary: int | None = None,
 ) -> Chunks:
     """Like `chunk_tokens`, but never splits inside a sentence unless it alone exceeds S - 2 tokens.
 
     Among all such cuts it makes as few chunks as possible. A sentence that alone exceeds S - 2 may be split
-    anywhere. Source: method.md "Chunk", step 3 (the paper).
+    anywhere. Source: docs/method.md, "Chunk" (the paper).
 
     Args:
       sentence_ends: ascending; sentence i is ids[ends[i - 1]:ends[i]]. What follows the last end is one more.
     """
-    starts = sentence_starts(len(ids), sentence_ends, _room(chunk_length))
-    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad)
+    starts = [0]
+    if len(ids) > _room(chunk_length, bos, eos):
+        starts = sentence_starts(len(ids), sentence_ends, _room(chunk_length, _first(bos, boundary), eos))
+    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, boundary=boundary)
 
 
 def sentence_starts(count: int, sentence_ends: Sequence[int], room: int) -> list[int]:
@@ -71,22 +92,40 @@ def sentence_starts(count: int, sentence_ends: Sequence[int], room: int) -> list
 
 
 def chunk_at(
-    ids: Int[np.ndarray, " n"], starts: Sequence[int], chunk_length: int, *, bos: int, eos: int, pad: int
+    ids: Int[np.ndarray, " n"],
+    starts: Sequence[int],
+    chunk_length: int,
+    *,
+    bos: Special,
+    eos: Special,
+    pad: int,
+    boundary: int | None = None,
 ) -> Chunks:
     """Chunks that begin at `starts` (ascending from 0) of the content and end where the next begins."""
-    room = _room(chunk_length)
+    before, after = _tokens(bos), _tokens(eos)
+    alone = len(starts) == 1
+    if not alone:
+        before = _first(before, boundary)
     begin = np.asarray(starts, np.int64)[:, None]
     end = np.append(begin[1:, 0], len(ids))[:, None]
-    index = begin + np.arange(room)
+    index = begin + np.arange(_room(chunk_length, before, after))
     content = index < end
-    edge = lambda value, dtype: np.full((len(begin), 1), value, dtype)
     inner = np.full(index.shape, pad, np.int32)
     inner[content] = np.asarray(ids, np.int32)[index[content]]
-    return Chunks(
-        np.concatenate([edge(bos, np.int32), inner, edge(eos, np.int32)], axis=1),
-        np.concatenate([edge(True, bool), content, edge(True, bool)], axis=1),
-        np.concatenate([edge(-1, np.int32), np.where(content, index, -1).astype(np.int32), edge(-1, np.int32)], axis=1),
+    rows = len(begin)
+    edges = lambda values, dtype: np.tile(np.asarray(values, dtype), (rows, 1))
+    filled = lambda value, middle, dtype: np.concatenate(
+        [edges([value] * len(before), dtype), middle, edges([value] * len(after), dtype)], axis=1
     )
+    chunks = Chunks(
+        np.concatenate([edges(before, np.int32), inner, edges(after, np.int32)], axis=1),
+        filled(True, content, bool),
+        filled(-1, np.where(content, index, -1).astype(np.int32), np.int32),
+    )
+    if not alone:
+        return chunks
+    order = np.argsort(~chunks.token_mask, axis=1, kind="stable")  # PAD last
+    return Chunks(*(np.take_along_axis(x, order, axis=1) for x in chunks))
 
 
 def pad_rows(x: np.ndarray, rows: int, fill: int | bool) -> np.ndarray:
@@ -115,11 +154,25 @@ def most_chunks(count: int, chunk_length: int, *, sentences: bool = False) -> in
     fixed: ceil(n / (S - 2)). sentences: 2 ceil(n / (S - 1)), for two neighbours hold more than S - 2 tokens
     together, or they would be one.
     """
-    room = _room(chunk_length)
+    room = _room(chunk_length, 0, 0)
     return max(1, 2 * -(-count // (room + 1)) if sentences else -(-count // room))
 
 
-def _room(chunk_length: int) -> int:
-    if chunk_length < 3:
-        raise ValueError(f"chunk_length={chunk_length}: expected at least 3 (BOS, one token, EOS)")
-    return chunk_length - 2
+def _tokens(special: Special) -> tuple[int, ...]:
+    return tuple(special) if isinstance(special, Sequence) else (special,)
+
+
+def _first(bos: Special, boundary: int | None) -> tuple[int, ...]:
+    """What begins each of several chunks."""
+    before = _tokens(bos) or (() if boundary is None else (boundary,))
+    if not before:
+        raise ValueError("several chunks need a token at position 0 of each: give bos or boundary")
+    return before
+
+
+def _room(chunk_length: int, bos: Special, eos: Special) -> int:
+    """Tokens of content in a chunk of that length."""
+    special = len(_tokens(bos)) + len(_tokens(eos))
+    if chunk_length <= special:
+        raise ValueError(f"chunk_length={chunk_length}: expected at least {special + 1} (BOS, one token, EOS)")
+    return chunk_length - special

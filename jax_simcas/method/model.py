@@ -138,7 +138,7 @@ def encode(
 ) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
     """Encodes the chunks side by side; boundary states are exchanged between layers, over the axis "chunk".
 
-    Source: docs/method.md, "Encode and align". With `mask_padding=False` PAD is attended to (released code).
+    Source: docs/method.md, "Encode and align".
 
     Args:
       key: for dropout; None switches it off.
@@ -149,9 +149,9 @@ def encode(
     Raises:
       ValueError: chunks that the mesh axis "chunk" does not divide.
     """
-    input_ids, token_mask, chunk_mask = document
+    input_ids, _, chunk_mask = document
     check_chunks(input_ids.shape[0])
-    visible = token_mask if model.mask_padding else jnp.broadcast_to(chunk_mask[:, None], token_mask.shape)
+    visible = visible_tokens(model, document)
     added = None
     if model.chunk_position is not None:
         added = model.chunk_position(encoder_of(params, model.backbone), model.backbone, input_ids.shape[0])
@@ -173,11 +173,20 @@ def encode(
     )
 
 
-def candidates(model: SimCAS, document: Document) -> Bool[Array, "K N"]:
-    """Which of positions 1..S-1 may be selected: real tokens, or (released code) PAD as well."""
+def visible_tokens(model: SimCAS, document: Document) -> Bool[Array, "K S"]:
+    """What may be attended to: real tokens or, with `mask_padding=False` as in the released code, PAD as well.
+
+    That code does not pad a document of one chunk, so that PAD is masked there in either case.
+    """
     if model.mask_padding:
-        return document.token_mask[:, 1:]
-    return jnp.broadcast_to(document.chunk_mask[:, None], document.token_mask[:, 1:].shape)
+        return document.token_mask
+    padded = document.chunk_mask[:, None] & (document.chunk_mask.sum() > 1)
+    return document.token_mask | padded
+
+
+def candidates(model: SimCAS, document: Document) -> Bool[Array, "K N"]:
+    """Which of positions 1..S-1 may be selected: those that may be attended to."""
+    return visible_tokens(model, document)[:, 1:]
 
 
 def select_document(

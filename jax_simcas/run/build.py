@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load, read_config
+from jax_simcas.checkpoints import generation as generation_lib
+from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load, read_config, read_generation
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import put, state_shardings
@@ -24,21 +27,30 @@ from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.evaluation.summarizer import Summarizer
+from jax_simcas.method.beam_search import DEFAULTS, NOTHING, GenerateConfig
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import Settings
+from jax_simcas.run.config_file import named_by, with_flags
+from jax_simcas.run.method_config import SimcasConfig
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
 
 
 class Model(NamedTuple):
-    """Settings, parameters and tokenizer of a model; `notes` are for the user."""
+    """Settings, parameters and tokenizer of a model.
+
+    notes: for the user. generation: the generation settings of the checkpoint, as transformers has them.
+    has_selector: the checkpoint had one, and so it was trained.
+    """
 
     settings: Settings
     params: Params
     tokenizer: TextTokenizer
     notes: tuple[str, ...]
+    generation: Mapping[str, Any] = MappingProxyType({})
+    has_selector: bool = True
 
 
 def open_source(settings: Settings, split: str, cache: Path, need_reference: bool = True) -> RowSource:
@@ -54,8 +66,9 @@ def pipeline_config(settings: Settings) -> PipelineConfig:
     """The part of the settings that turns rows into batches."""
     names = {field.name for field in dataclasses.fields(PipelineConfig)}
     shared = {name: value for name, value in (vars(settings.simcas) | vars(settings.data)).items() if name in names}
-    start = settings.bart.decoder_start_token_id
-    return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start)
+    bart = settings.bart
+    start = None if bart.wraps_targets else bart.decoder_start_token_id
+    return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start, embedding_rows=bart.vocab_size)
 
 
 def make_tokenizer(settings: Settings, cache: Path) -> TextTokenizer:
@@ -86,29 +99,103 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
       UserError: weights, vocabulary or lengths that do not fit together.
     """
     key = jax.random.key(settings.loop.seed)
-    notes: tuple[str, ...] = ()
-    saved = tokenizer_lib.load_tokenizer(saved_tokenizer) if saved_tokenizer and saved_tokenizer.is_dir() else None
+    languages = settings.data.src_lang, settings.data.tgt_lang
+    saved = None
+    if saved_tokenizer and saved_tokenizer.is_dir():
+        saved = tokenizer_lib.load_tokenizer(saved_tokenizer, *languages)
     if settings.pretrained:
-        loaded = fill_missing_params(
-            load_weights(settings.pretrained), settings.pretrained, key, settings.model().chunk_position
-        )
-        settings = dataclasses.replace(settings, bart=keep_run_dropout(loaded.config, settings.bart))
-        tokenizer = saved or tokenizer_lib.load_tokenizer(settings.data.tokenizer or loaded.folder)
-        rules = settings.model().sharding_rules
-        params, notes = put(loaded.params, state_shardings(mesh, loaded.params, rules)), tuple(loaded.notes)
-        check_vocabulary(tokenizer, settings, settings.pretrained)
-    else:
-        tokenizer = saved or make_tokenizer(settings, cache)
-        sized = partial(dataclasses.replace, settings.bart, vocab_size=len(tokenizer))
-        settings = dataclasses.replace(settings, bart=config_lib.made(sized, "config.bart"))
-        params = None
+        return _from_pretrained(settings, key, mesh, saved)
+    tokenizer = saved or make_tokenizer(settings, cache)
+    sized = partial(dataclasses.replace, settings.bart, vocab_size=len(tokenizer))
+    settings = dataclasses.replace(settings, bart=config_lib.made(sized, "config.bart"))
+    settings = config_lib.check(generating(settings, defaults(settings.bart)), sizes_known=True)
+    fresh = partial(init_params, model=settings.model())
+    shardings = state_shardings(mesh, jax.eval_shape(fresh, key), settings.model().sharding_rules)
+    return Model(settings, jax.jit(fresh, out_shardings=shardings)(key), tokenizer, ())
+
+
+def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: TextTokenizer | None) -> Model:
+    """`new_model` from pretrained weights: their sizes, tokens and generation settings where the run gives none."""
+    source, data = settings.pretrained, settings.data
+    loaded = load_weights(source)
+    has_selector = "selector" in loaded.params
+    generate, notes = generation_of(loaded, source)
+    loaded = fill_missing_params(loaded, source, key, settings.model().chunk_position)
+    settings = dataclasses.replace(settings, bart=keep_run_dropout(loaded.config, settings.bart))
+    settings = fitted_to(generating(settings, generate), settings.bart)
+    if not has_selector and not settings.loop.selector_every:
+        settings = without_selector(settings)
+    tokenizer = saved or tokenizer_lib.load_tokenizer(data.tokenizer or loaded.folder, data.src_lang, data.tgt_lang)
+    settings = in_language(settings, tokenizer)
+    notes += check_vocabulary(tokenizer, settings, source)
     config_lib.check(settings, sizes_known=True)
-    if params is None:
-        model = settings.model()
-        fresh = partial(init_params, model=model)
-        shardings = state_shardings(mesh, jax.eval_shape(fresh, key), model.sharding_rules)
-        params = jax.jit(fresh, out_shardings=shardings)(key)
-    return Model(settings, params, tokenizer, notes)
+    params = put(loaded.params, state_shardings(mesh, loaded.params, settings.model().sharding_rules))
+    return Model(settings, params, tokenizer, (*loaded.notes, *notes), loaded.generation, has_selector)
+
+
+def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
+    """The generation settings of a checkpoint, and notes: those that we saved with it, or as transformers has them.
+
+    Raises:
+      UserError: a value that has no meaning.
+    """
+    if loaded.extra and not loaded.generation_file:
+        settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
+        return generating(settings, defaults(loaded.config)).generate, ()
+    name = f"{where}/{generation_lib.FILE if loaded.generation_file else CONFIG}"
+    return generation_lib.read(loaded.generation, loaded.config.max_position_embeddings, name)
+
+
+def defaults(bart: BartConfig) -> GenerateConfig:
+    """The generation settings of a model from scratch, no longer than its positions."""
+    assert DEFAULTS.max_length is not None
+    return GenerateConfig(max_length=min(DEFAULTS.max_length, bart.max_position_embeddings)).filled(DEFAULTS)
+
+
+def generating(settings: Settings, checkpoint: GenerateConfig) -> Settings:
+    """The settings with the checkpoint's generation settings where they have none.
+
+    As in transformers, a shorter max_length lowers a min_length that the checkpoint asks for.
+    """
+    longest, shortest = settings.generate.max_length, checkpoint.min_length
+    if longest is not None and shortest is not None and settings.generate.min_length is None:
+        checkpoint = dataclasses.replace(checkpoint, min_length=min(shortest, longest))
+    filled = config_lib.made(lambda: settings.generate.filled(checkpoint), "config.generate")
+    return dataclasses.replace(settings, generate=filled)
+
+
+def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
+    """The settings with summaries that begin in the target language, where one is named.
+
+    Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
+    begins a target with it (mBART-50), it is the forced first token.
+    """
+    if not settings.data.tgt_lang:
+        return settings
+    frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer.convert_tokens_to_ids(settings.data.tgt_lang)
+    changes: dict[str, Any] = {}
+    if settings.bart.wraps_targets:
+        changes["decoder_start_token_id"] = (*frame.target_prefix, *frame.target_suffix)[-1]
+    if code in frame.target_prefix:
+        changes["forced_bos_token_id"] = code
+    return dataclasses.replace(settings, bart=dataclasses.replace(settings.bart, **changes))
+
+
+LEARNED_POLICIES = ("greedy", "sample", "threshold", "topk")  # those that ask the selector
+
+
+def without_selector(settings: Settings) -> Settings:
+    """Settings that do without a selector: all states are kept or, beyond a capacity, evenly spread ones."""
+    simcas = settings.simcas
+    if simcas.policy not in LEARNED_POLICIES:
+        return settings
+    room = None if simcas.capacity is None else simcas.capacity - 1
+    wanted = simcas.budget if simcas.policy == "topk" else None
+    budget = min((count for count in (room, wanted) if count is not None), default=None)
+    changes: dict[str, Any] = {"policy": "all"} if budget is None else {"policy": "spaced", "budget": budget}
+    if not settings.loop.selector_every:
+        changes["train_policy"] = "all"
+    return dataclasses.replace(settings, simcas=simcas.replace(**changes))
 
 
 def keep_run_dropout(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
@@ -117,18 +204,27 @@ def keep_run_dropout(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
     return dataclasses.replace(pretrained, **rates)
 
 
-def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | os.PathLike[str]) -> None:
-    """Raises UserError if the tokenizer has ids without an embedding row, or other special ids than the model."""
-    rows = settings.bart.vocab_size
-    if len(tokenizer) > rows:
+def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | os.PathLike[str]) -> tuple[str, ...]:
+    """A note if targets end in a token that does not end a summary.
+
+    Raises:
+      UserError: a special token around texts that has no row in the embedding; any other is refused where it occurs.
+    """
+    frame, rows = tokenizer_lib.frame_of(tokenizer), settings.bart.vocab_size
+    target = (*frame.target_prefix, *frame.target_suffix)
+    without = sorted(token for token in {*frame.tokens, *target} if token >= rows)
+    if without:
+        names = ", ".join(f"{tokenizer.backend_tokenizer.id_to_token(token)} ({token})" for token in without)
         raise UserError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens but the weights have {rows}: "
-            "use the tokenizer that the weights were trained with"
+            f"{where}: the tokenizer puts {names} around texts, but the weights have {rows} tokens: use the tokenizer "
+            "that the weights were trained with"
         )
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        given, expected = getattr(tokenizer, name), getattr(settings.bart, name)
-        if given != expected:
-            raise UserError(f"{where}: the tokenizer's {name} is {given}, the model's {expected}")
+    tokens = settings.bart.tokens
+    ends = tokens.ends or (tokens.eos,)
+    if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
+        given = " ".join(map(str, frame.target_suffix))
+        return (f"warning: {where}: targets end in {given}, generation ends at {' '.join(map(str, ends))}",)
+    return ()
 
 
 def load_weights(source: str, step: Any = "best") -> Pretrained:
@@ -142,22 +238,20 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
         settings = config_lib.read_json(folder / CONFIG)
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
-        extra = dataclasses.asdict(settings)
-        return Pretrained(settings.bart, settings.model().backbone.unstack(params), folder / TOKENIZER, extra, notes)
+        params = settings.model().backbone.unstack(params)
+        generation = read_generation(folder) or {}
+        return Pretrained(settings.bart, params, folder / TOKENIZER, dataclasses.asdict(settings), notes, generation)
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")
     return load(source)
 
 
 def fitted_to(settings: Settings, bart: BartConfig) -> Settings:
-    """Default settings with no chunk, target or summary longer than the positions of the model."""
-    positions = bart.max_position_embeddings
-    simcas, generate = settings.simcas, settings.generate
-    simcas = simcas.replace(
-        chunk_length=min(simcas.chunk_length, positions), max_target_len=min(simcas.max_target_len, positions)
-    )
-    generate = dataclasses.replace(generate, max_length=min(generate.max_length, positions))
-    return dataclasses.replace(settings, simcas=simcas, generate=generate)
+    """The settings with default lengths of chunks and targets that the positions of the model hold."""
+    default, positions = SimcasConfig(), bart.max_position_embeddings
+    names = [n for n in ("chunk_length", "max_target_len") if getattr(settings.simcas, n) == getattr(default, n)]
+    fitting = {name: min(getattr(default, name), positions) for name in names}
+    return dataclasses.replace(settings, simcas=settings.simcas.replace(**fitting))
 
 
 def load_model(source: str, step: Any = "best") -> Model:
@@ -166,16 +260,47 @@ def load_model(source: str, step: Any = "best") -> Model:
     Raises:
       UserError: no model, or what is there does not fit together.
     """
-    default = Settings(pretrained=source)
-    loaded = fill_missing_params(load_weights(source, step), source, jax.random.key(0))
+    loaded = load_weights(source, step)
+    has_selector = "selector" in loaded.params
+    generate, notes = generation_of(loaded, source)
+    loaded = fill_missing_params(loaded, source, jax.random.key(0))
+    settings = Settings()
     if loaded.extra:
-        default = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
+        settings = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
+    settings = dataclasses.replace(settings, pretrained=source, bart=loaded.config, generate=generate)
+    if not loaded.extra:
+        settings = fitted_to(settings, loaded.config)
+    tokenizer = tokenizer_lib.load_tokenizer(loaded.folder, settings.data.src_lang, settings.data.tgt_lang)
+    notes += check_vocabulary(tokenizer, settings, source)
+    return Model(settings, loaded.params, tokenizer, (*loaded.notes, *notes), loaded.generation, has_selector)
+
+
+def configured(model: Model, arguments: Any = None) -> Model:
+    """A model as the flags of a program want it: its settings checked, its languages, a policy that it has learned.
+
+    Raises:
+      UserError: names the flag.
+    """
+    if arguments is None:
+        settings = config_lib.check(model.settings, sizes_known=True)
     else:
-        default = fitted_to(default, loaded.config)
-    settings = dataclasses.replace(default, pretrained=source, bart=loaded.config)
-    tokenizer = tokenizer_lib.load_tokenizer(loaded.folder)
-    check_vocabulary(tokenizer, settings, source)
-    return Model(settings, loaded.params, tokenizer, tuple(loaded.notes))
+        settings = with_flags(model.settings, arguments, token_id=partial(token_id, model.tokenizer))
+    if not model.has_selector and "simcas.policy" not in named_by(arguments):
+        settings = without_selector(settings)
+    tokenizer_lib.set_languages(model.tokenizer, settings.data.src_lang, settings.data.tgt_lang)
+    return model._replace(settings=in_language(settings, model.tokenizer))
+
+
+def token_id(tokenizer: TextTokenizer, text: str) -> int:
+    """The id of a token of the vocabulary.
+
+    Raises:
+      UserError: there is no such token.
+    """
+    found = tokenizer.backend_tokenizer.token_to_id(text)
+    if found is None:
+        raise UserError(f"--forced-bos-token={text!r}: the tokenizer has no such token; give its text or id")
+    return found
 
 
 def read_settings(source: str) -> Settings:
@@ -211,7 +336,7 @@ def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summa
     Raises:
       UserError: no model, or what is there does not fit together.
     """
-    return Summarizer(predictor(load_model(os.fspath(source), step)))
+    return Summarizer(predictor(configured(load_model(os.fspath(source), step))))
 
 
 def predictor(model: Model) -> Predictor:

@@ -29,7 +29,7 @@ from jax_simcas.data.rows import MAX_BAD_ROWS, Fields
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
 from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
 from jax_simcas.evaluation import words
-from jax_simcas.method.beam_search import GenerateConfig
+from jax_simcas.method.beam_search import GenerateConfig, tokens_of
 from jax_simcas.method.chunk import bucket, most_chunks
 from jax_simcas.method.model import SimCAS
 from jax_simcas.run.fields import unknown_field, value_of
@@ -71,6 +71,9 @@ class DataConfig:
     # split when there is no pretrained model
     tokenizer: str = ""
     vocab_size: int = 8_192  # tokens of a tokenizer that is trained here
+    # language codes that an mBART-like tokenizer puts around documents and targets, such as "en_XX"; "" its own
+    src_lang: str = ""
+    tgt_lang: str = ""  # the same of targets and summaries
     batch_size: int = 1  # documents per batch, over all devices
     # lengths that batches are padded to, in chunks; one compilation each; empty: powers of two
     chunk_buckets: tuple[int, ...] = ()
@@ -202,14 +205,13 @@ def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
         "generate.max_length": settings.generate.max_length,
     }
     for name, length in lengths.items():
-        if positions is not None and length > positions:
+        if positions is not None and length is not None and length > positions:
             raise UserError(
                 f"{where}.{name}={length} exceeds the model's {positions} positions (max_position_embeddings): "
                 "lower it, or use a model with more positions"
             )
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        token = getattr(settings.generate, name)
-        if token is not None and token >= vocabulary:
+    for name, token in tokens_of(settings.generate):
+        if token >= vocabulary:
             raise UserError(f"{where}.generate.{name}={token} lies outside the vocabulary of {vocabulary} tokens")
 
 
@@ -235,10 +237,12 @@ def to_config(value: Any) -> config_dict.ConfigDict:
 
 
 def _optional(hint: Any) -> type | None:
-    """int for `int | None`; None for a type that does not allow None."""
-    if isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint):
-        return typing.get_args(hint)[0]
-    return None
+    """int for `int | None`, object for more types; None for a type that does not allow None."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    if type(None) not in kinds:
+        return None
+    allowed = [kind for kind in kinds if kind is not type(None)]
+    return typing.get_origin(allowed[0]) or allowed[0] if len(allowed) == 1 else object
 
 
 def from_config(config: config_dict.ConfigDict, where: str = "config") -> Settings:

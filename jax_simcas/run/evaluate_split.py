@@ -16,7 +16,7 @@ from jax_simcas.data.rows import First, RowSource, told
 from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report, words
 from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run import pages
-from jax_simcas.run.build import Model, load_model, open_source, predictor, read_settings
+from jax_simcas.run.build import Model, configured, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.method_config import policy_of
 from jax_simcas.run.overrides import OVERRIDES
@@ -29,9 +29,10 @@ def open_run(arguments: Any) -> Model:
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
-    with_flags(read_settings(str(workdir)), arguments, sizes_known=False)  # what they refuse, before weights are read
+    # What they refuse, before weights are read; a token is looked up after that.
+    with_flags(read_settings(str(workdir)), arguments, sizes_known=False, token_id=lambda text: 0)
     model = load_model(str(workdir), arguments.step)
-    model = model._replace(settings=with_flags(model.settings, arguments))
+    model = configured(model, arguments)
     for note in model.notes if is_main() else ():
         print(note, file=sys.stderr)
     return model

@@ -22,7 +22,7 @@ from jax_simcas.common.progress import Progress
 from jax_simcas.common.sharding import replicated
 from jax_simcas.common.tables import plural
 from jax_simcas.data.features import Features
-from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
+from jax_simcas.data.tokenizer import TextTokenizer, count_unknown, special_id
 from jax_simcas.method.document import Example
 from jax_simcas.method.steps import batch_loss, selector_step, transformer_step
 from jax_simcas.run import advice
@@ -265,7 +265,7 @@ class Training:
                 self._writer.write(saved.step, SAVED, times)
 
     def _placed(self, batch: Features) -> Example:
-        return self._run.job.put(batch, self._run.model.tokenizer.pad_token_id)
+        return self._run.job.put(batch, special_id(self._run.model.tokenizer, "pad"))
 
     @contextlib.contextmanager
     def _compiling(self, name: str, batch: Example) -> Iterator[None]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
+from jax_simcas.common.checks import LARGEST
 from jax_simcas.evaluation import words
 
 # The tables hold them as words, so that --help needs no jax.
@@ -28,6 +29,21 @@ def tokenizer_name(text: str) -> str:
     return text
 
 
+def token(value: str) -> int | str:
+    """A flag's type: a token by its text or its id; none is -1, which stands for no token."""
+    if value.lower() == "none":
+        return -1
+    return int(value) if value.isdecimal() and int(value) <= LARGEST else cli.text(value)
+
+
+def early_stopping(text: str) -> bool | str:
+    """A flag's type: when a beam search ends."""
+    values: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected true, false or never")
+    return values[text.lower()]
+
+
 class Override(NamedTuple):
     """A flag that stands for a setting."""
 
@@ -41,6 +57,9 @@ OVERRIDES: dict[str, Override] = {
     "--budget": Override("simcas.budget", cli.positive, "candidates to keep, for policies that keep so many"),
     "--capacity": Override("simcas.capacity", cli.number(int, 2), "most states that the decoder sees"),
     "--max-input-len": Override("simcas.max_input_len", cli.number(int, 3), "tokens read of a document"),
+    "--chunk-length": Override("simcas.chunk_length", cli.number(int, 3), "tokens of a chunk, special ones included"),
+    "--src-lang": Override("data.src_lang", cli.text, "language code of the documents, such as en_XX, for mBART"),
+    "--tgt-lang": Override("data.tgt_lang", cli.text, "the same of the summaries"),
     "--dtype": Override("simcas.dtype", cli.one_of(DTYPES), "float32 or bfloat16"),
     "--num-beams": Override("generate.num_beams", cli.positive, "beams of the search"),
     "--max-length": Override(
@@ -53,6 +72,12 @@ OVERRIDES: dict[str, Override] = {
     "--no-repeat-ngram-size": Override(
         "generate.no_repeat_ngram_size", cli.natural, "no sequence of so many tokens is repeated; 0: no limit"
     ),
+    "--early-stopping": Override(
+        "generate.early_stopping", early_stopping, "end at num-beams summaries: true, false or never"
+    ),
+    "--forced-bos-token": Override(
+        "generate.forced_bos_token_id", token, "a summary's first token, by text or id; none: any"
+    ),
     "--batch-size": Override("data.batch_size", cli.positive, "documents at a time"),
     "--rouge-tokenizer": Override(
         "data.rouge_tokenizer",
@@ -61,7 +86,11 @@ OVERRIDES: dict[str, Override] = {
     ),
     "--data-dir": Override("data.data_dir", cli.text, "the folder of the data"),
 }
-GENERATION = ("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size")
+GENERATION = (
+    *("--num-beams", "--max-length", "--min-length", "--length-penalty", "--no-repeat-ngram-size"),
+    *("--early-stopping", "--forced-bos-token"),
+)
+READING = ("--max-input-len", "--chunk-length", "--src-lang", "--tgt-lang")
 
 
 def add_overrides(made: cli.Parser, *flags: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jax_simcas.checkpoints import generation as generation_lib
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log
 from jax_simcas.common.errors import UserError
@@ -23,6 +24,7 @@ from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
 from jax_simcas.data.rows import First, RowSource, told
+from jax_simcas.method.beam_search import FORCED
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
@@ -102,9 +104,10 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
     validation = open_source(settings, settings.data.validation_split, cache)
     # A tokenizer that a first attempt left, and that no step has used, may belong to other settings.
     model = new_model(settings, cache, job.mesh, folder.local / TOKENIZER if begun else None)
-    settings = model.settings
     if begun:
-        check_same_run(settings, folder.local)
+        model = as_begun(model, folder.local)
+        check_same_run(model.settings, folder.local)
+    settings = model.settings
     notify(*(note for rows in (training, validation) for note in told(rows.notes)))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
@@ -114,6 +117,16 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
         steps = -(-settings.loop.epochs * len(training) // rows_per_step)
     validation = First(validation, settings.loop.eval_documents)
     return Run(job, folder, begun, model, steps, training, validation, cache, progress)
+
+
+def as_begun(model: Model, workdir: Path) -> Model:
+    """The model with the special tokens that the run began with, which another version may have read otherwise."""
+    path = workdir / CONFIG
+    if not path.exists():
+        return model
+    begun, bart = config_lib.read_json(path).bart, model.settings.bart
+    tokens = {name: getattr(begun, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
+    return model._replace(settings=dataclasses.replace(model.settings, bart=dataclasses.replace(bart, **tokens)))
 
 
 def check_same_run(settings: Settings, workdir: Path) -> None:
@@ -243,6 +256,8 @@ def cached_tokens(
             "tokenised whenever they are read; free the disk, set JAX_SIMCAS_CACHE, or --config.data.cache=False"
         )
         return None
+    if old := cache_lib.of_first_format(*options):
+        notify(f"note: {old}: tokens of an earlier version, which framed documents otherwise; it can be deleted")
     notify(f"the tokens of {plural(len(source), 'row')} are cached in {made.folder} ({made.size / 1e6:.1f} MB)")
     return made
 
@@ -251,7 +266,10 @@ def claim(run: Run) -> None:
     """Writes settings and tokenizer to the folder: from here on it belongs to this run."""
     wait_for_all("every process has read what was there")
     if is_main():
-        files.replace_file(run.folder.local / CONFIG, config_lib.to_json(run.settings).encode())
+        settings = run.settings
+        files.replace_file(run.folder.local / CONFIG, config_lib.to_json(settings).encode())
+        generation = generation_lib.to_json(run.model.generation, settings.generate, settings.bart)
+        files.replace_file(run.folder.local / generation_lib.FILE, generation.encode())
         if not run.begun:
             shutil.rmtree(run.folder.local / TOKENIZER, ignore_errors=True)  # of a first attempt that failed
         tokenizer_lib.save_tokenizer(run.model.tokenizer, run.folder.local / TOKENIZER)

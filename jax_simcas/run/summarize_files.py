@@ -15,7 +15,7 @@ from jax_simcas.data.documents import text_of
 from jax_simcas.evaluation import highlight
 from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
 from jax_simcas.evaluation.summarizer import Summarizer, Summary
-from jax_simcas.run.build import load_model, predictor, read_settings
+from jax_simcas.run.build import configured, load_model, predictor, read_settings
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.pages import Pages
@@ -60,19 +60,23 @@ def read_documents(names: list[str]) -> list[tuple[str, str]]:
     return texts
 
 
-def configured(settings: Settings, arguments: Any, sizes_known: bool = True) -> Settings:
-    """The settings with the flags applied.
+def check_flags(settings: Settings, arguments: Any) -> None:
+    """Checks the flags, as far as can be without the sizes of the model.
 
     Raises:
       UserError: a value that they refuse; a query for a model without, or none for one with.
     """
-    settings = with_flags(settings, arguments, sizes_known)
+    settings = with_flags(settings, arguments, sizes_known=False, token_id=lambda text: 0)  # looked up later
+    check_query(settings, arguments)
+
+
+def check_query(settings: Settings, arguments: Any) -> None:
+    """Raises UserError for a query for a model without, or none for one with."""
     needs_query = "{query}" in settings.data.input_template
     if needs_query and arguments.query is None:
         raise UserError(f"--model={arguments.model} was trained with queries; pass --query='...'")
     if arguments.query is not None and not needs_query:
         raise UserError(f"--query: --model={arguments.model} was trained without queries")
-    return settings
 
 
 def open_model(arguments: Any) -> Summarizer:
@@ -80,8 +84,9 @@ def open_model(arguments: Any) -> Summarizer:
     model = load_model(arguments.model, "best")
     for note in model.notes:
         print(note, file=sys.stderr)
-    settings = configured(model.settings, arguments)
-    return Summarizer(predictor(model._replace(settings=settings)))
+    model = configured(model, arguments)
+    check_query(model.settings, arguments)
+    return Summarizer(predictor(model))
 
 
 def figures(summary: Summary) -> str:
@@ -133,7 +138,7 @@ def run(arguments: Any) -> int:
     documents = [Path(name) for name in names if name != "-"]
     pages = Pages(Path(arguments.html), len(names), documents) if arguments.html else None
     if Path(arguments.model).is_dir():  # now, as reading weights takes long
-        configured(read_settings(arguments.model), arguments, sizes_known=False)
+        check_flags(read_settings(arguments.model), arguments)
     if names == ["-"] and sys.stdin.isatty():
         print("reading a document from the terminal; end it with Ctrl-D", file=sys.stderr)
     summaries = summarize_all(arguments, read_documents(names), pages)

@@ -1,0 +1,144 @@
+"""Generation settings of a checkpoint, as transformers keeps them: how they are read, and written back.
+
+`generation_config.json` alone counts where there is one; else config.json, where transformers 4 wrote them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.common.errors import UserError
+from jax_simcas.method.beam_search import FORCED, NOTHING, GenerateConfig
+
+FILE = "generation_config.json"
+Raw = Mapping[str, Any]  # the file's content
+
+# What transformers takes where a checkpoint says nothing; Source: `_get_default_generation_params`.
+TRANSFORMERS = GenerateConfig(
+    num_beams=1,
+    min_length=0,
+    length_penalty=1.0,
+    no_repeat_ngram_size=0,
+    early_stopping=False,
+    repetition_penalty=1.0,
+    encoder_no_repeat_ngram_size=0,
+    renormalize_logits=False,
+)
+NEW_TOKENS = 20  # the default, the start token not counted
+OURS = tuple(field.name for field in dataclasses.fields(GenerateConfig))
+LENGTHS = ("max_new_tokens", "min_new_tokens")
+TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "force_bos_token_to_be_generated")
+# What we lack, each with the values that ask for nothing.
+LACKING: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "num_return_sequences": (1,),
+    "encoder_repetition_penalty": (1.0,),
+    "sequence_bias": (),
+    "guidance_scale": (1.0,),
+    "penalty_alpha": (0.0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "stop_strings": (),
+    "max_time": (),
+    "dola_layers": (),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "token_healing": (False,),
+    "watermarking_config": (),
+}
+
+
+def of_config(config: Raw) -> Raw:
+    """The generation settings in a config.json."""
+    known = (*OURS, *LENGTHS, *TOKENS, *LACKING)
+    return {name: config[name] for name in known if config.get(name) is not None}
+
+
+def read(raw: Raw, positions: int, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
+    """The settings with which transformers' `generate` reads a checkpoint, and notes for the user.
+
+    The forced tokens are left to the backbone, whose tokens `BartConfig.from_hf` reads.
+
+    Raises:
+      UserError: a value that has no meaning; names `where`.
+    """
+    given = {name: raw[name] for name in OURS if raw.get(name) is not None and not name.startswith("forced_")}
+    try:
+        max_length, min_length = _lengths(raw, positions)
+        given |= {"max_length": min(max_length, positions), "min_length": min(min_length, max_length, positions)}
+        for name in ("suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"):
+            if name in given:
+                given[name] = tuple(given[name])
+        if "bad_words_ids" in given:
+            given["bad_words_ids"] = tuple(tuple(words) for words in given["bad_words_ids"])
+        settings = GenerateConfig(**given).filled(TRANSFORMERS)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+    notes = []
+    if all(raw.get(name) is None for name in ("max_length", "max_new_tokens")):
+        notes.append(f"{where}: no max_length: summaries of at most {max_length} tokens, as in transformers")
+    if max_length > positions:
+        notes.append(
+            f"warning: {where}: max_length={max_length} exceeds the model's {positions} positions, which count"
+        )
+    asked = [f"{name}={raw[name]!r}" for name, idle in LACKING.items() if raw.get(name) not in (None, *idle)]
+    forced = raw.get("forced_eos_token_id")
+    if isinstance(forced, list) and len(forced) > 1:
+        asked.append(f"forced_eos_token_id={forced}")
+    if asked:
+        notes.append(f"warning: {where}: asks for {', '.join(asked)}, which this package has not; summaries may differ")
+    return settings, tuple(notes)
+
+
+def _lengths(raw: Raw, positions: int) -> tuple[int, int]:
+    """(max_length, min_length), the start token included."""
+    for name in ("max_length", "min_length", *LENGTHS):
+        if raw.get(name) is not None and (isinstance(raw[name], bool) or not isinstance(raw[name], int)):
+            raise ValueError(f"{name}={raw[name]!r}: expected a whole number")
+    longest, shortest = raw.get("max_length"), raw.get("min_length") or 0
+    if raw.get("max_new_tokens") is not None:
+        longest = raw["max_new_tokens"] + 1
+    if raw.get("min_new_tokens") is not None:
+        shortest = raw["min_new_tokens"] + 1
+    return min(NEW_TOKENS + 1, positions) if longest is None else longest, shortest
+
+
+def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
+    """What generation_config.json is to hold: `raw` where it says the same, else what it says changed to `settings`."""
+    if raw:
+        before = read(raw, config.max_position_embeddings, FILE)[0]
+        tokens = BartConfig.from_hf(config.to_hf(), FILE, raw).tokens
+        if settings.filled(before) == before and tokens == _forced(config, settings).tokens:
+            return raw
+    config = _forced(config, settings)
+    out = {name: value for name, value in raw.items() if name not in (*OURS, *LENGTHS, *TOKENS)}
+    values = vars(settings.filled(TRANSFORMERS))
+    out |= {name: value for name, value in values.items() if value not in (None, ()) and name not in FORCED}
+    ends = [token for token in config.eos_token_ids or (config.eos_token_id,) if token != NOTHING]
+    out |= {
+        "bos_token_id": config.bos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "forced_bos_token_id": config.forced_bos_token_id,
+        "forced_eos_token_id": config.forced_eos_token_id,
+    }
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def to_json(raw: Raw, settings: GenerateConfig, config: BartConfig) -> str:
+    """The text of generation_config.json; see `written`."""
+    return json.dumps(dict(written(raw, settings, config)), indent=2, sort_keys=True) + "\n"
+
+
+def _forced(config: BartConfig, settings: GenerateConfig) -> BartConfig:
+    """The config with the forced tokens of the settings in place of its own."""
+    given = {name: getattr(settings, name) for name in FORCED if getattr(settings, name) is not None}
+    tokens: dict[str, Any] = {name: None if token == NOTHING else token for name, token in given.items()}
+    return dataclasses.replace(config, **tokens)
