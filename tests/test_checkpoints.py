@@ -1,10 +1,23 @@
 """Checkpoints as people have them: a document of one chunk gives what transformers gives from the same folder."""
 
+import dataclasses
 import json
+import shutil
 
+import jax
+import numpy as np
 import pytest
+from helpers import one_line_error
+from trained import jsonl_settings, write_split
 
 import jax_simcas
+from jax_simcas import convert, summarize
+from jax_simcas.data.features import featurize
+from jax_simcas.data.rows import Row
+from jax_simcas.data.tokenizer import frame_of, load_tokenizer
+from jax_simcas.method.beam_search import GenerateConfig
+from jax_simcas.run import build
+from jax_simcas.run.loop import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -205,3 +218,161 @@ def test_a_document_of_one_chunk_gives_what_transformers_gives(make, tmp_path):
     model = jax_simcas.load(tmp_path)
     for text in TEXTS:
         assert model.summarize(text).summary == of_transformers(tmp_path, text)
+
+
+def test_a_token_without_a_row_is_refused_where_it_occurs(tmp_path, capsys):
+    without_a_row_for_mask(tmp_path)
+    (tmp_path / "text.txt").write_text("The committee <mask> on Tuesday.")
+    assert summarize.main([f"--model={tmp_path}", str(tmp_path / "text.txt")]) == 1
+    assert "has the token '<mask>' (id 325), which the weights (325 tokens) have not" in one_line_error(
+        capsys.readouterr().err
+    )
+
+
+def test_what_a_checkpoint_asks_for_and_we_lack_is_told(tmp_path):
+    plain(tmp_path, max_length=500, min_length=3)
+    asked = {"do_sample": True, "top_k": 5, "num_beam_groups": 2, "num_return_sequences": 1, "use_cache": True}
+    rewritten(tmp_path / "generation_config.json", lambda settings: settings.update(asked))
+    told = [note for note in build.load_model(str(tmp_path)).notes if note.startswith("warning: ")]
+    assert "max_length=500 exceeds the model's 260 positions" in told[0]
+    assert "asks for do_sample=True, num_beam_groups=2, which" in told[1] and len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_beams": "four"}, "num_beams='four'"),
+        ({"max_new_tokens": 0}, "max_length=1"),
+        ({"length_penalty": "x"}, "x"),
+    ],
+)
+def test_settings_that_mean_nothing_are_one_line(settings, message, tmp_path, capsys):
+    plain(tmp_path)
+    rewritten(tmp_path / "generation_config.json", lambda held: held.update(settings))
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert summarize.main([f"--model={tmp_path}", str(tmp_path / "text.txt")]) == 1
+    line = one_line_error(capsys.readouterr().err)
+    assert "generation_config.json" in line and message in line
+
+
+@pytest.mark.parametrize("make", [settings_of_transformers_4, more_settings, mbart_50], ids=lambda make: make.__name__)
+def test_settings_survive_every_layout(make, tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    make(source)
+    before = build.load_model(str(source)).settings
+    for layout in ("flax", "released", "hf"):
+        target = tmp_path / layout
+        assert convert.main([str(source), str(target), "--to", layout]) == 0
+        after = build.load_model(str(target)).settings
+        assert (after.generate, after.bart) == (before.generate, before.bart)
+        source = target
+    assert of_transformers(tmp_path / "hf", TEXT) == of_transformers(tmp_path / "source", TEXT)
+    assert "transformers reads it plainly, without chunks and without selection" in (target / "README.md").read_text()
+
+
+def test_sharded_torch_weights(tmp_path):
+    plain(tmp_path)
+    before = build.load_weights(str(tmp_path)).params
+    weights = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    index = {name: f"pytorch_model-{i % 2 + 1:05}-of-00002.bin" for i, name in enumerate(weights)}
+    for file in set(index.values()):
+        torch.save({name: weights[name].clone() for name in index if index[name] == file}, tmp_path / file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    after = build.load_weights(str(tmp_path)).params
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+@pytest.mark.parametrize("make", [plain, mbart_25, mbart_50, bert_vocabulary], ids=lambda make: make.__name__)
+def test_training_reads_documents_and_targets_as_transformers_does(make, tmp_path):
+    """What the encoder reads, what the decoder reads, and what it is to predict."""
+    make(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    labels = tokenizer(text_target="The roof.", return_tensors="pt").input_ids
+    module = __import__(model.__module__, fromlist=["x"])
+    start = () if "mbart" in model.config.model_type else (model.config.decoder_start_token_id,)
+    reads = module.shift_tokens_right(labels, model.config.pad_token_id, *start)[0]
+    ours = build.load_model(str(tmp_path))
+    features = featurize(Row("1", TEXT, "The roof."), ours.tokenizer, build.pipeline_config(ours.settings))
+    np.testing.assert_array_equal(features["input_ids"][features["token_mask"]], tokenizer(TEXT).input_ids)
+    np.testing.assert_array_equal(features["target_ids"][:-1], reads)
+    np.testing.assert_array_equal(features["target_ids"][1:], labels[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [(mbart_25, "decoder_start_token_id"), (mbart_50, "forced_bos_token_id")],
+    ids=["mbart_25", "mbart_50"],
+)
+def test_languages_are_chosen_by_flags(make, field, tmp_path, capsys):
+    make(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = [f"--model={tmp_path}", "--src-lang=de_DE", "--max-length=8", "--num-beams=1", str(tmp_path / "text.txt")]
+    assert summarize.main([*command, "--tgt-lang=it_IT", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, src_lang="de_DE")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    options = {field: tokenizer.convert_tokens_to_ids("it_IT"), "num_beams": 1, "max_length": 8}
+    out = model.generate(**tokenizer(TEXT, return_tensors="pt"), **options)[0]
+    assert summary == tokenizer.decode(out, skip_special_tokens=True).strip()
+    assert summarize.main([*command, "--tgt-lang=xx_XX"]) == 1
+    assert "no such language code; there are ar_AR, " in one_line_error(capsys.readouterr().err)
+
+
+def test_flags_override_a_checkpoints_settings(tmp_path, capsys):
+    settings_of_transformers_4(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    flags = ["--forced-bos-token=T", "--early-stopping=never", "--max-length=9", "--chunk-length=64", "--json"]
+    assert summarize.main([f"--model={tmp_path}", *flags, str(tmp_path / "text.txt")]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["summary"].startswith("T") and out["chunks"] > 1
+    for flag, message in (
+        ("--forced-bos-token=nowhere", "has no such token"),
+        ("--chunk-length=261", "--chunk-length=261 exceeds the model's 260 positions"),
+        ("--max-length=261", "--max-length=261 exceeds the model's 260 positions"),
+        ("--src-lang=en_XX", "knows no languages"),
+    ):
+        assert summarize.main([f"--model={tmp_path}", flag, str(tmp_path / "text.txt")]) == 1
+        assert message in one_line_error(capsys.readouterr().err)
+
+
+def test_a_checkpoint_without_a_selector_keeps_everything_or_an_even_spread(tmp_path, capsys):
+    plain(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = [f"--model={tmp_path}", "--json", "--max-length=4", "--chunk-length=20", str(tmp_path / "text.txt")]
+    assert summarize.main(command) == 0
+    printed = capsys.readouterr()
+    out = json.loads(printed.out)
+    assert out["kept"] == out["candidates"] and out["chunks"] > 2 and "no selector in this checkpoint" in printed.err
+    assert summarize.main([*command, "--capacity=21"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    middles = np.mean(out["kept_spans"], axis=1) / len(TEXT)
+    assert out["kept"] == 20 and np.abs(np.histogram(middles, 4, (0, 1))[0] - len(middles) / 4).max() <= 2
+    assert summarize.main([*command, "--policy=first", "--budget=6"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 6
+
+
+@pytest.mark.slow
+def test_training_starts_from_a_checkpoints_settings_and_exports_them(cache, tmp_path, capsys):
+    for name in ("bart", "data"):
+        (tmp_path / name).mkdir()
+    mbart_50(tmp_path / "bart")
+    rows = [{"document": f"{TEXT} {i}", "summary": f"The roof {i}."} for i in range(4)]
+    for split in ("train", "validation"):
+        write_split(tmp_path / "data", split, rows)
+    settings = jsonl_settings(tmp_path / "data", src_lang="en_XX", tgt_lang="ro_RO")
+    simcas = settings.simcas.replace(chunk_length=200, max_input_len=300, max_target_len=40)
+    changes = {"pretrained": str(tmp_path / "bart"), "simcas": simcas, "generate": GenerateConfig(num_beams=3)}
+    settings = dataclasses.replace(settings, **changes)
+    train(settings, tmp_path / "run", cache, progress=False)
+    held = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
+    code = tokenizer.convert_tokens_to_ids("ro_RO")
+    assert held["forced_bos_token_id"] == code and held["num_beams"] == 3 and held["max_length"] == SHORT["max_length"]
+    assert frame_of(tokenizer).target_prefix == (code,)
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "hf"), "--to=hf"]) == 0
+    shutil.rmtree(tmp_path / "bart")
+    assert jax_simcas.load(tmp_path / "run").summarize(TEXT).summary == of_transformers(tmp_path / "hf", TEXT)
+    assert jax_simcas.load(tmp_path / "hf").summarize(TEXT).summary == of_transformers(tmp_path / "hf", TEXT)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.common.errors import UserError
-from jax_simcas.method.beam_search import FORCED, NOTHING, GenerateConfig
+from jax_simcas.method.beam_search import FORCED, NOTHING, GenerateConfig, tokens_of
 
 FILE = "generation_config.json"
 Raw = Mapping[str, Any]  # the file's content
@@ -60,7 +60,7 @@ def of_config(config: Raw) -> Raw:
     return {name: config[name] for name in known if config.get(name) is not None}
 
 
-def read(raw: Raw, positions: int, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
+def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
     """The settings with which transformers' `generate` reads a checkpoint, and notes for the user.
 
     The forced tokens are left to the backbone, whose tokens `BartConfig.from_hf` reads.
@@ -68,16 +68,15 @@ def read(raw: Raw, positions: int, where: str) -> tuple[GenerateConfig, tuple[st
     Raises:
       UserError: a value that has no meaning; names `where`.
     """
-    given = {name: raw[name] for name in OURS if raw.get(name) is not None and not name.startswith("forced_")}
+    positions = config.max_position_embeddings
+    given = {name: _as_tuples(raw[name]) for name in OURS if raw.get(name) is not None and name not in FORCED}
     try:
         max_length, min_length = _lengths(raw, positions)
         given |= {"max_length": min(max_length, positions), "min_length": min(min_length, max_length, positions)}
-        for name in ("suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"):
-            if name in given:
-                given[name] = tuple(given[name])
-        if "bad_words_ids" in given:
-            given["bad_words_ids"] = tuple(tuple(words) for words in given["bad_words_ids"])
         settings = GenerateConfig(**given).filled(TRANSFORMERS)
+        for name, token in tokens_of(settings):
+            if token >= config.vocab_size:
+                raise ValueError(f"{name}={token} lies outside the vocabulary of {config.vocab_size} tokens")
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
     notes = []
@@ -96,6 +95,10 @@ def read(raw: Raw, positions: int, where: str) -> tuple[GenerateConfig, tuple[st
     return settings, tuple(notes)
 
 
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
 def _lengths(raw: Raw, positions: int) -> tuple[int, int]:
     """(max_length, min_length), the start token included."""
     for name in ("max_length", "min_length", *LENGTHS):
@@ -112,7 +115,7 @@ def _lengths(raw: Raw, positions: int) -> tuple[int, int]:
 def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
     """What generation_config.json is to hold: `raw` where it says the same, else what it says changed to `settings`."""
     if raw:
-        before = read(raw, config.max_position_embeddings, FILE)[0]
+        before = read(raw, config, FILE)[0]
         tokens = BartConfig.from_hf(config.to_hf(), FILE, raw).tokens
         if settings.filled(before) == before and tokens == _forced(config, settings).tokens:
             return raw

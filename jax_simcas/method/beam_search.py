@@ -65,17 +65,29 @@ class GenerateConfig:
             checks.at_least(self, bound, name)
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} exceeds max_length={self.max_length}")
-        if self.length_penalty is not None and not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty={self.length_penalty!r}: expected a finite number")
+        for name in ("length_penalty", "repetition_penalty"):
+            value = getattr(self, name)
+            if not (value is None or is_number(value)) or (
+                name == "repetition_penalty" and value is not None and value <= 0
+            ):
+                least = " above 0" if name == "repetition_penalty" else ""
+                raise ValueError(f"{name}={value!r}: expected a finite number{least}")
         # Not `in (True, False, ...)`: 0 and 1 would pass, and mean neither further down.
         if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
             raise ValueError(f"early_stopping={self.early_stopping!r}: expected True, False or 'never'")
-        checks.above(self, 0, "repetition_penalty")
+        self._check_sequences()
+
+    def _check_sequences(self) -> None:
         decay = self.exponential_decay_length_penalty
-        if decay and (len(decay) != 2 or decay[0] != int(decay[0])):
+        if decay and not (are_tokens(decay[:1]) and len(decay) == 2 and is_number(decay[1])):
             raise ValueError(f"exponential_decay_length_penalty={decay!r}: expected (start, factor)")
-        if not all(self.bad_words_ids):
-            raise ValueError(f"bad_words_ids={self.bad_words_ids!r}: expected sequences of at least one token")
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if not are_tokens(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected ids of tokens")
+        if not (
+            isinstance(self.bad_words_ids, tuple) and all(words and are_tokens(words) for words in self.bad_words_ids)
+        ):
+            raise ValueError(f"bad_words_ids={self.bad_words_ids!r}: expected sequences of ids of tokens")
 
     def filled(self, other: GenerateConfig) -> GenerateConfig:
         """What is left open here as `other` has it."""
@@ -103,6 +115,18 @@ class GenerateConfig:
             if token >= backbone.vocab_size:
                 raise ValueError(f"{name}={token} lies outside the vocabulary of {backbone.vocab_size} tokens")
         return rules
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def are_tokens(values: Any) -> bool:
+    """Whether these are whole numbers of at least 0, some of which may be written as floats."""
+    return isinstance(values, tuple) and all(
+        is_number(value) and value >= 0 and value == int(value) for value in values
+    )
 
 
 DEFAULTS = GenerateConfig(

@@ -143,7 +143,7 @@ def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple
         settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
         return generating(settings, defaults(loaded.config)).generate, ()
     name = f"{where}/{generation_lib.FILE if loaded.generation_file else CONFIG}"
-    return generation_lib.read(loaded.generation, loaded.config.max_position_embeddings, name)
+    return generation_lib.read(loaded.generation, loaded.config, name)
 
 
 def defaults(bart: BartConfig) -> GenerateConfig:
