@@ -69,7 +69,7 @@ def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tupl
       UserError: a value that has no meaning; names `where`.
     """
     positions = config.max_position_embeddings
-    given = {name: _as_tuples(raw[name]) for name in OURS if raw.get(name) is not None and name not in FORCED}
+    given = {name: _as_tuples(raw[name]) for name in OURS if name not in FORCED and raw.get(name) not in (None, [])}
     try:
         max_length, min_length = _lengths(raw, positions)
         given |= {"max_length": min(max_length, positions), "min_length": min(min_length, max_length, positions)}
@@ -122,7 +122,7 @@ def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
     config = _forced(config, settings)
     out = {name: value for name, value in raw.items() if name not in (*OURS, *LENGTHS, *TOKENS)}
     values = vars(settings.filled(TRANSFORMERS))
-    out |= {name: value for name, value in values.items() if value not in (None, ()) and name not in FORCED}
+    out |= {name: value for name, value in values.items() if value is not None and name not in FORCED}
     ends = [token for token in config.eos_token_ids or (config.eos_token_id,) if token != NOTHING]
     out |= {
         "bos_token_id": config.bos_token_id,

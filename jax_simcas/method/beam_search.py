@@ -28,7 +28,7 @@ NOTHING = -1  # in place of a forced token
 class GenerateConfig:
     """Options of `transformers.GenerationMixin.generate`, by the same names; lengths count the start token.
 
-    None or () leaves an option to the pretrained checkpoint; where that says nothing either, to the default named last.
+    None leaves an option to the pretrained checkpoint; where that says nothing either, to the default named last.
 
     Raises:
       ValueError: a value that has no meaning, by the name of its option.
@@ -46,11 +46,11 @@ class GenerateConfig:
     forced_eos_token_id: int | None = None  # what must come at max_length; -1: anything may
     repetition_penalty: float | None = None  # above 1 makes tokens that came before less probable; 1
     encoder_no_repeat_ngram_size: int | None = None  # no sequence of so many tokens of the document comes; 0: it may; 0
-    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # sequences of tokens that never come
-    suppress_tokens: tuple[int, ...] = ()  # tokens that never come
-    begin_suppress_tokens: tuple[int, ...] = ()  # tokens that never come first
-    # (start, factor): after `start` tokens an end becomes more probable, by factor ** (tokens beyond it)
-    exponential_decay_length_penalty: tuple[float, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that never come; none
+    suppress_tokens: tuple[int, ...] | None = None  # tokens that never come; none
+    begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that never come first; none
+    # (start, factor): after `start` tokens an end becomes more probable, by factor ** (tokens beyond it); none
+    exponential_decay_length_penalty: tuple[float, ...] | None = None
     renormalize_logits: bool | None = None  # probabilities sum to 1 after all these rules; False
 
     def __post_init__(self) -> None:
@@ -65,34 +65,30 @@ class GenerateConfig:
             checks.at_least(self, bound, name)
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} exceeds max_length={self.max_length}")
-        for name in ("length_penalty", "repetition_penalty"):
-            value = getattr(self, name)
-            if not (value is None or is_number(value)) or (
-                name == "repetition_penalty" and value is not None and value <= 0
-            ):
-                least = " above 0" if name == "repetition_penalty" else ""
-                raise ValueError(f"{name}={value!r}: expected a finite number{least}")
+        for name, above in (("length_penalty", -math.inf), ("repetition_penalty", 0.0)):
+            number = getattr(self, name)
+            if number is not None and not (is_number(number) and number > above):
+                raise ValueError(f"{name}={number!r}: expected a finite number{' above 0' if above == 0 else ''}")
         # Not `in (True, False, ...)`: 0 and 1 would pass, and mean neither further down.
         if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
             raise ValueError(f"early_stopping={self.early_stopping!r}: expected True, False or 'never'")
         self._check_sequences()
 
     def _check_sequences(self) -> None:
-        decay = self.exponential_decay_length_penalty
-        if decay and not (are_tokens(decay[:1]) and len(decay) == 2 and is_number(decay[1])):
-            raise ValueError(f"exponential_decay_length_penalty={decay!r}: expected (start, factor)")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
-            if not are_tokens(getattr(self, name)):
+            if getattr(self, name) is not None and not are_tokens(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected ids of tokens")
-        if not (
-            isinstance(self.bad_words_ids, tuple) and all(words and are_tokens(words) for words in self.bad_words_ids)
-        ):
-            raise ValueError(f"bad_words_ids={self.bad_words_ids!r}: expected sequences of ids of tokens")
+        words = self.bad_words_ids
+        if words is not None and not (isinstance(words, tuple) and words and all(map(are_tokens, words))):
+            raise ValueError(f"bad_words_ids={words!r}: expected sequences of ids of tokens")
+        decay = self.exponential_decay_length_penalty
+        if decay is not None and not (are_tokens(decay[:1]) and len(decay) == 2 and is_number(decay[1])):
+            raise ValueError(f"exponential_decay_length_penalty={decay!r}: expected (start, factor)")
 
     def filled(self, other: GenerateConfig) -> GenerateConfig:
         """What is left open here as `other` has it."""
         mine, theirs = vars(self), vars(other)
-        return GenerateConfig(**{name: theirs[name] if mine[name] in (None, ()) else mine[name] for name in mine})
+        return GenerateConfig(**{name: theirs[name] if mine[name] is None else mine[name] for name in mine})
 
     def rules(self, backbone: Backbone) -> Rules:
         """Nothing left open.
@@ -107,7 +103,8 @@ class GenerateConfig:
             values[name] = None if values[name] == NOTHING else values[name]
         ends = tokens.ends or (tokens.eos,)
         # Source: transformers' NoBadWordsLogitsProcessor, which never forbids the end.
-        values["bad_words_ids"] = tuple(words for words in values["bad_words_ids"] if words not in {(e,) for e in ends})
+        bad = values["bad_words_ids"] or ()
+        values["bad_words_ids"] = tuple(words for words in bad if words not in {(end,) for end in ends})
         rules = Rules(**values, ends=ends)
         if backbone.positions is not None and rules.max_length > backbone.positions:
             raise ValueError(f"max_length={rules.max_length} exceeds the model's {backbone.positions} positions")
@@ -122,11 +119,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def are_tokens(values: Any) -> bool:
-    """Whether these are whole numbers of at least 0, some of which may be written as floats."""
-    return isinstance(values, tuple) and all(
-        is_number(value) and value >= 0 and value == int(value) for value in values
-    )
+def are_tokens(ids: Any) -> bool:
+    """Whether these are at least one whole number of at least 0; some may be written as floats."""
+    return isinstance(ids, tuple) and ids != () and all(is_number(i) and i >= 0 and i == int(i) for i in ids)
 
 
 DEFAULTS = GenerateConfig(
@@ -148,8 +143,8 @@ def tokens_of(config: GenerateConfig) -> list[tuple[str, int]]:
     """Every token that the options name."""
     found = [(name, getattr(config, name)) for name in FORCED if getattr(config, name) is not None]
     for name in ("suppress_tokens", "begin_suppress_tokens"):
-        found += [(name, token) for token in getattr(config, name)]
-    return found + [("bad_words_ids", token) for words in config.bad_words_ids for token in words]
+        found += [(name, token) for token in getattr(config, name) or ()]
+    return found + [("bad_words_ids", token) for words in config.bad_words_ids or () for token in words]
 
 
 class Rules(NamedTuple):
@@ -166,9 +161,9 @@ class Rules(NamedTuple):
     repetition_penalty: float
     encoder_no_repeat_ngram_size: int
     bad_words_ids: tuple[tuple[int, ...], ...]
-    suppress_tokens: tuple[int, ...]
-    begin_suppress_tokens: tuple[int, ...]
-    exponential_decay_length_penalty: tuple[float, ...]
+    suppress_tokens: tuple[int, ...] | None
+    begin_suppress_tokens: tuple[int, ...] | None
+    exponential_decay_length_penalty: tuple[float, ...] | None
     renormalize_logits: bool
     ends: tuple[int, ...]
 
