@@ -216,8 +216,8 @@ def test_text_from_jsonl_with_queries_end_to_end(cache, tmp_path, capsys):
     assert all(end <= len(rows[0]["article"]) for _, end in record["kept_spans"])
 
 
-def test_a_tokenizer_that_does_not_fit_the_weights_is_refused(cache, tmp_path, capsys):
+def test_a_token_that_the_weights_do_not_have_is_refused(cache, tmp_path, capsys):
     model = pretrained_folder(tmp_path / "bart", extra_tokens=5)
-    (tmp_path / "text.txt").write_text("word-1")
+    (tmp_path / "text.txt").write_text("word-1 word-29")
     assert summarize.main([f"--model={model}", str(tmp_path / "text.txt")]) == 1
-    assert "tokens but the weights have" in one_line_error(capsys.readouterr().err)
+    assert "word-29' (id 34), which the weights (30 tokens) have not" in one_line_error(capsys.readouterr().err)

@@ -23,7 +23,6 @@ from flax import serialization
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.stacks import unstack_layers
-from jax_simcas.checkpoints import generation as generation_lib
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_line, first_of
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
@@ -42,7 +41,7 @@ INDEXES = {f"{SAFETENSORS}.index.json": "model-*.safetensors", f"{HUB_BIN}.index
 SAFETENSORS_INDEX, BIN_INDEX = INDEXES
 # In the order in which they are looked for.
 WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, HUB_BIN, BIN_INDEX, RELEASED_BIN)
-EXTRA = "jax_simcas.json"
+EXTRA, GENERATION = "jax_simcas.json", "generation_config.json"
 HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
 POSITION_TABLE = f"model/encoder/{NAME}/embedding"
@@ -67,8 +66,8 @@ TO_TORCH: tuple[Rename, ...] = (
 class Pretrained(NamedTuple):
     """What a checkpoint holds.
 
-    extra: its jax_simcas.json. notes: for the user. generation: its generation settings, as transformers has them.
-    generation_file: they are in a generation_config.json, not in config.json.
+    extra: its jax_simcas.json. notes: for the user. generation: the content of its generation_config.json
+    (generation_file), or of the config.json in which transformers 4 kept generation settings.
     """
 
     config: BartConfig
@@ -95,10 +94,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     if broken:
         raise UserError(f"{path}: not finite: {first_of(broken)}")
     extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
-    has_file = generation is not None
-    if generation is None:
-        generation = generation_lib.of_config(_read_json(folder / "config.json"))
-    return Pretrained(config, trees.nest(flat), folder, extra, notes, generation, has_file)
+    held = _read_json(folder / "config.json") if generation is None else generation
+    return Pretrained(config, trees.nest(flat), folder, extra, notes, held, generation is not None)
 
 
 def read_config(folder: Path) -> BartConfig:
@@ -111,9 +108,9 @@ def read_config(folder: Path) -> BartConfig:
     return BartConfig.from_hf(_read_json(path), str(path), read_generation(folder))
 
 
-def read_generation(folder: Path) -> generation_lib.Raw | None:
+def read_generation(folder: Path) -> dict[str, Any] | None:
     """The content of generation_config.json; None without one."""
-    path = folder / generation_lib.FILE
+    path = folder / GENERATION
     return _read_json(path) if path.is_file() else None
 
 
@@ -170,7 +167,7 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
         raise UserError(f"{source}: no such folder")
     from huggingface_hub import HfApi, snapshot_download
 
-    texts = ["config.json", generation_lib.FILE, EXTRA]
+    texts = ["config.json", GENERATION, EXTRA]
     texts += ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"]
     # The hub's client lets any error of its network library through.
     try:

@@ -28,7 +28,7 @@ NOTHING = -1  # in place of a forced token
 class GenerateConfig:
     """Options of `transformers.GenerationMixin.generate`, by the same names; lengths count the start token.
 
-    None leaves an option to the pretrained checkpoint; where that says nothing either, to the default named last.
+    None is what the pretrained checkpoint says, else transformers' default; from scratch, the value named last.
 
     Raises:
       ValueError: a value that has no meaning, by the name of its option.
@@ -98,9 +98,10 @@ class GenerateConfig:
         """
         tokens = backbone.tokens
         own = GenerateConfig(forced_bos_token_id=tokens.forced_bos, forced_eos_token_id=tokens.forced_eos)
-        values = vars(self.filled(own).filled(DEFAULTS))
+        values = dict(vars(self.filled(own).filled(DEFAULTS)))
         for name in FORCED:
-            values[name] = None if values[name] == NOTHING else values[name]
+            if values[name] == NOTHING:
+                values[name] = None
         ends = tokens.ends or (tokens.eos,)
         # Source: transformers' NoBadWordsLogitsProcessor, which never forbids the end.
         bad = values["bad_words_ids"] or ()
@@ -131,8 +132,6 @@ DEFAULTS = GenerateConfig(
     length_penalty=1.0,
     no_repeat_ngram_size=0,
     early_stopping=False,
-    forced_bos_token_id=NOTHING,
-    forced_eos_token_id=NOTHING,
     repetition_penalty=1.0,
     encoder_no_repeat_ngram_size=0,
     renormalize_logits=False,

@@ -15,8 +15,15 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints import generation as generation_lib
-from jax_simcas.checkpoints.hub import EXTRA, Pretrained, fill_missing_params, load, read_config, read_generation
+from jax_simcas.checkpoints.hub import (
+    EXTRA,
+    GENERATION,
+    Pretrained,
+    fill_missing_params,
+    load,
+    read_config,
+    read_generation,
+)
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import put, state_shardings
@@ -30,6 +37,7 @@ from jax_simcas.evaluation.summarizer import Summarizer
 from jax_simcas.method.beam_search import DEFAULTS, NOTHING, GenerateConfig
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
+from jax_simcas.run import generation as generation_lib
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig
@@ -130,7 +138,7 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     notes += check_vocabulary(tokenizer, settings, source)
     config_lib.check(settings, sizes_known=True)
     params = put(loaded.params, state_shardings(mesh, loaded.params, settings.model().sharding_rules))
-    return Model(settings, params, tokenizer, (*loaded.notes, *notes), loaded.generation, has_selector)
+    return Model(settings, params, tokenizer, (*loaded.notes, *notes), raw_generation(loaded), has_selector)
 
 
 def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
@@ -142,8 +150,13 @@ def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple
     if loaded.extra and not loaded.generation_file:
         settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
         return generating(settings, defaults(loaded.config)).generate, ()
-    name = f"{where}/{generation_lib.FILE if loaded.generation_file else CONFIG}"
-    return generation_lib.read(loaded.generation, loaded.config, name)
+    name = f"{where}/{GENERATION if loaded.generation_file else CONFIG}"
+    return generation_lib.read(raw_generation(loaded), loaded.config, name)
+
+
+def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
+    """The generation settings of a checkpoint, as transformers has them."""
+    return loaded.generation if loaded.generation_file else generation_lib.of_config(loaded.generation)
 
 
 def defaults(bart: BartConfig) -> GenerateConfig:
@@ -272,7 +285,7 @@ def load_model(source: str, step: Any = "best") -> Model:
         settings = fitted_to(settings, loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder, settings.data.src_lang, settings.data.tgt_lang)
     notes += check_vocabulary(tokenizer, settings, source)
-    return Model(settings, loaded.params, tokenizer, (*loaded.notes, *notes), loaded.generation, has_selector)
+    return Model(settings, loaded.params, tokenizer, (*loaded.notes, *notes), raw_generation(loaded), has_selector)
 
 
 def configured(model: Model, arguments: Any = None) -> Model:

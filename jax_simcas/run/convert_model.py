@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jax_simcas.checkpoints import generation, hub
+from jax_simcas.checkpoints import hub
 from jax_simcas.checkpoints.hub import Pretrained
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
-from jax_simcas.run.build import generation_of, load_weights
+from jax_simcas.run import generation
+from jax_simcas.run.build import generation_of, load_weights, raw_generation
 from jax_simcas.run.workdir import CHECKPOINTS
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
@@ -80,7 +81,7 @@ def convert(source: str, target: Path, layout: str, step: Any = "best") -> tuple
         raise UserError(f"{source}: config.backbone={backbone!r}; only a BART can be written in these layouts")
     copy = [path for path in tokenizer_files(found.folder) if path.parent.resolve() != target.resolve()]
     settings, notes = generation_of(found, source)
-    texts = {generation.FILE: generation.to_json(found.generation, settings, found.config)}
+    texts = {hub.GENERATION: generation.to_json(raw_generation(found), settings, found.config)}
     if not (target / CARD).exists():
         texts[CARD] = model_card(found, Path(target).resolve().name)
     found = found._replace(notes=(*found.notes, *notes))

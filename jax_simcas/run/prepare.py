@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jax_simcas.checkpoints import generation as generation_lib
+from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log
 from jax_simcas.common.errors import UserError
@@ -27,6 +27,7 @@ from jax_simcas.data.rows import First, RowSource, told
 from jax_simcas.method.beam_search import FORCED
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
+from jax_simcas.run import generation as generation_lib
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
@@ -120,13 +121,20 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
 
 
 def as_begun(model: Model, workdir: Path) -> Model:
-    """The model with the special tokens that the run began with, which another version may have read otherwise."""
+    """The model with the special tokens that the run began with, which an earlier version may have read otherwise.
+
+    The same of the policies where no selector was there and none learns.
+    """
     path = workdir / CONFIG
     if not path.exists():
         return model
-    begun, bart = config_lib.read_json(path).bart, model.settings.bart
-    tokens = {name: getattr(begun, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
-    return model._replace(settings=dataclasses.replace(model.settings, bart=dataclasses.replace(bart, **tokens)))
+    begun, settings = config_lib.read_json(path), model.settings
+    tokens = {name: getattr(begun.bart, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
+    settings = dataclasses.replace(settings, bart=dataclasses.replace(settings.bart, **tokens))
+    if not model.has_selector and not settings.loop.selector_every:
+        policies = {name: getattr(begun.simcas, name) for name in ("policy", "train_policy", "budget")}
+        settings = dataclasses.replace(settings, simcas=settings.simcas.replace(**policies))
+    return model._replace(settings=settings)
 
 
 def check_same_run(settings: Settings, workdir: Path) -> None:
@@ -269,7 +277,7 @@ def claim(run: Run) -> None:
         settings = run.settings
         files.replace_file(run.folder.local / CONFIG, config_lib.to_json(settings).encode())
         generation = generation_lib.to_json(run.model.generation, settings.generate, settings.bart)
-        files.replace_file(run.folder.local / generation_lib.FILE, generation.encode())
+        files.replace_file(run.folder.local / GENERATION, generation.encode())
         if not run.begun:
             shutil.rmtree(run.folder.local / TOKENIZER, ignore_errors=True)  # of a first attempt that failed
         tokenizer_lib.save_tokenizer(run.model.tokenizer, run.folder.local / TOKENIZER)

@@ -121,6 +121,8 @@ class BartConfig:
                 given[field.name] = _checked(value, field, where)
         if not ours:
             given |= {"normalize_before": mbart, "final_layer_norm": mbart}
+        if "pad_token_id" in config and config["pad_token_id"] is None:  # transformers then pads with EOS
+            given["pad_token_id"] = given.get("eos_token_id", cls.eos_token_id)
         given |= _generation_tokens(config, config if generation is None else generation, given, where)
         try:
             return cls(**given, model_type="plbart" if model_type == "plbart" else "")

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.beam_search import FORCED, NOTHING, GenerateConfig, tokens_of
+from jax_simcas.run.fields import value_of
 
-FILE = "generation_config.json"
 Raw = Mapping[str, Any]  # the file's content
 
 # What transformers takes where a checkpoint says nothing; Source: `_get_default_generation_params`.
@@ -55,7 +57,7 @@ LACKING: dict[str, tuple[Any, ...]] = {
 
 
 def of_config(config: Raw) -> Raw:
-    """The generation settings in a config.json."""
+    """The generation settings in the content of a config.json."""
     known = (*OURS, *LENGTHS, *TOKENS, *LACKING)
     return {name: config[name] for name in known if config.get(name) is not None}
 
@@ -68,16 +70,17 @@ def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tupl
     Raises:
       UserError: a value that has no meaning; names `where`.
     """
-    positions = config.max_position_embeddings
-    given = {name: _as_tuples(raw[name]) for name in OURS if name not in FORCED and raw.get(name) not in (None, [])}
+    positions, hints = config.max_position_embeddings, typing.get_type_hints(GenerateConfig)
+    names = [name for name in OURS if name not in FORCED and raw.get(name) not in (None, [])]
+    given = {name: value_of(hints[name], raw[name], f"{where}: {name}") for name in names}
+    max_length, min_length = _lengths(raw, positions, where)
+    given |= {"max_length": min(max_length, positions), "min_length": min(min_length, max_length, positions)}
     try:
-        max_length, min_length = _lengths(raw, positions)
-        given |= {"max_length": min(max_length, positions), "min_length": min(min_length, max_length, positions)}
         settings = GenerateConfig(**given).filled(TRANSFORMERS)
         for name, token in tokens_of(settings):
             if token >= config.vocab_size:
                 raise ValueError(f"{name}={token} lies outside the vocabulary of {config.vocab_size} tokens")
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     notes = []
     if all(raw.get(name) is None for name in ("max_length", "max_new_tokens")):
@@ -95,28 +98,21 @@ def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tupl
     return settings, tuple(notes)
 
 
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _lengths(raw: Raw, positions: int) -> tuple[int, int]:
+def _lengths(raw: Raw, positions: int, where: str) -> tuple[int, int]:
     """(max_length, min_length), the start token included."""
-    for name in ("max_length", "min_length", *LENGTHS):
-        if raw.get(name) is not None and (isinstance(raw[name], bool) or not isinstance(raw[name], int)):
-            raise ValueError(f"{name}={raw[name]!r}: expected a whole number")
-    longest, shortest = raw.get("max_length"), raw.get("min_length") or 0
-    if raw.get("max_new_tokens") is not None:
-        longest = raw["max_new_tokens"] + 1
-    if raw.get("min_new_tokens") is not None:
-        shortest = raw["min_new_tokens"] + 1
-    return min(NEW_TOKENS + 1, positions) if longest is None else longest, shortest
+    longest, shortest, most_new, least_new = (
+        value_of(int | None, raw.get(name), f"{where}: {name}") for name in ("max_length", "min_length", *LENGTHS)
+    )
+    if most_new is not None or longest is None:
+        longest = min(NEW_TOKENS + 1, positions) if most_new is None else most_new + 1
+    return longest, (shortest or 0) if least_new is None else least_new + 1
 
 
 def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
     """What generation_config.json is to hold: `raw` where it says the same, else what it says changed to `settings`."""
     if raw:
-        before = read(raw, config, FILE)[0]
-        tokens = BartConfig.from_hf(config.to_hf(), FILE, raw).tokens
+        before = read(raw, config, GENERATION)[0]
+        tokens = BartConfig.from_hf(config.to_hf(), GENERATION, raw).tokens
         if settings.filled(before) == before and tokens == _forced(config, settings).tokens:
             return raw
     config = _forced(config, settings)
