@@ -15,6 +15,7 @@ from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage
 from jax_simcas.compile_check.topology import Topology
 from jax_simcas.method.beam_search import DEFAULTS
 from jax_simcas.run import config as config_lib
+from jax_simcas.run.build import fitted_to
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import settings_of
 
@@ -63,6 +64,7 @@ def run(arguments: Any) -> int:
         unread = f"config.pretrained={settings.pretrained!r} is not read"
         print(f"warning: {unread}: the sizes are those of config.bart", file=sys.stderr)
     settings = dataclasses.replace(settings, bart=bart or settings.bart)
+    settings = fitted_to(settings, settings.bart) if settings.pretrained else settings
     with prefixed("--topology="):
         target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)
