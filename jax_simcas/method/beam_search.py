@@ -139,10 +139,8 @@ DEFAULTS = GenerateConfig(
 
 
 def tokens_of(config: GenerateConfig) -> list[tuple[str, int]]:
-    """Every token that the options name."""
+    """Every token that the options name and that the vocabulary must have; suppressing others does no harm."""
     found = [(name, getattr(config, name)) for name in FORCED if getattr(config, name) is not None]
-    for name in ("suppress_tokens", "begin_suppress_tokens"):
-        found += [(name, token) for token in getattr(config, name) or ()]
     return found + [("bad_words_ids", token) for words in config.bad_words_ids or () for token in words]
 
 
