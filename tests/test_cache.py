@@ -1,11 +1,13 @@
 """Tokens on disk: the same batches as without, whole or not there, and another cache when anything changes."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
+import tokenizers
 from cached_rows import CONFIG, COUNT, WORDS, jsonl, rows, same, take
 from cached_rows import made as made
 from cached_rows import source as source
@@ -15,7 +17,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.batches import make_iterator
-from jax_simcas.data.cache import find, reshuffles_parts, token_cache
+from jax_simcas.data.cache import find, of_first_format, reshuffles_parts, token_cache
 from jax_simcas.data.features import FeatureConfig, featurize
 from jax_simcas.data.rows import Fields, First
 from jax_simcas.data.text_files import JsonlSource
@@ -166,3 +168,19 @@ def test_buckets_need_a_cache(source, words):
     config = dataclasses.replace(CONFIG, bucket_batches=2)
     with pytest.raises(UserError, match=r"config\.data\.bucket_batches needs .* config\.data\.cache=True"):
         make_iterator(source, words, config, training=True)
+
+
+def test_tokens_of_the_first_format_are_found_and_not_read(source, words, tmp_path):
+    """Version 0.2.0 named the folder by this and framed what fits one chunk otherwise."""
+    special = {"bos": words.bos_token_id, "eos": words.eos_token_id, "pad": words.pad_token_id}
+    settings = [
+        *(("chunk_length", 6), ("chunking", "fixed"), ("decoder_start", 2), ("draw_answer", False)),
+        *(("input_template", "{document}"), ("join_parts", "</s>"), ("max_input_len", 40), ("max_target_len", 8)),
+        ("parts_at", ""),
+    ]
+    tokens = (words.backend_tokenizer.to_str(), special, tokenizers.__version__)
+    key = hashlib.sha256(repr((1, source.fingerprint, tokens, settings)).encode()).hexdigest()[:20]
+    assert of_first_format(source, words, CONFIG, tmp_path) is None
+    (tmp_path / key).mkdir()
+    assert of_first_format(source, words, CONFIG, tmp_path) == tmp_path / key
+    assert find(source, words, CONFIG, tmp_path) is None

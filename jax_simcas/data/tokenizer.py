@@ -87,13 +87,17 @@ PROBES = ("a", "1", "\u4e00")  # texts of which one has tokens in any vocabulary
 
 
 def frame_of(tokenizer: Tokenizer) -> Frame:
+    """How the tokenizer frames a text, as `load_tokenizer` has found it, or `probe_frame` finds it."""
+    frame = getattr(tokenizer, "frame", None)
+    return frame if isinstance(frame, Frame) else probe_frame(tokenizer)
+
+
+def probe_frame(tokenizer: Tokenizer) -> Frame:
     """How the tokenizer itself frames a text: `<s> ... </s>`, `[CLS] ... [SEP]`, `en_XX ... </s>`, `... </s> en_XX`.
 
-    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS.
+    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS. Not while another thread tokenises:
+    mBART's tokenizers are changed for a moment.
     """
-    frame = getattr(tokenizer, "frame", None)
-    if isinstance(frame, Frame):
-        return frame
     probe = next((text for text in PROBES if len(tokenize(tokenizer, text).ids)), PROBES[0])
     encoding = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
     source = target = _around(encoding.ids, encoding.special_tokens_mask)
@@ -185,14 +189,14 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     # tokenizer.json may ask for these; documents must not be cut silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    set_languages(tokenizer, src_lang, tgt_lang)
     try:
-        frame_of(tokenizer)
+        tokenizer.frame = probe_frame(tokenizer)
     except UserError:
         missing = [n for n in ("pad_token_id", "bos_token_id", "eos_token_id") if getattr(tokenizer, n, None) is None]
         raise UserError(
             f"{name}: the tokenizer has no {', '.join(missing)}; expected special tokens as BART's"
         ) from None
+    set_languages(tokenizer, src_lang, tgt_lang)
     return tokenizer
 
 
@@ -213,6 +217,7 @@ def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "") -> Non
             raise UserError(f"{where}: the tokenizer has no such language code; there are {', '.join(codes)}")
         setattr(tokenizer, name, code)
         tokenizer.init_kwargs[name] = code  # what save_pretrained writes
+        tokenizer.frame = probe_frame(tokenizer)
 
 
 def _listing(name: str) -> str:
