@@ -126,13 +126,15 @@ def check_rows(features: Features, tokenizer: Tokenizer, rows: int | None, where
 
     Args:
       rows: None: not known.
+      where: names the row; "" for the only one.
     """
     for part, name in (("document", "input_ids"), ("target", "target_ids")):
         largest = int(features[name].max())
         if rows is not None and largest >= rows:
             token = tokenizer.backend_tokenizer.id_to_token(largest)
+            whose = f"{where}: its" if where else "the"
             raise UserError(
-                f"{where}: its {part} has the token {token!r} (id {largest}), which the weights ({rows} tokens) have "
+                f"{whose} {part} has the token {token!r} (id {largest}), which the weights ({rows} tokens) have "
                 "not: remove it from the text, or use the tokenizer that the weights were trained with"
             )
 

@@ -83,7 +83,7 @@ class Summarizer(NamedTuple):
         predictor, started = self.predictor, time.monotonic()
         row = Row(id="text", document=text, summary="", query=query)
         features = featurize(row, predictor.tokenizer, predictor.reading)
-        check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "the text")
+        check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
         unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
         if tokens and unknown == tokens:
             count = plural(tokens, "token")

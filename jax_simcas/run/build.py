@@ -289,7 +289,7 @@ def load_model(source: str, step: Any = "best") -> Model:
 
 
 def configured(model: Model, arguments: Any = None) -> Model:
-    """A model as the flags of a program want it: its settings checked, its languages, a policy that it has learned.
+    """A model as the flags of a program have it: its settings checked, its languages, a policy that it has learned.
 
     Raises:
       UserError: names the flag.
