@@ -200,16 +200,22 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     return tokenizer
 
 
-def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "") -> None:
+LANGUAGES = ("config.data.src_lang", "config.data.tgt_lang")
+
+
+def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "", named: tuple[str, str] = LANGUAGES) -> None:
     """Lets an mBART-like tokenizer frame documents and targets with these languages' codes; "" keeps its own.
+
+    Args:
+      named: as errors call the two.
 
     Raises:
       UserError: a tokenizer without languages, a code that it does not have.
     """
-    for name, code in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+    for name, code, shown in (("src_lang", src_lang, named[0]), ("tgt_lang", tgt_lang, named[1])):
         if not code:
             continue
-        where = f"config.data.{name}={code!r}"
+        where = f"{shown}={code!r}"
         if not hasattr(tokenizer, "set_src_lang_special_tokens"):
             raise UserError(f"{where}: the tokenizer ({type(tokenizer).__name__}) knows no languages; leave it out")
         codes = sorted(tokenizer.lang_code_to_id)

@@ -41,6 +41,7 @@ from jax_simcas.run import generation as generation_lib
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig
+from jax_simcas.run.overrides import overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
@@ -300,7 +301,9 @@ def configured(model: Model, arguments: Any = None) -> Model:
         settings = with_flags(model.settings, arguments, token_id=partial(token_id, model.tokenizer))
     if not model.has_selector and "simcas.policy" not in named_by(arguments):
         settings = without_selector(settings)
-    tokenizer_lib.set_languages(model.tokenizer, settings.data.src_lang, settings.data.tgt_lang)
+    flags = {} if arguments is None else overrides_of(arguments)
+    named = [flags.get(f"data.{name}", (f"config.data.{name}",))[0] for name in ("src_lang", "tgt_lang")]
+    tokenizer_lib.set_languages(model.tokenizer, settings.data.src_lang, settings.data.tgt_lang, (named[0], named[1]))
     return model._replace(settings=in_language(settings, model.tokenizer))
 
 
