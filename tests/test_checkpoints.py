@@ -330,7 +330,7 @@ def test_flags_override_a_checkpoints_settings(tmp_path, capsys):
     out = json.loads(capsys.readouterr().out)
     assert out["summary"].startswith("T") and out["chunks"] > 1
     for flag, message in (
-        ("--forced-bos-token=nowhere", "has no such token"),
+        ("--forced-bos-token=nowhere", "'nowhere': the tokenizer has no such token"),
         ("--chunk-length=261", "--chunk-length=261 exceeds the model's 260 positions"),
         ("--max-length=261", "--max-length=261 exceeds the model's 260 positions"),
         ("--src-lang=en_XX", "knows no languages"),

@@ -301,5 +301,5 @@ def test_a_pretrained_folder_is_fine_tuned_and_used_as_it_is(cache, tmp_path, ca
     text = tmp_path / "text.txt"
     text.write_text(rows[0]["document"])
     for source in (tmp_path / "run", model):
-        assert summarize.main([f"--model={source}", "--max-length=6", str(text)]) == 0
+        assert summarize.main([f"--model={source}", "--max-length=6", "--min-length=5", str(text)]) == 0
     assert "no selector in this checkpoint" in capsys.readouterr().err

@@ -42,7 +42,7 @@ class GenerateConfig:
     # True ends when `num_beams` summaries are finished; False when a better one is unlikely; "never" when a better one
     # is impossible; False
     early_stopping: bool | str | None = None
-    forced_bos_token_id: int | None = None  # what must come first; -1: anything may
+    forced_bos_token_id: int | str | None = None  # what must come first, by id or (in settings) text; -1: anything may
     forced_eos_token_id: int | None = None  # what must come at max_length; -1: anything may
     repetition_penalty: float | None = None  # above 1 makes tokens that came before less probable; 1
     encoder_no_repeat_ngram_size: int | None = None  # no sequence of so many tokens of the document comes; 0: it may; 0
@@ -58,7 +58,7 @@ class GenerateConfig:
         least |= {"encoder_no_repeat_ngram_size": 0, **dict.fromkeys(FORCED, NOTHING)}
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is None:
+            if value is None or (name == "forced_bos_token_id" and isinstance(value, str) and value):
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {bound}")
@@ -100,6 +100,8 @@ class GenerateConfig:
         own = GenerateConfig(forced_bos_token_id=tokens.forced_bos, forced_eos_token_id=tokens.forced_eos)
         values = dict(vars(self.filled(own).filled(DEFAULTS)))
         for name in FORCED:
+            if isinstance(values[name], str):
+                raise ValueError(f"{name}={values[name]!r}: expected the id of a token")
             if values[name] == NOTHING:
                 values[name] = None
         ends = tokens.ends or (tokens.eos,)
@@ -140,7 +142,7 @@ DEFAULTS = GenerateConfig(
 
 def tokens_of(config: GenerateConfig) -> list[tuple[str, int]]:
     """Every token that the options name and that the vocabulary must have; suppressing others does no harm."""
-    found = [(name, getattr(config, name)) for name in FORCED if getattr(config, name) is not None]
+    found = [(name, getattr(config, name)) for name in FORCED if isinstance(getattr(config, name), int)]
     return found + [("bad_words_ids", token) for words in config.bad_words_ids or () for token in words]
 
 

@@ -115,6 +115,8 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     if settings.pretrained:
         return _from_pretrained(settings, key, mesh, saved)
     tokenizer = saved or make_tokenizer(settings, cache)
+    tokenizer_lib.set_languages(tokenizer, *languages)
+    settings = in_language(settings, tokenizer)
     sized = partial(dataclasses.replace, settings.bart, vocab_size=len(tokenizer))
     settings = dataclasses.replace(settings, bart=config_lib.made(sized, "config.bart"))
     settings = config_lib.check(generating(settings, defaults(settings.bart)), sizes_known=True)
@@ -179,11 +181,19 @@ def generating(settings: Settings, checkpoint: GenerateConfig) -> Settings:
 
 
 def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
-    """The settings with summaries that begin in the target language, where one is named.
+    """The settings with summaries that begin in the target language, where one is named, or with a token named by text.
 
     Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
     begins a target with it (mBART-50), it is the forced first token.
     """
+    forced = settings.generate.forced_bos_token_id
+    if isinstance(forced, str):
+        token = tokenizer.backend_tokenizer.token_to_id(forced)
+        if token is None:
+            raise UserError(f"config.generate.forced_bos_token_id={forced!r}: the tokenizer has no such token")
+        settings = dataclasses.replace(
+            settings, generate=dataclasses.replace(settings.generate, forced_bos_token_id=token)
+        )
     if not settings.data.tgt_lang:
         return settings
     frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer.convert_tokens_to_ids(settings.data.tgt_lang)
@@ -298,25 +308,13 @@ def configured(model: Model, arguments: Any = None) -> Model:
     if arguments is None:
         settings = config_lib.check(model.settings, sizes_known=True)
     else:
-        settings = with_flags(model.settings, arguments, token_id=partial(token_id, model.tokenizer))
+        settings = with_flags(model.settings, arguments)
     if not model.has_selector and "simcas.policy" not in named_by(arguments):
         settings = without_selector(settings)
     flags = {} if arguments is None else overrides_of(arguments)
     named = [flags.get(f"data.{name}", (f"config.data.{name}",))[0] for name in ("src_lang", "tgt_lang")]
     tokenizer_lib.set_languages(model.tokenizer, settings.data.src_lang, settings.data.tgt_lang, (named[0], named[1]))
     return model._replace(settings=in_language(settings, model.tokenizer))
-
-
-def token_id(tokenizer: TextTokenizer, text: str) -> int:
-    """The id of a token of the vocabulary.
-
-    Raises:
-      UserError: there is no such token.
-    """
-    found = tokenizer.backend_tokenizer.token_to_id(text)
-    if found is None:
-        raise UserError(f"--forced-bos-token={text!r}: the tokenizer has no such token; give its text or id")
-    return found
 
 
 def read_settings(source: str) -> Settings:

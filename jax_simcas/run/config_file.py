@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from jax_simcas.run import config as config_lib
 from jax_simcas.run import fields
 from jax_simcas.run.config import Settings
 from jax_simcas.run.method_config import policy_of
-from jax_simcas.run.overrides import OVERRIDES, overrides_of, unused_budget
+from jax_simcas.run.overrides import overrides_of, unused_budget
 from jax_simcas.run.workdir import CONFIG
 
 EXPERIMENTS = "experiments"  # the folder of experiments among the configs
@@ -174,24 +174,13 @@ def named_by(arguments: Any) -> set[str]:
     return {*overrides_of(arguments), *(name for name, _ in getattr(arguments, "changes", ()))}
 
 
-FORCED_BOS = OVERRIDES["--forced-bos-token"].field
-
-
-def with_flags(
-    settings: Settings, arguments: Any, sizes_known: bool = True, token_id: Callable[[str], int] | None = None
-) -> Settings:
+def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> Settings:
     """A trained model's settings, changed by a program's flags and checked, by default beside the sizes of the model.
-
-    Args:
-      token_id: of a token that a flag names by its text.
 
     Raises:
       UserError: names the flag.
     """
     flags, changes = overrides_of(arguments), getattr(arguments, "changes", ())
-    flag, token = flags.get(FORCED_BOS, ("", None))
-    if token_id is not None and isinstance(token, str):
-        flags[FORCED_BOS] = flag, token_id(token)
     mapping = override(config_lib.to_config(settings), changes).to_dict()
     for name in SIZES:
         given, trained = mapping["bart"][name], getattr(settings.bart, name)

@@ -29,8 +29,7 @@ def open_run(arguments: Any) -> Model:
     workdir = Path(arguments.workdir)
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
-    # What they refuse, before weights are read; a token is looked up after that.
-    with_flags(read_settings(str(workdir)), arguments, sizes_known=False, token_id=lambda text: 0)
+    with_flags(read_settings(str(workdir)), arguments, sizes_known=False)  # what they refuse, before weights are read
     model = load_model(str(workdir), arguments.step)
     model = configured(model, arguments)
     for note in model.notes if is_main() else ():

@@ -66,7 +66,7 @@ def check_flags(settings: Settings, arguments: Any) -> None:
     Raises:
       UserError: a value that they refuse; a query for a model without, or none for one with.
     """
-    settings = with_flags(settings, arguments, sizes_known=False, token_id=lambda text: 0)  # looked up later
+    settings = with_flags(settings, arguments, sizes_known=False)
     check_query(settings, arguments)
 
 
