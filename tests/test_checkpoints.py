@@ -24,7 +24,10 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
 TEXT = "The committee met on Tuesday. The chair asked for reports, and the members agreed to repair the roof first."
-TEXTS = (TEXT, "Rents rise.", f"{TEXT} {TEXT} It was late.")
+TEXTS = (
+    TEXT,
+    "The roof </s> leaks, the <pad> chair said on Tuesday; rents rise. It was late, and the members met first.",
+)
 SIZES = {
     "d_model": 16,
     "encoder_layers": 1,
@@ -33,7 +36,7 @@ SIZES = {
     "decoder_attention_heads": 2,
     "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32,
-    "max_position_embeddings": 260,
+    "max_position_embeddings": 130,
     "init_std": 0.7,
 }
 SHORT = {"max_length": 14, "num_beams": 2, "no_repeat_ngram_size": 2}
@@ -233,7 +236,7 @@ def test_what_a_checkpoint_asks_for_and_we_lack_is_told(tmp_path):
     asked = {"do_sample": True, "top_k": 5, "num_beam_groups": 2, "num_return_sequences": 1, "use_cache": True}
     rewritten(tmp_path / "generation_config.json", lambda settings: settings.update(asked))
     told = [note for note in build.load_model(str(tmp_path)).notes if note.startswith("warning: ")]
-    assert "max_length=500 exceeds the model's 260 positions" in told[0]
+    assert "max_length=500 exceeds the model's 130 positions" in told[0]
     assert "asks for do_sample=True, num_beam_groups=2, which" in told[1] and len(told) == 2
 
 
@@ -331,8 +334,8 @@ def test_flags_override_a_checkpoints_settings(tmp_path, capsys):
     assert out["summary"].startswith("T") and out["chunks"] > 1
     for flag, message in (
         ("--forced-bos-token=nowhere", "'nowhere': the tokenizer has no such token"),
-        ("--chunk-length=261", "--chunk-length=261 exceeds the model's 260 positions"),
-        ("--max-length=261", "--max-length=261 exceeds the model's 260 positions"),
+        ("--chunk-length=131", "--chunk-length=131 exceeds the model's 130 positions"),
+        ("--max-length=131", "--max-length=131 exceeds the model's 130 positions"),
         ("--src-lang=en_XX", "knows no languages"),
     ):
         assert summarize.main([f"--model={tmp_path}", flag, str(tmp_path / "text.txt")]) == 1
@@ -364,7 +367,7 @@ def test_training_starts_from_a_checkpoints_settings_and_exports_them(cache, tmp
     for split in ("train", "validation"):
         write_split(tmp_path / "data", split, rows)
     settings = jsonl_settings(tmp_path / "data", src_lang="en_XX", tgt_lang="ro_RO")
-    simcas = settings.simcas.replace(chunk_length=200, max_input_len=300, max_target_len=40)
+    simcas = settings.simcas.replace(chunk_length=120, max_input_len=300, max_target_len=40)
     changes = {"pretrained": str(tmp_path / "bart"), "simcas": simcas, "generate": GenerateConfig(num_beams=3)}
     settings = dataclasses.replace(settings, **changes)
     train(settings, tmp_path / "run", cache, progress=False)

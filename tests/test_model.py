@@ -167,6 +167,17 @@ def test_candidates_follow_mask_padding():
     assert candidates(MODEL.replace(mask_padding=False), doc).all()
 
 
+def test_pad_behind_an_only_chunk_is_masked_either_way():
+    """The released code does not pad a document of one chunk."""
+    doc = document(1, chunks=1).document
+    padded = doc._replace(token_mask=doc.token_mask.at[0, 5:].set(False))
+    assert int(candidates(MODEL.replace(mask_padding=False), padded).sum()) == 4
+    for model in (MODEL, MODEL.replace(mask_padding=False)):
+        long, _ = encoded(tiny_params(), model, padded)
+        short, _ = encoded(tiny_params(), model, Document(*(x[:, :5] for x in padded[:2]), padded.chunk_mask))
+        np.testing.assert_allclose(long[:, :5], short, atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["greedy", "all"])
 def test_enough_capacity_equals_no_capacity(policy):
     doc = document(4, chunks=4)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tokenizers.decoders import DecodeStream
 
-from jax_simcas.data.tokenizer import TextTokenizer, Tokenizer
+from jax_simcas.data.tokenizer import TextTokenizer, Tokenizer, frame_of
 from jax_simcas.method.attention import Attended
 
 PLACES = 5  # of each token
@@ -78,9 +78,12 @@ def spelled_out(
     """The text of chunks that came as token ids, a line for each chunk, and the characters of each token in it."""
     pieces: list[str] = []
     offsets, end = np.full((*ids.shape, 2), -1, np.int64), 0
+    frame = frame_of(tokenizer)
+    before = len(frame.prefix) or int(mask.any(axis=1).sum() > 1)  # each of several chunks has a boundary
     for k, chunk in enumerate(ids):
         stream = DecodeStream(skip_special_tokens=False)
-        for s in np.flatnonzero(mask[k])[1:-1]:  # between BOS and EOS
+        real = np.flatnonzero(mask[k])
+        for s in real[before : len(real) - len(frame.suffix)]:
             piece = stream.step(tokenizer.backend_tokenizer, int(chunk[s])) or ""  # None within a character
             pieces.append(piece)
             offsets[k, s] = end, end + len(piece)
