@@ -179,6 +179,26 @@ def test_programs_name_the_words_and_count_them_alike(workdir, chinese, cache, t
         assert "--rouge-tokenizer: 'latin': expected auto, rouge-score" in one_line_error(capsys.readouterr().err)
 
 
+def test_zeros_of_evaluations_of_earlier_versions_are_told_too(tmp_path, capsys):
+    rows = [
+        {"id": str(i), "prediction": "猫", "reference": "猫", "answers": [], "scores": {"rouge1": 0.0}} for i in (0, 1)
+    ]
+    scores = {
+        "scores": {"rouge1": {"mean": 0.0, "low": 0.0, "high": 0.0, "count": 2}},
+        "kept_share": 1.0,
+        "evidence": {},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for program, arguments in ((compare, [f"A={tmp_path}"]), (evaluate, ["--compare", str(tmp_path), str(tmp_path)])):
+        assert program.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert "rouge-score tokenizer" in out and "--rouge-tokenizer=unicode counts them" in out
+        assert program.main([*arguments, "--rouge-tokenizer=auto"]) == 0
+        out = capsys.readouterr().out
+        assert "unicode tokenizer" in out and "100.0" in out and "warning" not in out
+
+
 def test_several_references_count_alike_in_all_programs(workdir, chinese, cache, tmp_path, capsys):
     """Each score is the best over a document's references."""
     rows = [{"id": str(i), "prediction": "The cat sat.", "references": ["A dog.", "The cat sat."]} for i in range(3)]

@@ -20,11 +20,14 @@ def words_of(folders: dict[str, str], summaries: dict[str, dict[str, Any]], aske
     """The words to count in all evaluations: those asked for, else those that all of them count, else by `auto`.
 
     Raises:
-      UserError: predictions that are needed and cannot be read.
+      UserError: words that are not known; predictions that are needed and cannot be read.
     """
     counted = {summary.get("rouge_tokenizer", STANDARD.name) for summary in summaries.values()}
     if asked is None and len(counted) == 1:
-        return words.named(counted.pop())
+        try:
+            return words.named(*counted)
+        except ValueError as error:
+            raise UserError(f"{', '.join(folders.values())}: rouge_tokenizer={error}") from None
     read = [paired_bootstrap.read_predictions(Path(folder)) for folder in folders.values()]
     return paired_bootstrap.words_of(read, asked)
 
@@ -45,10 +48,14 @@ def scores_of(folder: Path, summary: dict[str, Any], measures: list[str], by: Wo
 
 def warnings_of(folder: Path, summary: dict[str, Any], by: Words) -> list[str]:
     """What the scores of an evaluation cannot show, counted by these words."""
-    if summary.get("rouge_tokenizer", STANDARD.name) == by.name:
-        return summary.get("score_warnings", [])
-    rows = paired_bootstrap.read_predictions(folder).values()
-    return [f"warning: {warning}" for warning in words.warnings([row.references for row in rows], by, summary["task"])]
+    if "score_warnings" in summary and summary["rouge_tokenizer"] == by.name:
+        return summary["score_warnings"]
+    try:
+        rows = paired_bootstrap.read_predictions(folder)
+    except UserError:  # an evaluation of an earlier version, whose texts are gone
+        return []
+    given, task = [row.references for row in rows.values()], paired_bootstrap.task_of([rows])
+    return [f"warning: {warning}" for warning in words.warnings(given, by, task)]
 
 
 def named_folders(given: Sequence[str]) -> dict[str, str]:
