@@ -563,5 +563,5 @@ def test_chunked_from_disk_to_batches(tmp_path, cache):
     )
     first, second = batches
     np.testing.assert_array_equal(first["input_ids"][0], [[0, 5, 6, 2], [0, 7, 1, 2]])
-    np.testing.assert_array_equal(second["input_ids"][0], [[0, 5, 1, 2]])
+    np.testing.assert_array_equal(second["input_ids"][0], [[0, 5, 2, 1]])
     np.testing.assert_array_equal(second["target_ids"][0, :4], [2, 0, 5, 2])
