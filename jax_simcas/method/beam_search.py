@@ -54,6 +54,17 @@ class GenerateConfig:
     renormalize_logits: bool | None = None  # probabilities sum to 1 after all these rules; False
 
     def __post_init__(self) -> None:
+        self._check_counts()
+        for name, above in (("length_penalty", -math.inf), ("repetition_penalty", 0.0)):
+            number = getattr(self, name)
+            if number is not None and not (is_number(number) and number > above):
+                raise ValueError(f"{name}={number!r}: expected a finite number{' above 0' if above == 0 else ''}")
+        # Not `in (True, False, ...)`: 0 and 1 would pass, and mean neither further down.
+        if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
+            raise ValueError(f"early_stopping={self.early_stopping!r}: expected True, False or 'never'")
+        self._check_sequences()
+
+    def _check_counts(self) -> None:
         least = {"num_beams": 1, "max_length": 2, "min_length": 0, "no_repeat_ngram_size": 0}
         least |= {"encoder_no_repeat_ngram_size": 0, **dict.fromkeys(FORCED, NOTHING)}
         for name, bound in least.items():
@@ -65,14 +76,6 @@ class GenerateConfig:
             checks.at_least(self, bound, name)
         if self.min_length is not None and self.max_length is not None and self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} exceeds max_length={self.max_length}")
-        for name, above in (("length_penalty", -math.inf), ("repetition_penalty", 0.0)):
-            number = getattr(self, name)
-            if number is not None and not (is_number(number) and number > above):
-                raise ValueError(f"{name}={number!r}: expected a finite number{' above 0' if above == 0 else ''}")
-        # Not `in (True, False, ...)`: 0 and 1 would pass, and mean neither further down.
-        if not isinstance(self.early_stopping, bool | None) and self.early_stopping != "never":
-            raise ValueError(f"early_stopping={self.early_stopping!r}: expected True, False or 'never'")
-        self._check_sequences()
 
     def _check_sequences(self) -> None:
         for name in ("suppress_tokens", "begin_suppress_tokens"):

@@ -103,6 +103,19 @@ def write_index(folder: Path, title: str, rows: list[documents.Evaluated]) -> No
     pages.write_index(folder / pages.INDEX, title, linked)
 
 
+def output_folders(arguments: Any, name: str) -> tuple[Path, Path | None]:
+    """The folder of the evaluation called `name`, and that of its pages; made by the main process."""
+    folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
+    html = None
+    if arguments.html:
+        html = folder / "html" if arguments.html is True else Path(arguments.html)
+    if is_main():
+        files.make_folder(folder, "--output")
+        if html:
+            files.make_folder(html, "--html")
+    return folder, html
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     cli.prepare_jax()
@@ -113,12 +126,7 @@ def run(arguments: Any) -> int:
     source = open_split(model, split, arguments.limit)
     policy = arguments.policy or settings.simcas.policy
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
-    folder = Path(arguments.output) if arguments.output else Path(arguments.workdir) / "evaluation" / name
-    html = (folder / "html" if arguments.html is True else Path(arguments.html)) if arguments.html else None
-    if is_main():
-        files.make_folder(folder, "--output")
-        if html:
-            files.make_folder(html, "--html")
+    folder, html = output_folders(arguments, name)
     encoder = encoder_of(arguments) if is_main() else None
     started = time.monotonic()
     given = [references for i in range(len(source)) if (references := documents.references(source[i]))]
@@ -142,9 +150,10 @@ def run(arguments: Any) -> int:
     }
     if encoder:
         summary["bertscore_limit"] = encoder.limit
-    evaluation_files.write(folder, rows, summary, by)
-    for line in report.lines(summary, folder):
-        print(line)
+    try:
+        evaluation_files.write(folder, rows, summary, by)
+    finally:  # on a full disk too: they took long to make
+        print("\n".join(report.lines(summary, folder)))
     if html:
         write_index(html, f"What {run_name(model)} kept of {name}", rows)
         print(f"what was kept of each document: {html / pages.INDEX}")

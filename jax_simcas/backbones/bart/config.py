@@ -142,6 +142,15 @@ class BartConfig:
         }
 
 
+def _ends(generation: Mapping[str, Any], where: str) -> list[int]:
+    """The tokens that end a summary: one, several or none."""
+    given = generation.get("eos_token_id")
+    ends = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
+        raise UserError(f"{where}: eos_token_id is {given!r}, expected int")
+    return ends
+
+
 def _generation_tokens(
     config: Mapping[str, Any], generation: Mapping[str, Any], given: dict[str, Any], where: str
 ) -> dict[str, Any]:
@@ -163,10 +172,7 @@ def _generation_tokens(
     for name, token in tokens.items():
         if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
             raise UserError(f"{where}: {name} is {token!r}, expected int")
-    ends = generation.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
-        raise UserError(f"{where}: eos_token_id is {generation['eos_token_id']!r}, expected int")
+    ends = _ends(generation, where)
     eos = given.get("eos_token_id", BartConfig.eos_token_id)
     return {**tokens, "eos_token_ids": () if ends == [eos] else tuple(ends) or (-1,)}
 
