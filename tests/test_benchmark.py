@@ -228,5 +228,6 @@ def test_the_released_code_is_skipped_where_absent(tmp_path, capfd):
 
 
 def test_stages_that_a_side_lacks_are_named(tmp_path, capfd):
+    pytest.importorskip("torch")
     assert benchmark.main(["--sides=torch", "--stages=summarize", f"--output={tmp_path}"]) == 1
     assert "skipped: side torch has no stage summarize" in capfd.readouterr().err

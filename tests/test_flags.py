@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from jax_simcas.run.config import Settings, default_config, from_config, to_json
 from jax_simcas.run.config_file import override, read_config, settings_of
 from jax_simcas.run.method_config import BUDGETED
 
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs PyTorch")
+
 
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
@@ -52,7 +55,12 @@ from jax_simcas.run.method_config import BUDGETED
         (summarize, ["--model={}", "--query=Why?", "x"], "was trained without queries"),
         (summarize, ["--model={}", "--policy=topk", "x"], "budget"),
         (compare, ["a=nowhere"], "error: nowhere/scores.json: not found; run jax_simcas.evaluate first"),
-        (evaluate, ["--workdir={}", "--bertscore=nowhere/at/all"], "--bertscore=nowhere/at/all: cannot be loaded ("),
+        pytest.param(
+            evaluate,
+            ["--workdir={}", "--bertscore=nowhere/at/all"],
+            "--bertscore=nowhere/at/all: cannot be loaded (",
+            marks=needs_torch,
+        ),
     ],
 )
 def test_flags_that_cannot_be_used_are_named(tool, arguments, message, workdir, cache, capsys):

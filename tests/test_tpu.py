@@ -174,7 +174,8 @@ def test_wait_that_fails_names_the_machine(place, states, code, message):
     place.tpu("create", "--type=v4-8")
     if states[0] == "ACTIVE":
         assert place.tpu("wait").code == 0
-    done = place.tpu("wait", "--timeout=1")
+    # Long enough for a busy machine, where waiting is to end before.
+    done = place.tpu("wait", f"--timeout={1 if code == 4 else 60}")
     assert done.code == code and message in done.err and note(done)
 
 

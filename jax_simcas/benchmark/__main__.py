@@ -17,7 +17,7 @@ EXAMPLES = """\
   python -m jax_simcas.benchmark --quick
 """
 STAGES = ("encode", "select", "decode", "reward", "transformer", "selector", "generate", "summarize")
-SIDES = ("jax", "torch", "released", "torch-compile", "torch-bf16", "torch-bf16-compile")
+SIDES = ("jax", "torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "released")
 SIZES = ("base", "large", "tiny")
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "gpu")
