@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 
-from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.reward import Likelihood
 
 SCORER = RougeScorer(["rouge1"])

@@ -26,7 +26,7 @@ _PUBLIC = {
     "Alignment": "method.align",
     "chunk_mean": "method.align",
     "chunk_shift": "method.align",
-    "GenerateConfig": "method.beam_search",
+    "GenerateConfig": "method.generate_config",
     "Generation": "method.beam_search",
     "generate": "method.beam_search",
     "chunk_sentences": "method.chunk",

@@ -16,7 +16,7 @@ from jax_simcas import convert, summarize
 from jax_simcas.data.features import featurize
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import frame_of, load_tokenizer
-from jax_simcas.method.beam_search import GenerateConfig
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.run import build
 from jax_simcas.run.loop import train
 

@@ -13,7 +13,8 @@ from helpers import ROOT, TINY, document, model_of, stack, tiny_config, tiny_par
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.method.align import align, chunk_mean
-from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import encode_and_select, forward, init_params
 from jax_simcas.method.select import ALL, select
 from jax_simcas.run import build

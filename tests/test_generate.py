@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from helpers import TINY, model_of, tiny_params
 
-from jax_simcas.method.beam_search import GenerateConfig, ban_repeated_ngrams, generate
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.generate_config import GenerateConfig
+from jax_simcas.method.logits_processors import ban_repeated_ngrams
 from jax_simcas.method.select import Compacted
 
 FORCED = dataclasses.replace(TINY, forced_eos_token_id=None)

@@ -17,9 +17,10 @@ from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.compile_check import flops
 from jax_simcas.evaluation.predict import generate_batch
-from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.beam_search import generate
 from jax_simcas.method.chunk import chunk_tokens
 from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, encode_and_select, init_params
 from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import Encoded, Forward

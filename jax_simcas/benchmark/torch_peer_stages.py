@@ -12,7 +12,7 @@ import torch
 from jax_simcas.benchmark.stages import PEERS, Task, example, fresh_params, half_selected
 from jax_simcas.benchmark.torch_peer import Peer
 from jax_simcas.benchmark.torch_peer_ppo import experience, rewards, torch_ppo_update
-from jax_simcas.method.beam_search import GenerateConfig
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.ppo import PPOConfig
 
 LEARNING_RATE = 1e-4  # any value: only the time of a step matters

@@ -13,7 +13,7 @@ from jax_simcas.common.errors import prefixed
 from jax_simcas.compile_check import output, topology
 from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage, mesh_sizes
 from jax_simcas.compile_check.topology import Topology
-from jax_simcas.method.beam_search import DEFAULTS
+from jax_simcas.method.generate_config import DEFAULTS
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.build import fitted_to
 from jax_simcas.run.config import Settings

@@ -13,9 +13,10 @@ from jax_simcas.common.sharding import over_documents
 from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.method.attention import Attended, most_attended
-from jax_simcas.method.beam_search import GenerateConfig, Generation, generate
+from jax_simcas.method.beam_search import Generation, generate
 from jax_simcas.method.chunk import bucket
 from jax_simcas.method.document import Document, Target
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
 from jax_simcas.method.reward import target_log_prob
 from jax_simcas.method.select import Policy, Selection, compact, most_probable

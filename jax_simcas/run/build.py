@@ -34,7 +34,7 @@ from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.evaluation.summarizer import Summarizer
-from jax_simcas.method.beam_search import DEFAULTS, NOTHING, GenerateConfig
+from jax_simcas.method.generate_config import DEFAULTS, NOTHING, GenerateConfig
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib

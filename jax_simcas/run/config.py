@@ -29,8 +29,8 @@ from jax_simcas.data.rows import MAX_BAD_ROWS, Fields
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
 from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
 from jax_simcas.evaluation import words
-from jax_simcas.method.beam_search import GenerateConfig, tokens_of
 from jax_simcas.method.chunk import bucket, most_chunks
+from jax_simcas.method.generate_config import GenerateConfig, tokens_of
 from jax_simcas.method.model import SimCAS
 from jax_simcas.run.fields import unknown_field, value_of
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of

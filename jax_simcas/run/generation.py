@@ -14,22 +14,13 @@ from typing import Any
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.common.errors import UserError
-from jax_simcas.method.beam_search import FORCED, NOTHING, GenerateConfig, tokens_of
+from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig, tokens_of
 from jax_simcas.run.fields import value_of
 
 Raw = Mapping[str, Any]  # the file's content
 
 # What transformers takes where a checkpoint says nothing; Source: `_get_default_generation_params`.
-TRANSFORMERS = GenerateConfig(
-    num_beams=1,
-    min_length=0,
-    length_penalty=1.0,
-    no_repeat_ngram_size=0,
-    early_stopping=False,
-    repetition_penalty=1.0,
-    encoder_no_repeat_ngram_size=0,
-    renormalize_logits=False,
-)
+TRANSFORMERS = dataclasses.replace(DEFAULTS, num_beams=1, max_length=None)
 NEW_TOKENS = 20  # the default, the start token not counted
 OURS = tuple(field.name for field in dataclasses.fields(GenerateConfig))
 LENGTHS = ("max_new_tokens", "min_new_tokens")

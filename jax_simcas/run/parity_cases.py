@@ -22,8 +22,9 @@ from jax_simcas.common import cli, files, progress, tables
 from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.method import steps
 from jax_simcas.method.align import ALIGNMENTS
-from jax_simcas.method.beam_search import GenerateConfig, generate
+from jax_simcas.method.beam_search import generate
 from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, encode, encode_and_select, forward
 from jax_simcas.method.optimizers import adam, inverse_sqrt
 from jax_simcas.method.ppo import Orders, PPOConfig, Rollout, ppo_update

@@ -24,7 +24,7 @@ from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
 from jax_simcas.data.rows import First, RowSource, told
-from jax_simcas.method.beam_search import FORCED
+from jax_simcas.method.generate_config import FORCED
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
