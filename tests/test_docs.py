@@ -17,7 +17,8 @@ from helpers import ROOT
 from test_structure import ORDER, PROGRAMS
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import Fields, read_row
+from jax_simcas.data.records import read_row
+from jax_simcas.data.rows import Fields
 from jax_simcas.run.config import Settings, to_config
 from jax_simcas.run.config_file import override, settings_of
 

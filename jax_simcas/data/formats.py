@@ -31,7 +31,8 @@ import numpy as np
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.published import QMSUM_FIELDS, Qmsum
-from jax_simcas.data.rows import Fields, RowSource, Store, StoredRows, stat_key
+from jax_simcas.data.rows import Fields, RowSource
+from jax_simcas.data.stored import Store, StoredRows, stat_key
 from jax_simcas.data.text_files import (
     READ_BYTES,
     CsvSource,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import Fields, Store
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.stored import Store
 
 QMSUM_FIELDS = Fields(query="query")
 QUERY_BITS = 12  # of a place: the query's number within its meeting

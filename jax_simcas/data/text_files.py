@@ -16,7 +16,8 @@ from typing import IO, Any
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import replacing
-from jax_simcas.data.rows import Fields, Store, StoredRows, stat_key
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.stored import Store, StoredRows, stat_key
 
 READ_BYTES = 1 << 20
 PART = re.compile(r"(?P<document>.+)\.(?P<field>summary|query|context)(\.\d+)?")  # a file beside NAME.txt, without .txt

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jax_simcas.common.tables import plural
-from jax_simcas.data.rows import SURROGATE
+from jax_simcas.data.records import SURROGATE
 from jax_simcas.evaluation.summarizer import ReadTokens, Summary
 from jax_simcas.evaluation.written import WrittenTokens
 

@@ -25,7 +25,8 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
 from jax_simcas.data import formats
 from jax_simcas.data.features import check_template
-from jax_simcas.data.rows import MAX_BAD_ROWS, Fields
+from jax_simcas.data.rows import Fields
+from jax_simcas.data.stored import MAX_BAD_ROWS
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig
 from jax_simcas.data.tokenizer import SMALLEST_VOCABULARY
 from jax_simcas.evaluation import words
