@@ -121,7 +121,7 @@ def test_bad_flags_are_named(flag, code, message, capsys):
     ("flag", "message"),
     [
         ("--stages=sleep", "--stages: 'sleep': expected some of encode"),
-        ("--sides=tensorflow", "--sides: 'tensorflow': expected some of jax, torch, released"),
+        ("--sides=tensorflow", "--sides: 'tensorflow': expected some of jax, torch, "),
         ("--dtypes=float16", "--dtypes: 'float16': expected some of float32"),
         ("--lengths=many", "--lengths: 'many': expected a whole number"),
     ],
