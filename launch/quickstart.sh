@@ -40,15 +40,15 @@ heading() { printf '\n== %s\n' "$*"; }
 
 cat <<'TASK'
 
-The task needs no data: the first chunk of a generated document asks a question, and three facts that answer it are
-scattered among filler words over the other chunks. The model reads each chunk alone, keeps a few states of them all,
-and has to write the three values in order. Three models are trained.
+The task needs no data. A generated document asks a question in its first chunk, such as "Where was Anna born, where
+does she live and where does she work?". The sentences that answer it are scattered among others over seven more chunks.
+The model reads each chunk alone, keeps a few states of them all, and writes the answer. Three models are trained.
 TASK
 
 heading "1/4 training: SimCAS, the same model on the first chunk only, and SimCAS without alignment"
-simcas train --config=configs/embedded.py --workdir="$out/simcas"
-simcas train --config=configs/embedded.py --workdir="$out/one-chunk" --config.simcas.max_input_len=16
-simcas train --config=configs/embedded.py --workdir="$out/no-align" --config.simcas.align=none
+simcas train --config=configs/quickstart.py --workdir="$out/simcas"
+simcas train --config=configs/quickstart.py --workdir="$out/one-chunk" --config.simcas.max_input_len=22
+simcas train --config=configs/quickstart.py --workdir="$out/no-align" --config.simcas.align=none
 
 heading "2/4 evaluating on 500 new documents"
 for name in simcas one-chunk no-align; do
@@ -57,32 +57,11 @@ done
 evaluate simcas test-random random.txt --policy=random
 
 heading "3/4 answering a new document, $out/document.txt"
-"$venv/bin/python" - "$out/simcas/config.json" "$out/document.txt" <<'PYTHON'
-import dataclasses
-import sys
-from pathlib import Path
+"$venv/bin/python" launch/answer.py "$out/simcas" "$out/document.txt"
+simcas summarize --model="$out/simcas" --html="$out/document.html" "$out/document.txt" >"$out/answer.txt" 2>"$out/answer.log"
+echo "the same to look at: $out/document.html"
 
-from jax_simcas.data.synthetic import SyntheticSource
-from jax_simcas.run.config import read_json
-
-config = dataclasses.replace(read_json(Path(sys.argv[1])).data.embedded, seed=2_024)
-row = SyntheticSource("test", config)[0]
-Path(sys.argv[2]).write_text(row.document + "\n")
-words = row.document.split()
-for place, word in enumerate(words):
-    kind, *numbers = word.split("-")
-    where = f"  chunk {place // config.words_per_chunk + 1}, {word + ':':12}"
-    if kind == "ask":
-        print(f"{where} the question: what are the values of topic {numbers[0]}?")
-    elif kind == "fact":
-        print(f"{where} a fact: of topic {numbers[0]}, value {numbers[1]} is {numbers[2]}")
-print(f"  the other {len(words) - 4} words are filler, such as {words[0]}")
-print(f"expected answer:    {row.summary}")
-PYTHON
-answer="$(simcas summarize --model="$out/simcas" "$out/document.txt")"
-echo "the model's answer: $answer"
-
-heading "4/4 the scores in percent (exact match: all three values right), with 95 % intervals"
+heading "4/4 the scores in percent (exact match: the whole answer is right), with 95 % intervals"
 simcas compare "SimCAS=$out/simcas/evaluation/test" "first chunk only=$out/one-chunk/evaluation/test" \
   "without alignment=$out/no-align/evaluation/test" \
   "random selection of the same size=$out/simcas/evaluation/test-random" --plot="$out/comparison.png"

@@ -1,13 +1,17 @@
 """The synthetic task: a function of its seed, answers that the first chunk lacks, evidence that is right."""
 
 import pickle
+import re
+from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.synthetic import SPLITS, SyntheticConfig, SyntheticSource
+from jax_simcas.data.tokenizer import load_tokenizer, tokenize, word_level
 
 sizes = st.builds(
     SyntheticConfig,
@@ -40,6 +44,62 @@ def test_the_evidence_holds_the_answer(config, split, index):
     assert sum(word.startswith("fact-") for word in words) == config.topics * config.slots
 
 
+english_sizes = st.builds(
+    SyntheticConfig,
+    seed=st.integers(0, 1000),
+    chunks=st.integers(4, 9),
+    words_per_chunk=st.integers(18, 40),
+    topics=st.integers(1, 2),
+    slots=st.integers(1, 3),
+    values_per_slot=st.integers(1, 12),
+    fillers=st.integers(1, 50),
+    wording=st.just("english"),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=english_sizes, split=st.sampled_from(SPLITS), index=st.integers(0, 400))
+def test_english_documents_fill_their_chunks_and_hold_the_answer(config, split, index):
+    row = SyntheticSource(split, config)[index]
+    tokens = re.findall(r"\w+|[^\w\s]", row.document)
+    assert len(tokens) == config.chunks * config.words_per_chunk
+    assert {*tokens, *re.findall(r"\w+|,", row.summary)} <= set(config.words)
+    chunks = np.array(tokens).reshape(config.chunks, config.words_per_chunk)
+    assert all(chunk[-1] == "." for chunk in chunks), "a chunk ends within a sentence"
+    question, *sentences = re.split(r"(?<=[.?]) ", row.document)
+    name, she = re.match(r"Where was (\w+) born", question)[1], re.search(r" (she|he) ", f"{question} she ")[1]
+    asked = [f"where was {name} born", f"where does {she} live", f"where does {she} work"][: config.slots]
+    assert question.lower().rstrip("?").replace(" and ", ", ") == ", ".join(asked).lower()
+    facts = [f"{name} was born in (.+)\\.", f"{name} lives in (.+)\\.", f"{name} works at the (.+)\\."][: config.slots]
+    places = [m[1] for fact in facts for m in map(re.compile(fact).fullmatch, sentences) if m]
+    assert row.summary == ", ".join(places)
+    assert sorted(row.document[a:b] for a, b in row.evidence) == sorted(places)
+    assert list(row.evidence) == sorted(row.evidence)
+    told = [sentence for sentence in sentences if re.search(" born | lives | works ", sentence)]
+    assert len(told) == config.topics * config.slots
+    second_chunk = [m.start() for m in re.finditer(r"\w+|[^\w\s]", row.document)][config.words_per_chunk]
+    assert not any(row.document.index(sentence) < second_chunk for sentence in told)
+
+
+def test_a_tokenizer_of_words_and_punctuation_gives_the_text_back(tmp_path):
+    config = SyntheticConfig(wording="english", topics=1)
+    word_level(config.words, tmp_path / "words", punctuated=True)
+    tokenizer = load_tokenizer(tmp_path / "words")
+    row = SyntheticSource("train", config)[3]
+    for text in (row.document, row.summary):
+        ids, offsets = tokenize(tokenizer, text)
+        assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
+        assert [text[a:b] for a, b in offsets] == re.findall(r"\w+|[^\w\s]", text)
+
+
+def test_evaluations_name_the_set_as_those_of_earlier_versions_did():
+    assert repr(SyntheticSource("test", SyntheticConfig(seed=3))) == (
+        "EmbeddedSource('test', EmbeddedConfig(seed=3, rows=100000, held_out_rows=500, chunks=8, words_per_chunk=30, "
+        "topics=4, slots=3, values_per_slot=8, fillers=100, ordered=False))"
+    )
+    assert "ordered=False, wording='english')" in repr(SyntheticSource("test", SyntheticConfig(wording="english")))
+
+
 def test_ordered_facts_come_in_the_documents_order():
     config = SyntheticConfig(topics=2, slots=3, values_per_slot=5, ordered=True)
     for index in range(20):
@@ -70,3 +130,15 @@ def test_bad_settings_are_named():
         SyntheticConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
     with pytest.raises(ValueError, match="fillers=0"):
         SyntheticConfig(fillers=0)
+    english = partial(SyntheticConfig, wording="english", topics=1)
+    for wrong, message in (
+        ({"slots": 4}, "slots=4: expected 1 to 3"),
+        ({"topics": 13}, "topics=13: expected 1 to 12"),
+        ({"values_per_slot": 13}, "values_per_slot=13: expected 1 to 12"),
+        ({"ordered": True}, "ordered=True: expected False"),
+        ({"words_per_chunk": 17}, "words_per_chunk=17: expected at least 18, to hold the question"),
+        ({"topics": 5, "words_per_chunk": 18}, "are 15 facts, of which 14 surely fit"),
+        ({"wording": "french"}, "wording='french': expected one of codes, english"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            english(**wrong)

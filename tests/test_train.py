@@ -233,6 +233,15 @@ def test_training_without_selection_keeps_everything(cache, tmp_path):
     assert {row["selection/kept"] for row in figures(tmp_path)} == {1.0}
 
 
+def test_the_transformer_reads_everything_until_the_selector_starts(cache, tmp_path):
+    changes = {"loop.selector_start": 2, "loop.selector_every": 1, "loop.steps": 3}
+    train(tiny_config(**changes), tmp_path, cache, progress=False)
+    train(tiny_config(**changes | {"loop.steps": 4}), tmp_path, cache, progress=False)  # a resumed run goes on with it
+    rows = {row["step"]: row for row in figures(tmp_path) if row["split"] == "train"}
+    assert [rows[step]["selection/kept"] == 1.0 for step in (1, 2, 3, 4)] == [True, True, False, False]
+    assert ["reward" in rows[step] for step in (1, 2, 3, 4)] == [False, False, True, True]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

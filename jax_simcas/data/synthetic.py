@@ -1,21 +1,26 @@
 """The synthetic task: generated documents whose answer lies far from their beginning, with known evidence.
 
-A document asks about one topic in its first chunk. Among filler words, its later chunks hold one fact for every slot
-of every topic. The answer is the asked topic's values in the order of the slots; none of these words is in the first
-chunk. The asked topic's facts are the evidence; the other topics' facts look just the same.
+A document asks about one topic in its first chunk. Among filler, its later chunks hold one fact for every slot of every
+topic. The answer is the asked topic's values in the order of the slots; none of them is in the first chunk. The asked
+topic's facts are the evidence; the other topics' facts look just the same.
 
 Configs call it "embedded" (`data.source`, `data.embedded`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
+from jax_simcas.data import plain_english
+from jax_simcas.data.plain_english import Story
 from jax_simcas.data.rows import Row
 
 SPLITS = ("train", "validation", "test")
@@ -37,21 +42,20 @@ class SyntheticConfig:
     topics: int = 4  # a document asks about one of them
     slots: int = 3  # facts per topic
     values_per_slot: int = 8  # words that may fill a slot
-    fillers: int = 100  # words that mean nothing
+    fillers: int = 100  # words that mean nothing; in English, things that sentences are about, 12 at most
     # facts do not name their slot: the answer is the asked topic's values in the document's order, so a model has to
     # know the order of the chunks
     ordered: bool = False
+    # "codes": a fact is a word such as fact-0-1-5; "english": plain sentences that tell where people were born, live
+    # and work
+    wording: str = "codes"
 
     def __post_init__(self) -> None:
         checks.at_least(self, 0, "seed", most=checks.LARGEST_SEED)
         sizes = ("rows", "held_out_rows", "chunks", "words_per_chunk", "topics", "slots", "values_per_slot", "fillers")
         checks.at_least(self, 1, *sizes)
-        facts, places = self.topics * self.slots, (self.chunks - 1) * self.words_per_chunk
-        if facts > places:
-            raise ValueError(
-                f"topics={self.topics} x slots={self.slots} are {facts} facts, which do not fit into the {places} "
-                "words after the first chunk: raise chunks or words_per_chunk"
-            )
+        checks.one_of(self, "wording", WORDINGS)
+        WORDINGS[self.wording].check(self)
 
     def topic(self, topic: int) -> str:
         return f"ask-{topic}"
@@ -65,14 +69,96 @@ class SyntheticConfig:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """All words of documents and answers."""
-        topics, values = range(self.topics), range(self.values_per_slot)
-        slots = range(1 if self.ordered else self.slots)
-        return (
-            *(f"word-{i}" for i in range(self.fillers)),
-            *(self.topic(t) for t in topics),
-            *(self.fact(t, s, v) for t in topics for s in slots for v in values),
-            *(self.value(s, v) for s in slots for v in values),
+        return WORDINGS[self.wording].words(self)
+
+
+def check_codes(config: SyntheticConfig) -> None:
+    """Raises ValueError for facts that do not fit into a document."""
+    facts, places = config.topics * config.slots, (config.chunks - 1) * config.words_per_chunk
+    if facts > places:
+        raise ValueError(
+            f"topics={config.topics} x slots={config.slots} are {facts} facts, which do not fit into the {places} "
+            "words after the first chunk: raise chunks or words_per_chunk"
         )
+
+
+def words_of_codes(config: SyntheticConfig) -> tuple[str, ...]:
+    topics, values = range(config.topics), range(config.values_per_slot)
+    slots = range(1 if config.ordered else config.slots)
+    return (
+        *(f"word-{i}" for i in range(config.fillers)),
+        *(config.topic(t) for t in topics),
+        *(config.fact(t, s, v) for t in topics for s in slots for v in values),
+        *(config.value(s, v) for s in slots for v in values),
+    )
+
+
+def draw_codes(c: SyntheticConfig, rng: np.random.Generator) -> Story:
+    words = [f"word-{i}" for i in rng.integers(c.fillers, size=c.chunks * c.words_per_chunk)]
+    asked = int(rng.integers(c.topics))
+    values = rng.integers(c.values_per_slot, size=(c.topics, c.slots))
+    facts = [(t, s) for t in range(c.topics) for s in range(c.slots)]
+    places = c.words_per_chunk + rng.permutation((c.chunks - 1) * c.words_per_chunk)[: len(facts)]
+    if c.ordered:
+        places = np.sort(places.reshape(c.topics, c.slots), axis=1).ravel()
+    words[rng.integers(c.words_per_chunk)] = c.topic(asked)
+    for (topic, slot), place in zip(facts, places, strict=True):
+        words[place] = c.fact(topic, slot, int(values[topic, slot]))
+    starts = np.cumsum([0] + [len(word) + 1 for word in words])
+    evidence = sorted(
+        (int(starts[place]), int(starts[place]) + len(words[place]))
+        for (topic, _), place in zip(facts, places, strict=True)
+        if topic == asked
+    )
+    answer = " ".join(c.value(slot, int(values[asked, slot])) for slot in range(c.slots))
+    return Story(" ".join(words), answer, tuple(evidence))
+
+
+def check_english(config: SyntheticConfig) -> None:
+    """Raises ValueError for more of something than there are words for, and for what does not fit into a document."""
+    for name, most in plain_english.MOST.items():
+        checks.at_least(config, 1, name, most=most)
+    if config.ordered:
+        raise ValueError("ordered=True: expected False, as sentences say which slot they fill (wording='english')")
+    least = plain_english.shortest_chunk(config.slots)
+    if config.words_per_chunk < least:
+        raise ValueError(f"words_per_chunk={config.words_per_chunk}: expected at least {least}, to hold the question")
+    facts, most = config.topics * config.slots, plain_english.facts_that_fit(config.chunks, config.words_per_chunk)
+    if facts > most:
+        raise ValueError(
+            f"topics={config.topics} x slots={config.slots} are {facts} facts, of which {most} surely fit into the "
+            "chunks after the first: raise chunks or words_per_chunk"
+        )
+
+
+def words_of_english(c: SyntheticConfig) -> tuple[str, ...]:
+    return plain_english.vocabulary(c.slots, c.values_per_slot, c.fillers)
+
+
+def draw_english(c: SyntheticConfig, rng: np.random.Generator) -> Story:
+    shape = (c.chunks, c.words_per_chunk)
+    return plain_english.story(rng, *shape, people=c.topics, kinds=c.slots, places=c.values_per_slot, things=c.fillers)
+
+
+class Wording(NamedTuple):
+    """How the task is put into words.
+
+    check: raises ValueError for sizes that cannot be.
+    words: all tokens of documents and answers.
+    draw: one document.
+    punctuated: tokens are words and punctuation marks; otherwise whatever stands between spaces.
+    """
+
+    check: Callable[[SyntheticConfig], None]
+    words: Callable[[SyntheticConfig], tuple[str, ...]]
+    draw: Callable[[SyntheticConfig, np.random.Generator], Story]
+    punctuated: bool
+
+
+WORDINGS = {
+    "codes": Wording(check_codes, words_of_codes, draw_codes, punctuated=False),
+    "english": Wording(check_english, words_of_english, draw_english, punctuated=True),
+}
 
 
 class SyntheticSource:
@@ -96,29 +182,13 @@ class SyntheticSource:
     def __getitem__(self, index: int) -> Row:
         c = self._config
         rng = np.random.default_rng([c.seed, SPLITS.index(self._split), int(index)])
-        words = [f"word-{i}" for i in rng.integers(c.fillers, size=c.chunks * c.words_per_chunk)]
-        asked = int(rng.integers(c.topics))
-        values = rng.integers(c.values_per_slot, size=(c.topics, c.slots))
-        facts = [(t, s) for t in range(c.topics) for s in range(c.slots)]
-        places = c.words_per_chunk + rng.permutation((c.chunks - 1) * c.words_per_chunk)[: len(facts)]
-        if c.ordered:
-            places = np.sort(places.reshape(c.topics, c.slots), axis=1).ravel()
-        words[rng.integers(c.words_per_chunk)] = c.topic(asked)
-        for (topic, slot), place in zip(facts, places, strict=True):
-            words[place] = c.fact(topic, slot, int(values[topic, slot]))
-        starts = np.cumsum([0] + [len(word) + 1 for word in words])
-        evidence = sorted(
-            (int(starts[place]), int(starts[place]) + len(words[place]))
-            for (topic, _), place in zip(facts, places, strict=True)
-            if topic == asked
-        )
-        return Row(
-            id=f"{self._split}-{index}",
-            document=" ".join(words),
-            summary=" ".join(c.value(slot, int(values[asked, slot])) for slot in range(c.slots)),
-            evidence=tuple(evidence),
-        )
+        document, answer, evidence = WORDINGS[c.wording].draw(c, rng)
+        return Row(id=f"{self._split}-{index}", document=document, summary=answer, evidence=evidence)
 
     def __repr__(self) -> str:
-        # Evaluations record it, and experiments compare it with those of earlier versions, so the old names stay.
-        return f"EmbeddedSource({self._split!r}, {repr(self._config).replace('Synthetic', 'Embedded', 1)})"
+        # Evaluations record it, and experiments compare it with those of earlier versions: it has the names and the
+        # fields of old, and later ones only where they say something.
+        later = {"wording": "codes"}
+        values = dataclasses.asdict(self._config)
+        shown = ", ".join(f"{name}={value!r}" for name, value in values.items() if later.get(name) != value)
+        return f"EmbeddedSource({self._split!r}, EmbeddedConfig({shown}))"

@@ -257,11 +257,17 @@ def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     _save(tokenizer, folder)
 
 
-def word_level(words: Iterable[str], folder: Path) -> None:
-    """Saves a tokenizer whose tokens are whitespace-separated `words`, with BART's specials."""
+def word_level(words: Iterable[str], folder: Path, punctuated: bool = False) -> None:
+    """Saves a tokenizer whose tokens are whitespace-separated `words`, with BART's specials.
+
+    Args:
+      punctuated: punctuation marks are tokens of their own, and stand right behind words when decoded.
+    """
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*SPECIALS, *words]))}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace() if punctuated else pre_tokenizers.WhitespaceSplit()
+    if punctuated:
+        tokenizer.decoder = decoders.WordPiece(cleanup=True)
     _save(tokenizer, folder)
 
 

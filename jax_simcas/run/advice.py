@@ -13,13 +13,20 @@ MANY_SHAPES = 4  # compiled, where no buckets are set
 
 def on_settings(settings: Settings, steps: int, rate: Callable[[int], float]) -> list[str]:
     """Warnings about a run of so many steps before its first one; `rate` is the optimizer's schedule."""
-    optimizer = settings.optimizer
+    optimizer, loop = settings.optimizer, settings.loop
+    warnings = []
+    if loop.selector_every and loop.selector_start >= steps:
+        warnings.append(
+            f"config.loop.selector_start={loop.selector_start}: the selector learns nothing in the "
+            f"{plural(steps, 'step')} of this run; lower it, or raise steps"
+        )
     if optimizer.schedule != "inverse_sqrt" or optimizer.warmup <= steps:
-        return []
+        return warnings
     return [
+        *warnings,
         f"config.optimizer.warmup={optimizer.warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
         f"rate would peak at max_lr / sqrt(warmup) = {float(rate(optimizer.warmup - 1)):.2g} and ends at "
-        f"{float(rate(steps - 1)):.2g}; lower warmup, or raise steps"
+        f"{float(rate(steps - 1)):.2g}; lower warmup, or raise steps",
     ]
 
 

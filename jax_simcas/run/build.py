@@ -86,9 +86,9 @@ def make_tokenizer(settings: Settings, cache: Path) -> TextTokenizer:
     if data.tokenizer:
         return tokenizer_lib.load_tokenizer(data.tokenizer)
     if data.source == "embedded":
-        words = data.embedded.words
+        words, punctuated = data.embedded.words, synthetic.WORDINGS[data.embedded.wording].punctuated
         folder = cache / "tokenizers" / f"words-{hashlib.sha256(' '.join(words).encode()).hexdigest()[:20]}"
-        return tokenizer_lib.load_or_make(folder, lambda path: tokenizer_lib.word_level(words, path))
+        return tokenizer_lib.load_or_make(folder, lambda path: tokenizer_lib.word_level(words, path, punctuated))
     source = open_source(settings, data.train_split, cache)
     if source[0].chunks is not None:
         raise UserError(

@@ -121,6 +121,8 @@ class LoopConfig:
     eval_documents: int = 64  # documents of a validation during training
     checkpoint_every: int = 200  # optimizer steps
     selector_every: int = 1  # optimizer steps: the selector learns from every batch of each such step; 0: never
+    # optimizer steps before the selector learns; as long as that, the transformer reads every state
+    selector_start: int = 0
     keep_checkpoints: int = 2  # of the latest; the best is kept beside them
     best_metric: str = "nll"  # validation figure, "nll" or "loss" (nats per token), whose lowest is the best checkpoint
     max_skipped: int = 10  # non-finite batches in a row after which training stops
@@ -129,7 +131,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         every = ("log_every", "eval_every", "checkpoint_every")
         checks.at_least(self, 1, "steps", *every, "eval_documents", "keep_checkpoints", "max_skipped")
-        checks.at_least(self, 0, "epochs", "selector_every")
+        checks.at_least(self, 0, "epochs", "selector_every", "selector_start")
         checks.at_least(self, 0, "seed", most=checks.LARGEST_SEED)
         checks.one_of(self, "best_metric", ("nll", "loss"))
 

@@ -24,6 +24,7 @@ from jax_simcas.common.tables import plural
 from jax_simcas.data.features import Features
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown, special_id
 from jax_simcas.method.document import Example
+from jax_simcas.method.select import ALL
 from jax_simcas.method.steps import batch_loss, selector_step, transformer_step
 from jax_simcas.run import advice
 from jax_simcas.run.config import Settings
@@ -55,6 +56,7 @@ class Steps(NamedTuple):
     """The compiled functions of a run."""
 
     transformer: Callable[[Any, Any], tuple[Any, dict[str, Pair]]]
+    transformer_alone: Callable[[Any, Any], tuple[Any, dict[str, Pair]]]  # reads every state
     selector: Callable[[Any, Any], tuple[Any, dict[str, Pair]]]
     validation: Callable[[Any, Any], dict[str, Pair]]
 
@@ -131,6 +133,7 @@ def compile_steps(run: Run, shardings: Any) -> Steps:
     transformer = {"optimizer": update.transformer(run.steps), "label_smoothing": update.label_smoothing}
     return Steps(
         jitted(partial(transformer_step, model=model, **transformer)),
+        jitted(partial(transformer_step, model=model.replace(train_policy=ALL), **transformer)),
         jitted(partial(selector_step, model=model, optimizer=update.selector(), ppo=update.ppo)),
         jax.jit(validation),
     )
@@ -199,12 +202,15 @@ class Training:
 
     def step(self, step: int) -> None:
         """One optimizer step of the transformer, and of the selector where it is its turn."""
-        every = self._run.settings.loop.selector_every
-        learn_selection = every and step % every == 0
+        every, start = self._run.settings.loop.selector_every, self._run.settings.loop.selector_start
+        learn_selection = every and step > start and step % every == 0
+        name, learn = "transformer's step", self._steps.transformer
+        if step <= start:
+            name, learn = "transformer's step without selection", self._steps.transformer_alone
         for batch in itertools.islice(self._inputs.training, self._run.batches_per_step):
             placed = self._placed(batch)
-            with self._compiling("transformer's step", placed):
-                self._state, figures = self._steps.transformer(self._state, placed)
+            with self._compiling(name, placed):
+                self._state, figures = learn(self._state, placed)
             self._window.push(figures)
             if learn_selection:
                 with self._compiling("selector's step", placed):

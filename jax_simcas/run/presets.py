@@ -51,6 +51,25 @@ def embedded_config() -> ConfigDict:
     return config
 
 
+def quickstart_config() -> ConfigDict:
+    """The synthetic task in plain English; the selector keeps about as many states as a sentence or two has.
+
+    The transformer first learns to answer from all states. A selector that learns beside it from the start shuts out
+    states before the decoder can tell what they are good for.
+    """
+    config = embedded_config()
+    config.data.embedded.wording = "english"
+    config.data.embedded.words_per_chunk = 20
+    # With few places, one of each kind is what the model answers where it sees no other, and need not be kept.
+    config.data.embedded.values_per_slot = 12
+    config.simcas.chunk_length = 22
+    config.simcas.hyper_length = 16  # states: where more are kept, keeping one must earn more than the mean does
+    config.loop.steps = 600
+    config.loop.selector_start = 450
+    config.loop.selector_every = 1
+    return config
+
+
 def small_config() -> ConfigDict:
     """A small model for real articles, from scratch."""
     config = default_config()
