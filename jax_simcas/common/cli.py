@@ -1,7 +1,7 @@
 """What all programs share: flags, exit codes, errors in one line, a compilation cache, and a quiet start.
 
 Flags are argparse's. `with_config` adds those of the form --config.FIELD=VALUE, which change a setting; those that
-stand for one, such as --num-beams, are in run/overrides.py. Nothing here imports jax: --help answers at once.
+stand for one, such as --num-beams, are in run/overrides.py. Nothing here imports a package: --help answers at once.
 
 Exit codes, of every program: 0 done; 1 an error, one line on standard error that begins with `error:`; 2 wrong flags,
 one such line; 130 Ctrl-C. A flag is wrong if its value is so by itself or beside the other flags; what files, a model

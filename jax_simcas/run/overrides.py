@@ -1,6 +1,6 @@
 """Flags that stand for a setting, such as --num-beams for config.generate.num_beams.
 
-Imports no jax: --help answers at once.
+Imports nothing but Python: --help answers at once, and where nothing is installed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
 from jax_simcas.common.checks import LARGEST
-from jax_simcas.evaluation import words
 
 # The tables hold them as words, so that --help needs no jax.
 POLICIES = ("sample", "greedy", "threshold", "all", "topk", "random", "first", "spaced")
@@ -22,6 +21,8 @@ policy = cli.one_of(POLICIES, or_own=True)
 
 def tokenizer_name(text: str) -> str:
     """A flag's type: words that ROUGE counts."""
+    from jax_simcas.evaluation import words
+
     try:
         words.check_name(text)
     except ValueError as error:
