@@ -119,6 +119,19 @@ def settings_of_transformers_4(folder):
     rewritten(folder / "config.json", lambda config: config.update(settings | {"no_repeat_ngram_size": 3}))
 
 
+def first_name_of_a_forced_bos(folder):
+    """As facebook/bart-large-cnn had it at first."""
+    settings_of_transformers_4(folder)
+    forced = {"force_bos_token_to_be_generated": True, "forced_bos_token_id": 300}
+    rewritten(folder / "config.json", lambda config: config.update(forced))
+
+
+def first_name_that_is_not_obeyed(folder):
+    plain(folder)
+    changes = {"force_bos_token_to_be_generated": True, "_from_model_config": False}
+    rewritten(folder / "generation_config.json", lambda settings: settings.update(changes))
+
+
 def no_settings(folder):
     plain(folder)
     (folder / "generation_config.json").unlink()
@@ -199,7 +212,16 @@ def norms_that_transformers_does_not_read(folder):
 
 FAST = (without_a_row_for_mask, settings_of_transformers_4, no_settings, more_settings, mbart_25, mbart_50)
 SLOW = (
-    *(plain, penalised_without_beams, several_ends, plbart, bert_vocabulary, added_tokens),
+    *(
+        first_name_of_a_forced_bos,
+        first_name_that_is_not_obeyed,
+        plain,
+        penalised_without_beams,
+        several_ends,
+        plbart,
+        bert_vocabulary,
+        added_tokens,
+    ),
     norms_that_transformers_does_not_read,
 )
 
@@ -264,7 +286,11 @@ def test_settings_that_mean_nothing_are_one_line(settings, message, tmp_path, ca
     assert "generation_config.json" in line and message in line
 
 
-@pytest.mark.parametrize("make", [settings_of_transformers_4, more_settings, mbart_50], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [settings_of_transformers_4, first_name_of_a_forced_bos, more_settings, mbart_50],
+    ids=lambda make: make.__name__,
+)
 def test_settings_survive_every_layout(make, tmp_path, capsys):
     source = tmp_path / "source"
     source.mkdir()

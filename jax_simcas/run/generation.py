@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.bart.config import BartConfig, forces_bos
 from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig, tokens_of
@@ -48,9 +48,11 @@ LACKING: dict[str, tuple[Any, ...]] = {
 
 
 def of_config(config: Raw) -> Raw:
-    """The generation settings in the content of a config.json."""
+    """The generation settings in the content of a config.json, as generation_config.json has them."""
     known = (*OURS, *LENGTHS, *TOKENS, *LACKING)
-    return {name: config[name] for name in known if config.get(name) is not None}
+    found = {name: config[name] for name in known if config.get(name) is not None}
+    forced = found.pop("force_bos_token_to_be_generated", None) and forces_bos(config, in_config=True)
+    return found | {"forced_bos_token_id": config.get("bos_token_id")} if forced else found
 
 
 def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:

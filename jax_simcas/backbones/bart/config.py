@@ -151,6 +151,17 @@ def _ends(generation: Mapping[str, Any], where: str) -> list[int]:
     return ends
 
 
+def forces_bos(generation: Mapping[str, Any], in_config: bool) -> bool:
+    """Whether summaries must begin with BOS under the option's first name, whatever `forced_bos_token_id` says.
+
+    transformers obeys it in a config.json, and in a generation_config.json that was made of one.
+
+    Source: `GenerationConfig.__init__`.
+    """
+    obeyed = in_config or generation.get("_from_model_config")
+    return bool(obeyed and generation.get("force_bos_token_to_be_generated"))
+
+
 def _generation_tokens(
     config: Mapping[str, Any], generation: Mapping[str, Any], given: dict[str, Any], where: str
 ) -> dict[str, Any]:
@@ -167,8 +178,8 @@ def _generation_tokens(
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         token = generation.get(name)
         tokens[name] = token[0] if isinstance(token, list) and len(token) == 1 else token
-    if generation.get("force_bos_token_to_be_generated") and tokens["forced_bos_token_id"] is None:
-        tokens["forced_bos_token_id"] = generation.get("bos_token_id")  # its name in the first releases
+    if forces_bos(generation, in_config=generation is config):
+        tokens["forced_bos_token_id"] = generation.get("bos_token_id")
     for name, token in tokens.items():
         if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
             raise UserError(f"{where}: {name} is {token!r}, expected int")
