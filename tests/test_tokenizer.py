@@ -4,6 +4,7 @@ import json
 import pickle
 import time
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -151,6 +152,14 @@ def test_repeated_texts_count_once():
     row = Row("1", "document", "summary", ("summary", "another"), query="query")
     texts = list(lib.distinct_texts(ListSource([row, row, Row("2", "document", "new")])))
     assert texts == ["document", "summary", "another", "query", "new"]
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="tells where SentencePiece is not installed")
+def test_a_model_of_sentencepiece_names_the_package_that_reads_it(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "MBart50Tokenizer"}')
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    with pytest.raises(UserError, match=r"a model of SentencePiece, .*: pip install sentencepiece$"):
+        lib.load_tokenizer(tmp_path)
 
 
 def test_saved_whole_or_not_at_all(bpe, tmp_path, monkeypatch):

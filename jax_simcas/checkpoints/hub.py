@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -287,6 +288,10 @@ def _torch(path: Path) -> StateDict:
     torch = _import_torch(f"{path}: reading it", "convert the weights to safetensors")
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError:  # its message advises to run what the file holds
+        raise UserError(
+            f"{path}: not readable as weights only (damaged, or with code in it, which is never run)"
+        ) from None
     except Exception as error:  # torch raises many kinds on damage
         raise UserError(f"{path}: not readable as weights only ({first_line(error)})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):

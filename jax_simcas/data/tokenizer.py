@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -180,6 +182,10 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
     except Exception as error:  # the libraries raise anything for a damaged file, even a bare Exception
+        if find_spec("sentencepiece") is None and re.search("sentencepiece|tiktoken", str(error)):
+            raise UserError(
+                f"{name}: its tokenizer is a model of SentencePiece, as mBART-50's: pip install sentencepiece"
+            ) from None
         raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {type(tokenizer).__name__} is not a fast tokenizer; save it with tokenizer.json")
