@@ -105,8 +105,11 @@ def test_fields_within_fields(tmp_path):
             r"no field 'a\.b'; its fields are 'x' \(set config\.data\.fields\.document\)",
         ),
         ({"a": "text", "c": {"d": "e"}}, r"no field 'a\.b'; its fields are 'a', 'c'"),
-        ({"a": {"b": ["x", 1]}, "c": {"d": "e"}}, r"field 'a\.b' is a list, expected texts in it"),
-        ({"a": {"b": "x"}, "c": {"d": [{"no": "e"}]}}, r"field 'c\.d' is a list, expected texts in it"),
+        ({"a": {"b": ["x", 1]}, "c": {"d": "e"}}, r"field 'a\.b' is a list with 1 in it, expected texts"),
+        (
+            {"a": {"b": "x"}, "c": {"d": [{"no": "e"}]}},
+            r"'c\.d' is a list with an object with no in it, expected texts",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             JsonlSource(write(tmp_path / "wrong.jsonl", [wrong]), fields, tmp_path)
@@ -258,7 +261,7 @@ BAD = {
     ),
     "no fields": (b"{}", r":2: no field 'document'; its fields are none"),
     "type": (b'{"document": 5, "summary": ""}', r":2: field 'document' is int, expected text"),
-    "answers": (b'{"document": "a", "summary": ["", 3]}', r":2: field 'summary' is a list, expected texts in it"),
+    "answers": (b'{"document": "a", "summary": ["", 3]}', r":2: field 'summary' is a list with 3 in it, expected"),
     "query": (b'{"document": "a", "summary": "b"}', r":2: no field 'query'"),
     "spans": (
         b'{"document": "a", "summary": "b", "query": "", "evidence": 3}',
@@ -316,6 +319,7 @@ def test_bad_files(tmp_path):
     fails("nothing.jsonl.gz", b"", "no rows in it")
     fails("blank.jsonl", b"\n \n", "no rows in it")
     fails("plain.jsonl.gz", GOOD, "not a gzip file")
+    fails("longer.jsonl.gz", gzip.compress(GOOD) + b"and more", "not gzip behind its content")
     fails("truncated.jsonl.gz", whole[:10_000], "truncated gzip file")
     fails("damaged.jsonl.gz", whole[:10_000] + b"\0" * 500 + whole[10_500:], "gzip file")
     fails("zipped.jsonl", whole, "looks like gzip")

@@ -71,12 +71,15 @@ def test_rows_with_empty_cells_are_left_out(tmp_path):
     [
         (b"", r"x\.csv: no rows in it; it is empty"),
         (b"text,short\n", r"x\.csv: no rows in it; it is empty"),
-        (b"text,short\na,b\nonly one\n", r"x\.csv:3: 1 cells, but the header has 2: quote cells that hold commas"),
-        (b'text,short\na,b\n"c\nd,e\n', r"x\.csv:3: not CSV \(unexpected end of data\)"),
+        (b"text,short\na,b\nonly one\n", r"x\.csv:3: 1 cell, but the header has 2: quote cells that hold commas"),
+        (b'text,short\na,b\n"c\nd,e\n', r"x\.csv:3: not CSV \(a quote that opens in this record never ends\)"),
         (b'text,short\n"a"b,c\n', r"x\.csv:2: not CSV"),
         (b"text,short\na,b\nd,\xff\n", r"x\.csv:3: not UTF-8 \(byte 2 of the line\)"),
         (b"text,text\na,b\n", r"x\.csv:1: the header names 'text' twice"),
-        (b"document;summary\na;b\n", r"x\.csv:2: no field 'text'; its fields are 'document;summary' \(set config"),
+        (b"document;summary\na;b\n", r"x\.csv:2: no field 'text'; its fields are 'document', 'summary' \(set config"),
+        (b"text|short\na|b\n", r"x\.csv:2: no field 'text'; its fields are 'text\|short' \(set config"),
+        (b"text,short\ra,b\r", r"x\.csv:1: not CSV \(a line that ends in CR alone: save it with LF or CRLF\)"),
+        ("text,short\na,b\n".encode("utf-16"), r"x\.csv:1: not UTF-8 \(it looks like UTF-16: save it as UTF-8\)"),
         (gzip.compress(b"text,short\n"), r"x\.csv:1: not UTF-8 \(it looks like gzip: name it \.csv\.gz\)"),
     ],
 )
@@ -93,7 +96,26 @@ def test_rows_that_cannot_be_read_are_left_out(tmp_path):
     source = CsvSource(path, FIELDS, tmp_path)
     assert rows_of(source) == [("a", "b"), ("f", "g"), ("i,\nj", "k")]
     (note,) = source.notes
-    assert f"3 of 6 rows left out: they cannot be read (line 3, 4, 6); the first: {path}:3: 1 cells" in note
+    assert f"3 of 6 rows left out: they cannot be read (line 3, 4, 6); the first: {path}:3: 1 cell," in note
+
+
+def test_a_quote_that_never_ends_costs_the_lines_from_it_on(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'text,short\na,b\n"c\nd",e\nf,"g\nh,i\nj,k\n')
+    source = CsvSource(path, FIELDS, tmp_path)
+    assert rows_of(source) == [("a", "b"), ("c\nd", "e")]
+    (note,) = source.notes
+    assert f"3 of 5 rows left out: they cannot be read (line 5, 6, 7); the first: {path}:5: not CSV (a quote" in note
+    with pytest.raises(UserError, match=r"x\.csv:5: not CSV .*; 3 rows are left out, more than .*max_bad_rows=2"):
+        CsvSource(path, FIELDS, tmp_path, max_bad_rows=2)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_semicolons_or_tabs_where_the_header_has_no_comma(mark, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(f'text{mark}"short, or not"\na, b{mark}c\n"d{mark}\ne"{mark}f\n')
+    source = CsvSource(path, Fields(document="text", summary="short, or not"), tmp_path)
+    assert rows_of(source) == [("a, b", "c"), (f"d{mark}\ne", "f")]
 
 
 def test_tabs(tmp_path):

@@ -94,7 +94,10 @@ class Record:
         """A list of texts, of objects with a `text`, or of those with a `speaker` and what is said; without nulls."""
         texts = [_text_of(item) for item in self.required(role) if not _is_null(item)]
         if not all(isinstance(text, str) for text in texts):
-            raise self.wrong(role, "is a list, expected texts in it")
+            strange = next(text for text in texts if not isinstance(text, str))
+            held = f"an object with {', '.join(strange) or 'nothing'}" if isinstance(strange, dict) else repr(strange)
+            expected = "texts, objects with a text, or with speaker and content"
+            raise self.wrong(role, f"is a list with {held[:60]} in it, expected {expected}")
         return tuple(map(_encodable, texts))
 
     def document(self) -> str:

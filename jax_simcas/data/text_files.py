@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import replacing
+from jax_simcas.common.tables import plural
 from jax_simcas.data.rows import Fields
 from jax_simcas.data.stored import Store, StoredRows, stat_key
 
@@ -44,11 +45,11 @@ class JsonlSource(StoredRows):
 class CsvSource(StoredRows):
     """The rows of a .csv (RFC 4180, UTF-8), .tsv (tabs) or .gz file of these, whose first record names the fields.
 
-    Records that are not UTF-8, have more or fewer cells than the header, or lack a field are left out.
+    Semicolons or tabs separate cells where the header has no comma. Records that are not UTF-8, have more or fewer
+    cells than the header, or lack a field are left out, and so is each line from a quote that never ends.
 
     Raises:
-      UserError: missing, damaged or without rows; a quote that never ends; more records left out than `max_bad_rows`:
-        named by file, line and field.
+      UserError: missing, damaged or without rows; more left out than `max_bad_rows`: named by file, line and field.
     """
 
     label = "CsvSource"
@@ -90,6 +91,8 @@ class _LineStore(Store):
             zipped = line.startswith(b"\x1f\x8b") and number == 1
             suffix = self._path.suffix
             hint = f"it looks like gzip: name it {suffix}.gz" if zipped else f"byte {error.start} of the line"
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                hint = "it looks like UTF-16: save it as UTF-8"
             raise UserError(f"{self.where(number)}: not UTF-8 ({hint})") from None
 
 
@@ -117,7 +120,8 @@ class JsonlStore(_LineStore):
         except ValueError as error:
             raise UserError(f"{where}: not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object")
+            hint = "; name a file that is one list .json" if number == 1 and isinstance(record, list) else ""
+            raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object{hint}")
         return record
 
 
@@ -127,7 +131,7 @@ class CsvStore(_LineStore):
     def __init__(self, path: Path, cache: Path) -> None:
         super().__init__(path, cache)
         self._header: list[str] = []
-        self._delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
+        self._delimiter = "\t" if ".tsv" in path.suffixes[-2:] else _separator(self._plain)
 
     def _records(self, file: IO[bytes]) -> Iterator[tuple[int, int, Any]]:
         for number, offset, cells in self._parsed(file, 1):
@@ -154,25 +158,24 @@ class CsvStore(_LineStore):
         return cells
 
     def _parsed(self, file: Iterable[bytes], number: int) -> Iterator[tuple[int, int, list[str] | UserError]]:
-        """(line, offset, cells) of each record from line `number` on, or why it is none; blank lines are skipped.
+        """(line, offset, cells) of each record from line `number` on; blank lines are skipped.
 
-        Raises:
-          UserError: a quote that never ends, behind which nothing can be told apart.
+        Each line of what is no CSV gives the reason in place of cells: nobody knows how many records it would be.
         """
         csv.field_size_limit(LONGEST_CELL)
         lines = _Lines(file, number, self._decoded)
         reader = csv.reader(lines, strict=True, delimiter=self._delimiter)
         while True:
             first, offset = lines.number, lines.offset
-            cells: list[str] | UserError | None
             try:
                 cells = next(reader, None)
             except UserError as error:
-                cells = error
+                yield first, offset, error
+                continue
             except csv.Error as error:
-                cells = UserError(f"{self.where(first)}: not CSV ({error})")
-                if "unexpected end" in str(error):
-                    raise cells from None
+                wrong = UserError(f"{self.where(first)}: not CSV ({_of_csv(str(error))})")
+                yield from ((line, offset, wrong) for line in range(first, lines.number))
+                continue
             if cells is None:
                 return
             if cells:
@@ -187,10 +190,27 @@ class CsvStore(_LineStore):
     def _named(self, cells: list[str], number: int) -> dict[str, str]:
         if len(cells) != len(self._header):
             raise UserError(
-                f"{self.where(number)}: {len(cells)} cells, but the header has {len(self._header)}: "
+                f"{self.where(number)}: {plural(len(cells), 'cell')}, but the header has {len(self._header)}: "
                 "quote cells that hold commas, quotes or line breaks"
             )
         return dict(zip(self._header, cells, strict=True))
+
+
+def _separator(path: Path) -> str:
+    """What stands between the cells of a .csv file: a comma or, where its header has none, a semicolon or a tab."""
+    try:
+        with path.open("rb") as file:
+            header = re.sub(rb'"[^"]*"', b"", file.readline())
+    except OSError:  # which reading it reports
+        return ","
+    return next((mark for mark in ",;\t" if mark.encode() in header), ",")
+
+
+def _of_csv(message: str) -> str:
+    """What the csv module finds wrong, without its advice to programmers."""
+    if "unexpected end" in message:
+        return "a quote that opens in this record never ends"
+    return "a line that ends in CR alone: save it with LF or CRLF" if "new-line character" in message else message
 
 
 class _Lines:
@@ -365,9 +385,11 @@ def unpacked(path: Path, cache: Path) -> Path:
 def _unpack(path: Path, out: IO[bytes]) -> None:
     try:
         with gzip.open(path, "rb") as source:
-            while block := source.read(READ_BYTES):
+            while block := source.read1(READ_BYTES):
                 out.write(block)
     except gzip.BadGzipFile as error:
+        if out.tell():
+            raise UserError(f"{path}: not gzip behind its content ({error}); fetch it again") from None
         raise UserError(f"{path}: not a gzip file ({error})") from None
     except EOFError:
         raise UserError(f"{path}: a truncated gzip file; fetch it again") from None
