@@ -11,7 +11,7 @@ from helpers import one_line_error, tiny_bert
 
 from jax_simcas import evaluate
 from jax_simcas.common.errors import UserError
-from jax_simcas.evaluation import metrics, paired_bootstrap
+from jax_simcas.evaluation import files, metrics, paired_bootstrap
 
 
 @pytest.fixture(autouse=True)
@@ -212,5 +212,8 @@ def test_flags_that_do_not_go_together_are_named(arguments, message, capsys):
 def test_a_workdir_in_place_of_its_evaluation_names_those_within(tmp_path):
     (tmp_path / "evaluation" / "test").mkdir(parents=True)
     (tmp_path / "evaluation" / "test" / "predictions.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"cannot be read .*; give one of .*/evaluation/test$"):
-        paired_bootstrap.read_predictions(tmp_path)
+    (tmp_path / "evaluation" / "test" / "scores.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "evaluation"):
+        for read in (paired_bootstrap.read_predictions, files.read_scores):
+            with pytest.raises(UserError, match=r"(cannot be read .*|not found); give one of .*/evaluation/test$"):
+                read(folder)

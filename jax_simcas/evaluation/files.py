@@ -57,8 +57,7 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        within = sorted(str(found.parent) for found in path.glob(f"evaluation/*/{PREDICTIONS}"))
-        give = f"give one of {', '.join(within)}" if within else "give what jax_simcas.evaluate wrote"
+        give = _remedy(path, PREDICTIONS, "give what jax_simcas.evaluate wrote")
         raise UserError(f"{file}: cannot be read ({error.strerror}); {give}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start}); give what jax_simcas.evaluate wrote") from None
@@ -66,6 +65,13 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     if not rows:
         raise UserError(f"{file}: empty; there is nothing to compare")
     return [(where, _parsed(line, where)) for where, line in rows]
+
+
+def _remedy(folder: Path, name: str, otherwise: str) -> str:
+    """Which evaluations there are in a workdir, or in its folder of them, that was given in place of one."""
+    places = (f"{pattern}/{name}" for pattern in ("evaluation/*", "*"))
+    within = next((found for pattern in places if (found := sorted(folder.glob(pattern)))), [])
+    return f"give one of {', '.join(str(file.parent) for file in within)}" if within else otherwise
 
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def read_scores(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: there is none, or it holds something else.
     """
-    scores = read_json(folder / SCORES, "not found; run jax_simcas.evaluate first")
+    scores = read_json(folder / SCORES, f"not found; {_remedy(folder, SCORES, 'run jax_simcas.evaluate first')}")
     if not isinstance(scores, dict):
         raise UserError(f"{folder / SCORES}: expected an object; run jax_simcas.evaluate again")
     return scores

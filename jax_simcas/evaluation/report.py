@@ -45,7 +45,7 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     yield from summary["score_warnings"]
     if empty := summary["empty_predictions"]:
         nothing = "; the scores of an empty summary are 0" if empty < documents else ": the model ends each at once"
-        yield f"{empty} of {tables.plural(documents, 'summary is', 'summaries are')} empty{nothing}"
+        yield f"warning: {empty} of {tables.plural(documents, 'summary is', 'summaries are')} empty{nothing}"
     if summary["unknown_share"] > MANY_UNKNOWN:
         yield unknown_line(summary["unknown_share"])
     if scored:

@@ -181,7 +181,7 @@ class SimcasConfig:
         if self.attention == "cudnn" and self.dtype == "float32":
             raise ValueError("attention='cudnn' needs dtype='bfloat16'")
         if self.policy in POLICIES and POLICIES[self.policy].budgeted and self.budget is None:
-            raise ValueError(f"policy={self.policy!r} needs budget=<number of candidates per document>")
+            raise ValueError(f"policy={self.policy!r} needs a budget: config.simcas.budget=NUMBER of candidates")
 
     def replace(self, **changes: Any) -> SimcasConfig:
         return dataclasses.replace(self, **changes)
