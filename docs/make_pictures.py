@@ -1,7 +1,7 @@
 """Draws the pictures of the documentation that are not made by a program.
 
 python docs/make_pictures.py                                       images/method.svg
-python docs/make_pictures.py --model=runs/long --small=runs/short  also kept.png, page-long.png and page.png
+python docs/make_pictures.py --model=runs/long --small=runs/short  also page-long.png, page.png and kept.png
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
-from jax_simcas.data.synthetic import SyntheticSource
+from jax_simcas.data.plain_english import TOKEN
+from jax_simcas.data.rows import Row
+from jax_simcas.data.synthetic import WORDINGS, SyntheticSource
 from jax_simcas.run.config import read_json
 
 IMAGES = Path(__file__).with_name("images")
@@ -142,20 +145,29 @@ def method() -> Figure:
 
 
 class Word(NamedTuple):
-    """One word of a document of the synthetic task; `matters` marks the question and the facts."""
+    """One token of a document of the synthetic task; `matters` marks the question and the facts."""
 
     text: str
     kept: bool
     matters: bool
 
 
-def words_of(text: str, kept_spans: list[list[int]]) -> list[Word]:
-    """The words of a document, and which of them were kept."""
-    found = []
-    for match in re.finditer(r"\S+", text):
-        kept = any(start < match.end() and match.start() < end for start, end in kept_spans)
-        found.append(Word(match[0], kept, not match[0].startswith("word-")))
-    return found
+def words_of(row: Row, punctuated: bool, kept_spans: list[list[int]]) -> list[Word]:
+    """The tokens of a document, and which of them were kept."""
+    pattern = TOKEN if punctuated else re.compile(r"\S+")
+    question = [(0, row.document.index("?") + 1)] if punctuated else []
+
+    def within(match: re.Match, spans: Iterable[Sequence[int]]) -> bool:
+        return any(start < match.end() and match.start() < end for start, end in spans)
+
+    return [
+        Word(
+            match[0],
+            within(match, kept_spans),
+            within(match, (*question, *(row.evidence or ()))) or match[0].startswith("ask-"),
+        )
+        for match in pattern.finditer(row.document)
+    ]
 
 
 def draw_word(axes: Axes, x: float, y: float, word: Word) -> None:
@@ -168,9 +180,8 @@ def draw_word(axes: Axes, x: float, y: float, word: Word) -> None:
     axes.text(x + 0.5, y, word.text, ha="center", va="center", fontsize=8, color=color)
 
 
-def kept(text: str, result: dict, words_per_chunk: int) -> Figure:
+def kept(words: list[Word], result: dict, words_per_chunk: int) -> Figure:
     """A document of the synthetic task, one chunk per line; chunks of which nothing was kept or matters are counted."""
-    words = words_of(text, result["kept_spans"])
     chunks = [words[start : start + words_per_chunk] for start in range(0, len(words), words_per_chunk)]
     shown = [k for k, chunk in enumerate(chunks) if any(word.kept or word.matters for word in chunk)]
     gaps = [(a, b) for a, b in pairwise([-1, *shown, len(chunks)]) if b - a > 1]
@@ -199,10 +210,12 @@ def kept(text: str, result: dict, words_per_chunk: int) -> Figure:
 def draw_kept(workdir: str) -> None:
     """images/kept.png, from a trained model of the synthetic task and a document that it has not seen."""
     config = read_json(Path(workdir) / "config.json").data.embedded
-    text = SyntheticSource("test", dataclasses.replace(config, seed=2_024))[0].document
+    row = SyntheticSource("test", dataclasses.replace(config, seed=2_024))[0]
     command = [sys.executable, "-m", "jax_simcas.summarize", f"--model={workdir}", "--json"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    figure = kept(text, json.loads(done.stdout), config.words_per_chunk)
+    done = subprocess.run(command, input=row.document, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    words = words_of(row, WORDINGS[config.wording].punctuated, result["kept_spans"])
+    figure = kept(words, result, config.words_per_chunk)
     figure.savefig(IMAGES / "kept.png", dpi=150)
 
 
@@ -228,18 +241,20 @@ def draw_page(workdir: str, image: Path, script: str, width: int, height: int, d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a workdir of the synthetic task: also images/kept.png and page-long.png")
-    parser.add_argument("--small", help="a workdir of the synthetic task with short documents: also images/page.png")
+    parser.add_argument("--model", help="a workdir of the synthetic task: also images/page-long.png")
+    parser.add_argument(
+        "--small", help="a workdir of the synthetic task with short documents: also images/page.png, kept.png"
+    )
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
     with rc_context({"svg.hashsalt": "method"}):  # the same file each time
         method().savefig(IMAGES / "method.svg", metadata={"Date": None})
     if arguments.model:
-        draw_kept(arguments.model)
         to_first_place = "choose(0); document.querySelector('#places button').click()"
         draw_page(arguments.model, IMAGES / "page-long.png", to_first_place, 1340, 720, dark=True)
     if arguments.small:
-        draw_page(arguments.small, IMAGES / "page.png", "choose(1)", 1340, 860)
+        draw_kept(arguments.small)
+        draw_page(arguments.small, IMAGES / "page.png", "choose(2)", 1340, 860)
 
 
 if __name__ == "__main__":
