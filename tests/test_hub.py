@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -307,53 +306,6 @@ def test_state_dict_names_are_unique_and_contiguous():
     weights = to_state_dict(parity_model()[1])
     assert all(value.flags["C_CONTIGUOUS"] for value in weights.values())
     assert "model.encoder.agent.actor.dense_1.weight" in weights and "lm_head.weight" not in weights
-
-
-def test_of_a_hub_model_only_one_weights_file_is_fetched(folder, monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    class Api:
-        def model_info(self, name, timeout):
-            files = ("pytorch_model.bin", "model.safetensors", "tf_model.h5", "config.json")
-            return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=file) for file in files])
-
-    def download(name, allow_patterns=None, local_files_only=False):
-        asked[name] = allow_patterns
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load("someone/model").folder == folder
-    assert {"model.safetensors", "config.json"} <= set(asked["someone/model"])
-    assert not any(name.endswith(".bin") or name.endswith(".h5") for name in asked["someone/model"])
-
-
-def test_without_network_the_local_copy_serves_or_the_error_is_one_line(folder, monkeypatch):
-    import huggingface_hub
-
-    cached = []
-
-    class Offline:
-        def model_info(self, name, timeout):
-            raise RuntimeError("no network\nand more")
-
-    def download(name, allow_patterns=None, local_files_only=False):
-        if not cached:
-            raise FileNotFoundError(name)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Offline)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(
-        UserError, match=r"someone/model: no such folder, and not to be had from the hub \(no network\)"
-    ):
-        load("someone/model")
-    cached.append(True)
-    loaded = load("someone/model")
-    assert loaded.folder == folder
-    assert loaded.notes == (f"someone/model: the hub could not be asked (no network); the copy in {folder} is used",)
 
 
 # Written files

@@ -24,6 +24,21 @@ from flax import serialization
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.stacks import unstack_layers
+from jax_simcas.checkpoints.repository import (
+    BIN_INDEX,
+    CONFIG,
+    EXTRA,
+    GENERATION,
+    HUB_BIN,
+    MSGPACK,
+    RELEASED_BIN,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    WEIGHTS,
+    find_folder,
+    parts_of,
+    read_object,
+)
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_line, first_of
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
@@ -35,15 +50,6 @@ StateDict = dict[str, np.ndarray]  # by PyTorch names
 Flat = dict[str, Any]  # by Flax paths, "model/shared/embedding"
 Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
 
-SAFETENSORS, MSGPACK = "model.safetensors", "flax_model.msgpack"
-HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
-# The lists of sharded files, and the names of their parts.
-INDEXES = {f"{SAFETENSORS}.index.json": "model-*.safetensors", f"{HUB_BIN}.index.json": "pytorch_model-*.bin"}
-SAFETENSORS_INDEX, BIN_INDEX = INDEXES
-# In the order in which they are looked for.
-WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, HUB_BIN, BIN_INDEX, RELEASED_BIN)
-EXTRA, GENERATION = "jax_simcas.json", "generation_config.json"
-HUB_TIMEOUT = 20.0  # seconds
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
 POSITION_TABLE = f"model/encoder/{NAME}/embedding"
 TORCH_SELECTOR = "model.encoder.agent."
@@ -68,7 +74,8 @@ class Pretrained(NamedTuple):
     """What a checkpoint holds.
 
     extra: its jax_simcas.json. notes: for the user. generation: the content of its generation_config.json
-    (generation_file), or of the config.json in which transformers 4 kept generation settings.
+    (generation_file), or of the config.json in which transformers 4 kept generation settings. training: of a run's
+    checkpoint its `step`, and the `rows` that it learns from.
     """
 
     config: BartConfig
@@ -78,6 +85,7 @@ class Pretrained(NamedTuple):
     notes: tuple[str, ...]
     generation: Mapping[str, Any] = MappingProxyType({})
     generation_file: bool = False
+    training: Mapping[str, int] = MappingProxyType({})
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
@@ -94,8 +102,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
     if broken:
         raise UserError(f"{path}: not finite: {first_of(broken)}")
-    extra = _read_json(folder / EXTRA) if (folder / EXTRA).is_file() else {}
-    held = _read_json(folder / "config.json") if generation is None else generation
+    extra = read_object(folder / EXTRA) if (folder / EXTRA).is_file() else {}
+    held = read_object(folder / CONFIG) if generation is None else generation
     return Pretrained(config, trees.nest(flat), folder, extra, notes, held, generation is not None)
 
 
@@ -105,14 +113,14 @@ def read_config(folder: Path) -> BartConfig:
     Raises:
       UserError: no config.json, or one of a model that is not supported.
     """
-    path = folder / "config.json"
-    return BartConfig.from_hf(_read_json(path), str(path), read_generation(folder))
+    path = folder / CONFIG
+    return BartConfig.from_hf(read_object(path), str(path), read_generation(folder))
 
 
 def read_generation(folder: Path) -> dict[str, Any] | None:
     """The content of generation_config.json; None without one."""
     path = folder / GENERATION
-    return _read_json(path) if path.is_file() else None
+    return read_object(path) if path.is_file() else None
 
 
 def from_pretrained(
@@ -153,40 +161,6 @@ def fill_missing_params(
     return loaded._replace(params=params, notes=tuple(notes))
 
 
-def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
-    """The local folder `source`, or a snapshot of the hub id `source` with one weights file in it; notes for the user.
-
-    Raises:
-      UserError: there is no such folder, and no such hub id that can be had.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder, ()
-    if folder.exists():
-        raise UserError(f"{source}: a file; expected a folder with config.json and weights")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or source.startswith("."):
-        raise UserError(f"{source}: no such folder")
-    from huggingface_hub import HfApi, snapshot_download
-
-    texts = ["config.json", GENERATION, EXTRA]
-    texts += ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"]
-    # The hub's client lets any error of its network library through.
-    try:
-        names = {file.rfilename for file in HfApi().model_info(source, timeout=HUB_TIMEOUT).siblings or ()}
-        weights = next((name for name in WEIGHTS if name in names), SAFETENSORS)
-        patterns = [*texts, weights, *([INDEXES[weights]] if weights in INDEXES else [])]
-        return Path(snapshot_download(source, allow_patterns=patterns)), ()
-    except Exception as error:
-        reason = first_line(error)
-    try:
-        folder = Path(snapshot_download(source, local_files_only=True))
-    except Exception:
-        raise UserError(
-            f"{source}: no such folder, and not to be had from the hub ({reason}); give a local folder"
-        ) from None
-    return folder, (f"{source}: the hub could not be asked ({reason}); the copy in {folder} is used",)
-
-
 def expected_shapes(config: BartConfig) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, selector included."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(Bart(config))))
@@ -219,13 +193,6 @@ def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
     return "" if floating else f"{name} is {value.dtype}, expected floating point"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    value = files.read_json(path, "not found; expected a folder with config.json and weights")
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 def _read_weights(folder: Path) -> tuple[Path, Flat]:
     def of(read: Callable[[Path], StateDict]) -> Callable[[Path], Flat]:
         return lambda path: flat_params(read(path), path)
@@ -255,13 +222,8 @@ def _safetensors(path: Path) -> StateDict:
 
 
 def _sharded(read: Callable[[Path], StateDict], path: Path) -> StateDict:
-    parts = _read_json(path).get("weight_map")
-    if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
-        raise UserError(f"{path}: no weight_map in it, from parameters to files")
     out: StateDict = {}
-    for name in sorted(set(parts.values())):
-        if not name or Path(name).name != name:
-            raise UserError(f"{path}: names a file outside its folder: {name!r}")
+    for name in parts_of(path):
         out |= read(path.with_name(name))
     return out
 
@@ -385,7 +347,7 @@ def save(
     if layout == "released":
         _import_torch(f"{folder}: the released layout", "choose hf")
     try:
-        _replace(folder / "config.json", partial(_write_json, value=config.to_hf()))
+        _replace(folder / CONFIG, partial(_write_json, value=config.to_hf()))
         if extra is not None:
             _replace(folder / EXTRA, partial(_write_json, value=extra))
         for name, content in texts.items():
@@ -395,7 +357,10 @@ def save(
         target = folder / LAYOUTS[layout]
         _replace(target, partial(_WRITERS[layout], params=unstack_layers(params)))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); give a folder on a disk with space that you may "
+            "write to"
+        ) from None
     return target
 
 

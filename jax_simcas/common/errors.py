@@ -14,12 +14,16 @@ class FlagError(UserError):
     """A flag's value that is wrong whatever files and settings there are: the exit code is that of wrong flags."""
 
 
+class NoSuchModel(UserError):
+    """The name of a model that is no folder here, nor to be had from the hub."""
+
+
 @contextmanager
-def prefixed(prefix: str) -> Iterator[None]:
+def prefixed(prefix: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Puts `prefix` before the message of a UserError: functions below the programs do not know the flag."""
     try:
         yield
-    except UserError as error:
+    except kind as error:
         raise type(error)(f"{prefix}{error}") from None
 
 

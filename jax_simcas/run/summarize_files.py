@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import cli
-from jax_simcas.common.errors import UserError, prefixed
+from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.tables import plural
 from jax_simcas.data.documents import text_of
 from jax_simcas.evaluation import highlight
@@ -81,7 +81,8 @@ def check_query(settings: Settings, arguments: Any) -> None:
 
 def open_model(arguments: Any) -> Summarizer:
     """The model with the flags applied."""
-    model = load_model(arguments.model, "best")
+    with prefixed("--model=", NoSuchModel):
+        model = load_model(arguments.model, "best")
     for note in model.notes:
         print(note, file=sys.stderr)
     model = configured(model, arguments)
