@@ -15,7 +15,7 @@ PROGRAMS = {
     "summarize": ("summarize", "summarise files or standard input"),
     "compare": ("compare", "show several evaluations as one table"),
     "experiments": ("experiments.__main__", "train and evaluate variants times seeds"),
-    "convert": ("convert", "rewrite a model in another layout"),
+    "convert": ("convert", "rewrite a model in another layout, or upload it to the hub"),
     "compile_check": ("compile_check.__main__", "tell whether a config fits a TPU slice, without one"),
     "parity": ("parity", "compare with arrays computed by the released code"),
     "benchmark": ("benchmark.__main__", "time each stage against the length of the document"),

@@ -24,6 +24,7 @@ def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [f"test-{i}" for i in range(5)]
     assert scores["documents"] == 5 and scores["documents_cut"] == 0 and scores["lead_words"] == 3
+    assert scores["step"] == 4
     assert scores["scores"]["f1"]["mean"] == pytest.approx(np.mean([row["scores"]["f1"] for row in rows]))
     assert scores["kept_share"] == sum(row["kept"] for row in rows) / sum(row["candidates"] for row in rows)
 

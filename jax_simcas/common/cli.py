@@ -67,6 +67,8 @@ def prepare_jax() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
@@ -89,13 +91,18 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser with errors in one line; a single dash before a long name does, as with absl."""
 
     takes_config = False
+    intermixed = False  # flags may stand between two arguments of which the second may be left out
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.rules: list[Callable[[Any], str]] = []  # of flags together: what is wrong with them, or ""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        arguments = super().parse_args(args, namespace)
+        if self.intermixed:
+            given = [self._with_two_dashes(argument) for argument in (sys.argv[1:] if args is None else args)]
+            arguments = super().parse_intermixed_args(given, namespace)
+        else:
+            arguments = super().parse_args(args, namespace)
         for problem in filter(None, (rule(arguments) for rule in self.rules)):
             self.error(problem)
         return arguments

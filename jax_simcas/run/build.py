@@ -25,7 +25,7 @@ from jax_simcas.checkpoints.hub import (
     read_generation,
 )
 from jax_simcas.checkpoints.run_state import load_params
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.sharding import put, state_shardings
 from jax_simcas.data import formats, synthetic
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -51,7 +51,7 @@ class Model(NamedTuple):
     """Settings, parameters and tokenizer of a model.
 
     notes: for the user. generation: the generation settings of the checkpoint, as transformers has them.
-    has_selector: the checkpoint had one, and so it was trained.
+    has_selector: the checkpoint had one, and so it was trained. step: of a run's checkpoint.
     """
 
     settings: Settings
@@ -60,6 +60,7 @@ class Model(NamedTuple):
     notes: tuple[str, ...]
     generation: Mapping[str, Any] = MappingProxyType({})
     has_selector: bool = True
+    step: int | None = None
 
 
 def open_source(settings: Settings, split: str, cache: Path, need_reference: bool = True) -> RowSource:
@@ -128,7 +129,8 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
 def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: TextTokenizer | None) -> Model:
     """`new_model` from pretrained weights: their sizes, tokens and generation settings where the run gives none."""
     source, data = settings.pretrained, settings.data
-    loaded = load_weights(source)
+    with prefixed("config.pretrained=", NoSuchModel):
+        loaded = load_weights(source)
     has_selector = "selector" in loaded.params
     generate, notes = generation_of(loaded, source)
     loaded = fill_missing_params(loaded, source, key, settings.model().chunk_position)
@@ -263,8 +265,16 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
         params = settings.model().backbone.unstack(params)
-        generation = read_generation(folder) or {}
-        return Pretrained(settings.bart, params, folder / TOKENIZER, dataclasses.asdict(settings), notes, generation)
+        training: dict[str, int] = {name: meta[name] for name in ("step", "rows") if name in meta}
+        return Pretrained(
+            settings.bart,
+            params,
+            folder / TOKENIZER,
+            dataclasses.asdict(settings),
+            notes,
+            read_generation(folder) or {},
+            training=training,
+        )
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")
     return load(source)
@@ -296,7 +306,8 @@ def load_model(source: str, step: Any = "best") -> Model:
         settings = fitted_to(settings, loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder, settings.data.src_lang, settings.data.tgt_lang)
     notes += check_vocabulary(tokenizer, settings, source)
-    return Model(settings, loaded.params, tokenizer, (*loaded.notes, *notes), raw_generation(loaded), has_selector)
+    notes, step = (*loaded.notes, *notes), loaded.training.get("step")
+    return Model(settings, loaded.params, tokenizer, notes, raw_generation(loaded), has_selector, step)
 
 
 def configured(model: Model, arguments: Any = None) -> Model:

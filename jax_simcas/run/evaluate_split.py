@@ -138,6 +138,7 @@ def run(arguments: Any) -> int:
         rows = documents.with_bertscore(rows, encoder, by)
     summary = documents.summary_of(rows, arguments.seed) | {
         "split": split,
+        "step": model.step,
         "source": repr(source),
         "policy": policy,
         "task": by.task,

@@ -252,7 +252,8 @@ class Training:
     def save(self, step: int, _: bool) -> None:
         """Saves a checkpoint, with the step's validation figures if it has some."""
         scored = self.validation if self._validated == step else None
-        self._checkpoints.save(step, self._state, scored, {"window": self._window.totals()})
+        meta = {"window": self._window.totals(), "rows": len(self._run.training)}
+        self._checkpoints.save(step, self._state, scored, meta)
 
     def publish(self, _: int, ends: bool) -> None:
         """Draws the curves, not too often, and copies the small files to a bucket."""
