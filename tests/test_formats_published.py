@@ -1,9 +1,12 @@
 """Sets as their authors publish them, and texts of the datasets library as they are written."""
 
+import bz2
 import dataclasses
 import gzip
 import json
+import lzma
 import pickle
+import zipfile
 
 import pytest
 from helpers import read_config
@@ -110,6 +113,23 @@ def test_datasets_gives_texts_as_they_are_written(kind, written, tmp_path, cache
     (tmp_path / "data" / f"train.{kind}").write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
     source = open_rows(f"datasets:{tmp_path / 'data'}", "", "train", FIELDS, cache)
     assert rows(source) == [Row(text, text, text) for text in written]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl.bz2", "train.json.xz", "train.csv.bz2", "train.zip"])
+def test_so_do_compressed_files(name, tmp_path, cache):
+    records = [{"id": text, "article": text, "abstract": text} for text in DATES]
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    cells = "".join(",".join(record.values()) + "\n" for record in records)
+    content = {"json": json.dumps(records).encode(), "csv": f"id,article,abstract\n{cells}".encode()}
+    data = content.get(name.split(".")[1], lines)
+    (tmp_path / "data").mkdir()
+    if name.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / "data" / name, "w") as file:
+            file.writestr("part.jsonl", data)
+    else:
+        (tmp_path / "data" / name).write_bytes((lzma if name.endswith("xz") else bz2).compress(data))
+    source = open_rows(f"datasets:{tmp_path / 'data'}", "", "train", FIELDS, cache)
+    assert rows(source) == [Row(text, text, text) for text in DATES]
 
 
 def test_the_hub_gives_texts_as_they_are_written_too(tmp_path, cache, monkeypatch):

@@ -60,6 +60,7 @@ SPLITS = {"validation": ("validation", "val", "dev", "valid")}  # and what else 
 # The authors' preprocessed sets: chunks of token ids, the text that they were cut from, one target or several answers.
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
+COMPRESSED = (".bz2", ".xz", ".zst", ".lz4", ".zip")  # as the datasets library unpacks them
 HUB_SECONDS = 10  # after which the hub counts as unreachable
 REASON = 300  # characters of a library's message
 
@@ -157,8 +158,10 @@ def _open_files(kind: str, paths: list[Path], fields: Fields, cache: Path, optio
 
 def is_json_array(path: Path) -> bool:
     """Whether a .json file is one list, not a line per object."""
-    if path.suffix != ".json":
-        return False
+    return path.suffix == ".json" and _begins_a_list(path)
+
+
+def _begins_a_list(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(READ_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
@@ -241,17 +244,34 @@ def _text_stores(datasets: Any, builder: Any, split: str, cache: Path) -> list[S
     if any(given[option] != default[option] for option in default if option not in named):
         return []
     urls = list((builder.config.data_files or {}).get(split, ()))
-    files = [Path(file) for file in datasets.DownloadManager(base_path=builder.base_path).download(urls)]
-    stores = [_text_store(file, given.get("sep"), cache) for file in files]
+    manager = datasets.DownloadManager(base_path=builder.base_path)
+    files = [
+        inside
+        for url, file in zip(urls, manager.download(urls), strict=True)
+        for inside in _plain_files(manager, url, file)
+    ]
+    stores = [_text_store(kind, file, given.get("sep"), cache) for kind, file in files]
     return [] if None in stores else [store for store in stores if store]
 
 
-def _text_store(file: Path, separator: str | None, cache: Path) -> Store | None:
-    """The records of a file whose values would not stay texts in the library; None for a form that is not read here."""
-    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+def _plain_files(manager: Any, url: str, file: str) -> list[tuple[str, Path]]:
+    """(kind, place) of a file, or of what a compressed one holds; gzip stays, which is read as it is."""
+    name = Path(url)
+    if name.suffix not in COMPRESSED:
+        return [(Path(name.stem).suffix if name.suffix == ".gz" else name.suffix, Path(file))]
+    inside = [Path(path) for path in manager.iter_files(manager.extract(file))]
+    return [(path.suffix if name.suffix == ".zip" else Path(name.stem).suffix, path) for path in inside]
+
+
+def _text_store(kind: str, file: Path, separator: str | None, cache: Path) -> Store | None:
+    """The records of a file whose values would not stay texts in the library; None for a form that is not read here.
+
+    Args:
+      kind: the suffix of its name without one of a compression.
+    """
     if kind in (".csv", ".tsv"):
         return CsvStore(file, cache) if separator == ("\t" if kind == ".tsv" else ",") else None
-    if is_json_array(file):
+    if kind == ".json" and _begins_a_list(file):
         return JsonArrayStore(file)
     return JsonlStore(file, cache) if kind in (".json", ".jsonl", ".ndjson") else None
 
