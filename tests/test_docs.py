@@ -303,8 +303,9 @@ def prints_of(code):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
 def test_every_python_snippet_runs_as_printed(name, tmp_path, monkeypatch, workdir, document):
-    """The snippets of a page run one after another, in one namespace, beside the quickstart's model."""
+    """The snippets of a page run one after another, in one namespace, beside examples/ and the quickstart's model."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     (tmp_path / "runs" / "quickstart" / "simcas").symlink_to(workdir)
     (tmp_path / "runs" / "quickstart" / "document.txt").symlink_to(document)
