@@ -18,6 +18,8 @@ README = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README)
 # What `summarize` converts PDF, DOCX and HTML with. python-docx: older ones do not give paragraphs and tables in order.
 DOCUMENTS = ["pypdf>=5", "python-docx>=1.1", "inscriptis>=2.7", "lxml>=5.4"]
 TORCH = ["torch>=2.6"]
+# What docs/make_notebook.py runs the notebook with. A notebook of your own comes with what it needs.
+NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 
 setup(
     name="jax_simcas",
@@ -93,8 +95,10 @@ setup(
         "documents": DOCUMENTS,
         "torch": TORCH,
         "bertscore": TORCH,
+        "notebook": NOTEBOOK,
         "test": [
             *DOCUMENTS,
+            *NOTEBOOK,
             "setuptools>=77",  # one test builds the wheel
             "pytest>=8",
             "pytest-xdist>=3.6",

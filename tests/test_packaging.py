@@ -92,7 +92,7 @@ def test_description_has_no_links_into_the_repository(metadata):
 def test_extras(metadata, requirements):
     """Torch may be any newer release, so that nobody is downgraded; each extra of CUDA is one version of it."""
     assert set(metadata.get_all("Provides-Extra")) == {
-        *("cuda", "cuda12", "cuda13", "tpu", "data", "documents", "torch", "bertscore", "test")
+        *("cuda", "cuda12", "cuda13", "tpu", "data", "documents", "torch", "bertscore", "notebook", "test")
     }
     assert all(each.specifier.contains("99") for each in requirements if each.name == "torch")
     cuda = {extra(each): each.extras for each in requirements if "cuda" in extra(each)}

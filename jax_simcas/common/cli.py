@@ -72,6 +72,7 @@ def prepare_jax() -> None:
     for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without widgets
     import jax
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() / "compiled")
