@@ -25,7 +25,13 @@ from jax_simcas.run.config_file import override, settings_of
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 EVERY_PROGRAM = {*PROGRAMS, "experiments", "benchmark", "compile_check"} - {"__main__"}
-PARTS = {"benchmark.input", "benchmark.checkpoint", "benchmark.attention", "benchmark.gpu_check"}
+PARTS = {
+    "benchmark.input",
+    "benchmark.checkpoint",
+    "benchmark.attention",
+    "benchmark.gpu_check",
+    "benchmark.summarize_speed",
+}
 PATH = re.compile(r"(?<![\w/.:-])(?:configs|launch|docs|tests|examples|findings|jax_simcas|\.ci|\.github)/[\w./-]*\w")
 SETTING = re.compile(r"--config\.([\w.]+)=('[^']*'|[^\s`|;,)]+)")
 PLACEHOLDER = re.compile(r"\b(NAME|FIELD|VALUE|FOLDER|LENGTH|DATA)\b")

@@ -16,7 +16,7 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.compile_check import flops
-from jax_simcas.evaluation.predict import generate_batch
+from jax_simcas.evaluation.predict import compact_batch, generate_batch
 from jax_simcas.method.beam_search import generate
 from jax_simcas.method.chunk import chunk_tokens
 from jax_simcas.method.document import Document, Example, Target
@@ -157,8 +157,8 @@ def _generate(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]
     selection = jax.tree.map(lambda x: x[None], Selection(kept & mask, zeros, zeros, state, mask))
 
     def run(params: Any, hidden: jax.Array, chunk_mask: jax.Array, selection: Selection) -> jax.Array:
-        options: Any = {"model": task.model, "config": config, "capacity": task.selected}
-        return generate_batch(params, hidden, chunk_mask, selection, **options).sequence
+        compacted = compact_batch(hidden, chunk_mask, selection, capacity=task.selected)
+        return generate_batch(params, compacted, model=task.model, config=config).sequence
 
     return run, (params, hidden[None], batch.document.chunk_mask, selection)
 

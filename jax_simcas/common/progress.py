@@ -18,6 +18,7 @@ _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("reward", lambda x: f"reward {x:.4g}"),
     ("kept", lambda x: f"kept {100 * x:.1f}%"),
     ("tokens_per_second", lambda x: f"{_thousands(x)} tok/s"),
+    ("documents_per_second", lambda x: f"{x:.3g} documents/s"),
 )
 
 
@@ -97,12 +98,13 @@ class Progress:
         if self._first is not None:
             self._first = (self._first[0] + seconds, self._first[1])
 
-    def note(self, text: str) -> None:
-        """Prints a line above the bar."""
+    def note(self, text: str, stream: Any = None) -> None:
+        """Prints a line above the bar; to `stream`, on a terminal like standard error, where it is given."""
+        stream = stream or self._stream
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(text, file=stream)
         else:
-            print(text, file=self._stream, flush=True)
+            print(text, file=stream, flush=True)
 
     def show(self, metrics: Mapping[str, Number]) -> None:
         """Shows the loss, reward, share kept and tokens per second among these metrics from now on."""

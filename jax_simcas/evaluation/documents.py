@@ -23,6 +23,7 @@ from jax_simcas.evaluation.predict import (
     Predictor,
     attention_of,
     capacity_for,
+    compact_batch,
     generate_batch,
     overflow_of,
     select_batch,
@@ -149,14 +150,14 @@ def predict_batch(
         _, selection = select_batch(params, document, keys, budget, model=model, policy=model.policy)
         budget = selection.action.sum(axis=(1, 2))
     hidden, selection = select_batch(params, document, keys, budget, model=model, policy=policy)
-    selected = (params, hidden, document.chunk_mask, selection)
-    capacity = capacity_for(selection, model.capacity)
+    capacity = capacity_for(int(selection.action.sum(axis=(1, 2)).max()), model.capacity)
+    selected = (params, compact_batch(hidden, document.chunk_mask, selection, capacity=capacity))
     source = source_tokens(document, predictor.generate)
-    generation = generate_batch(*selected, source, model=model, config=predictor.generate, capacity=capacity)
-    nll = target_nll(*selected, target, model=model, capacity=capacity)
+    generation = generate_batch(*selected, source, model=model, config=predictor.generate)
+    nll = target_nll(*selected, target, model=model)
     attended = None
     if attention:
-        attended = attention_of(*selected, generation, model=model, capacity=capacity, count=PLACES)
+        attended = attention_of(*selected, generation, model=model, count=PLACES)
     shares = (selection.action, selection.candidate_mask)
     others = (overflow_of(selection), selection.keep_prob, attended)
     return Predictions(*jax.device_get((generation.sequence, *shares, *nll, *others)))

@@ -1,4 +1,4 @@
-"""From chunks to token ids in two compiled stages: encode and select, then generate from what was selected."""
+"""From chunks to token ids in compiled stages: encode and select; compact what was selected; generate from it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.method.attention import Attended, most_attended
 from jax_simcas.method.beam_search import Generation, generate
-from jax_simcas.method.chunk import bucket
+from jax_simcas.method.chunk import bucket, half_step
 from jax_simcas.method.document import Document, Target
 from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
 from jax_simcas.method.reward import target_log_prob
-from jax_simcas.method.select import Policy, Selection, compact, most_probable
+from jax_simcas.method.select import Compacted, Policy, Selection, compact, most_probable
 
 Params = Any
 
-FEWEST_ROWS = 64  # of the decoder: fewer save no time, and each power of two is compiled for itself
+FEWEST_ROWS = 64  # of the decoder: fewer save no time
 
 
 class Predictor(NamedTuple):
@@ -58,29 +58,33 @@ def select_batch(
     return over_documents(one)(documents, keys, budget)
 
 
-@partial(jax.jit, static_argnames=("model", "config", "capacity"))
+@partial(jax.jit, static_argnames=("capacity",))
+def compact_batch(
+    hidden: Float[Array, "B K S D"], chunk_mask: Bool[Array, "B K"], selection: Selection, *, capacity: int
+) -> Compacted:
+    """The selected states of every document in `capacity` rows."""
+    return over_documents(partial(compact, capacity=capacity))(hidden, chunk_mask, selection)
+
+
+@partial(jax.jit, static_argnames=("model", "config"))
 def generate_batch(
     params: Params,
-    hidden: Float[Array, "B K S D"],
-    chunk_mask: Bool[Array, "B K"],
-    selection: Selection,
+    compacted: Compacted,
     source: Int[Array, "B N"] | None = None,
     *,
     model: SimCAS,
     config: GenerateConfig,
-    capacity: int,
 ) -> Generation:
-    """Compacts the selected states of every document to `capacity` rows and searches for its best summary.
+    """Searches for the best summary of every document, given its selected states.
 
     Args:
       source: see `source_tokens`.
     """
 
-    def one(hidden: Array, chunk_mask: Array, selection: Selection, source: Array | None = None) -> Generation:
-        return generate(params, model, config, compact(hidden, chunk_mask, selection, capacity), source)
+    def one(compacted: Compacted, source: Array | None = None) -> Generation:
+        return generate(params, model, config, compacted, source)
 
-    given = (hidden, chunk_mask, selection)
-    return over_documents(one)(*given if source is None else (*given, source))
+    return over_documents(one)(*(compacted,) if source is None else (compacted, source))
 
 
 def source_tokens(documents: Document, config: GenerateConfig) -> Int[Array, "B N"] | None:
@@ -91,65 +95,40 @@ def source_tokens(documents: Document, config: GenerateConfig) -> Int[Array, "B 
     return tokens.reshape(len(tokens), -1)
 
 
-@partial(jax.jit, static_argnames=("model", "capacity"))
+@partial(jax.jit, static_argnames=("model",))
 def target_nll(
-    params: Params,
-    hidden: Float[Array, "B K S D"],
-    chunk_mask: Bool[Array, "B K"],
-    selection: Selection,
-    targets: Target,
-    *,
-    model: SimCAS,
-    capacity: int,
+    params: Params, compacted: Compacted, targets: Target, *, model: SimCAS
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """(nats, tokens) of every document's reference, given the selected states: the loss without smoothing."""
 
-    def one(hidden: Array, chunk_mask: Array, selection: Selection, target: Target) -> tuple[Array, Array]:
-        compacted = compact(hidden, chunk_mask, selection, capacity)
+    def one(compacted: Compacted, target: Target) -> tuple[Array, Array]:
         logits, _ = decode_selected(params, model, compacted, target, with_weights=False)
         log_prob, tokens = target_log_prob(logits, target)
         return -log_prob, tokens
 
-    return over_documents(one)(hidden, chunk_mask, selection, targets)
+    return over_documents(one)(compacted, targets)
 
 
-@partial(jax.jit, static_argnames=("model", "capacity", "count"))
+@partial(jax.jit, static_argnames=("model", "count"))
 def attend_batch(
-    params: Params,
-    hidden: Float[Array, "B K S D"],
-    chunk_mask: Bool[Array, "B K"],
-    selection: Selection,
-    sequence: Int[Array, "B T"],
-    *,
-    model: SimCAS,
-    capacity: int,
-    count: int,
+    params: Params, compacted: Compacted, sequence: Int[Array, "B T"], *, model: SimCAS, count: int
 ) -> Attended:
     """Where the decoder looks as it writes every document's `sequence`, given the selected states."""
 
-    def one(hidden: Array, chunk_mask: Array, selection: Selection, ids: Array) -> Attended:
-        compacted = compact(hidden, chunk_mask, selection, capacity)
+    def one(compacted: Compacted, ids: Array) -> Attended:
         target = Target(ids, jnp.ones(ids.shape, bool))
         return most_attended(params, model, compacted, target, min(count, len(compacted.index)))
 
-    return over_documents(one)(hidden, chunk_mask, selection, sequence)
+    return over_documents(one)(compacted, sequence)
 
 
 def attention_of(
-    params: Params,
-    hidden: Float[Array, "B K S D"],
-    chunk_mask: Bool[Array, "B K"],
-    selection: Selection,
-    generation: Generation,
-    *,
-    model: SimCAS,
-    capacity: int,
-    count: int,
+    params: Params, compacted: Compacted, generation: Generation, *, model: SimCAS, count: int
 ) -> Attended:
     """`attend_batch` of generated summaries, no longer than the longest needs (a power of two, as few are compiled)."""
     length = bucket(int(generation.length.max()), limit=generation.sequence.shape[1])
     sequence = generation.sequence[:, : max(length, 2)]
-    return attend_batch(params, hidden, chunk_mask, selection, sequence, model=model, capacity=capacity, count=count)
+    return attend_batch(params, compacted, sequence, model=model, count=count)
 
 
 def overflow_of(selection: Selection) -> Int[Array, " B"]:
@@ -157,11 +136,10 @@ def overflow_of(selection: Selection) -> Int[Array, " B"]:
     return jnp.zeros(len(selection.action), jnp.int32) if selection.overflow is None else selection.overflow
 
 
-def capacity_for(selection: Selection, limit: int | None) -> int:
-    """The smallest power of two (from FEWEST_ROWS) that holds what was selected, so that few shapes are compiled.
+def capacity_for(selected: int, limit: int | None) -> int:
+    """Rows for g and so many selected candidates: few sizes (from FEWEST_ROWS), as each is compiled for itself.
 
     A configured capacity stays the upper bound: beyond it the most probable candidates stay.
     """
-    needed = 1 + int(selection.action.sum(axis=(1, 2)).max())
-    rows = max(FEWEST_ROWS, 1 << (needed - 1).bit_length())
+    rows = max(FEWEST_ROWS, half_step(1 + selected))
     return rows if limit is None else min(rows, limit)

@@ -1,34 +1,24 @@
-"""Summarising one document: its summary, what was kept of it, and how long each stage took."""
+"""Summarising documents: each one's summary, what was kept of it, and how long each stage took."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jax_simcas.common.errors import UserError
+from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.common.tables import plural
-from jax_simcas.data import batches
 from jax_simcas.data.features import Features, check_rows, featurize, shuffle_parts
 from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import count_unknown, special_id
-from jax_simcas.evaluation.predict import (
-    Predictor,
-    attention_of,
-    capacity_for,
-    generate_batch,
-    overflow_of,
-    select_batch,
-    source_tokens,
-)
-from jax_simcas.evaluation.written import PLACES, WrittenTokens, written_tokens
-from jax_simcas.method.attention import Attended
-from jax_simcas.method.beam_search import Generation
-from jax_simcas.method.select import Selection
+from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
+from jax_simcas.evaluation.batched import Predicted, predict_in_batches
+from jax_simcas.evaluation.predict import Predictor
+from jax_simcas.evaluation.written import WrittenTokens, written_tokens
 
 
 class ReadTokens(NamedTuple):
@@ -54,7 +44,8 @@ class Summary(NamedTuple):
     kept: int  # of the candidates, what the decoder saw
     kept_spans: list[list[int]]  # characters [start, end)
     read: ReadTokens
-    seconds: dict[str, float]  # wall time of tokenize, encode_and_select (the first time with compiling), generate
+    # wall time of tokenize, encode_and_select, generate, the first time with compiling; of a batch, its share
+    seconds: dict[str, float]
     written: WrittenTokens | None = None  # where the decoder looked, if that was asked for
     overflow: int = 0  # candidates that were selected beyond the capacity, and so not kept
 
@@ -69,75 +60,165 @@ class Summarizer(NamedTuple):
 
     predictor: Predictor
 
-    def summarize(self, text: str, query: str | None = None, seed: int = 0, attention: bool = False) -> Summary:
-        """Summarises one document of any length.
+    @overload
+    def summarize(
+        self,
+        text: str,
+        query: str | None = None,
+        seed: int = 0,
+        attention: bool = False,
+    ) -> Summary: ...
+
+    @overload
+    def summarize(
+        self,
+        text: list[str] | tuple[str, ...],
+        query: str | Sequence[str | None] | None = None,
+        seed: int = 0,
+        attention: bool = False,
+        *,
+        batch_size: int | None = None,
+        errors: Literal["raise"] = "raise",
+    ) -> list[Summary]: ...
+
+    @overload
+    def summarize(
+        self,
+        text: list[str] | tuple[str, ...],
+        query: str | Sequence[str | None] | None = None,
+        seed: int = 0,
+        attention: bool = False,
+        *,
+        batch_size: int | None = None,
+        errors: Literal["return"],
+    ) -> list[Summary | UserError]: ...
+
+    def summarize(
+        self,
+        text: str | list[str] | tuple[str, ...],
+        query: str | Sequence[str | None] | None = None,
+        seed: int = 0,
+        attention: bool = False,
+        *,
+        batch_size: int | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Any:
+        """Summarises one document of any length, or several in batches: a list in the order given.
+
+        Each document of a list gets what it gets alone.
 
         Args:
-          query: for models trained with queries.
+          query: for models trained with queries: one for all, or one per document.
           seed: for policies that draw.
           attention: also find where the decoder looked as it wrote each token, the result's `written`.
+          batch_size: documents at a time; by default as many as their length permits, up to 8.
+          errors: "return" puts a UserError in the place of a document of a list that cannot be summarised; with
+            "raise" it is raised before any is.
 
         Raises:
           UserError: an empty text; no query where the model needs one; a text whose every token is unknown.
+          ValueError: another number of queries than of texts; a batch_size below 1.
         """
-        predictor, started = self.predictor, time.monotonic()
-        row = Row(id="text", document=text, summary="", query=query)
-        features = featurize(row, predictor.tokenizer, predictor.reading)
-        check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
-        unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
-        if tokens and unknown == tokens:
-            count = plural(tokens, "token")
-            raise UserError(f"this model cannot read the text: none of its {count} is in the tokenizer's vocabulary")
-        tokenized = time.monotonic()
-        selection, generation, attended, selected = _predict(predictor, features, jax.random.key(seed), attention)
-        generated = time.monotonic()
-        chunks = features["input_ids"].shape[0]
-        kept = np.asarray(selection.action[0])[:chunks]
-        sequence, offsets = np.asarray(generation.sequence[0]), features["token_offsets"]
-        summary = predictor.tokenizer.decode(sequence, skip_special_tokens=True).strip()
-        return Summary(
-            summary=summary,
-            document=shuffle_parts(row, predictor.reading).document,
-            score=float(generation.score[0]),
-            tokens=tokens,
-            unknown_tokens=unknown,
-            cut_tokens=int(features["cut_tokens"]),
-            chunks=chunks,
-            candidates=int(selection.candidate_mask.sum()),
-            kept=int(kept.sum()),
-            kept_spans=kept_spans(kept, offsets),
-            read=tokens_read(kept, np.asarray(selection.keep_prob[0])[:chunks], offsets),
-            written=attended
-            and written_tokens(predictor.tokenizer, sequence[: len(attended.weight) + 1], summary, attended, offsets),
-            overflow=int(overflow_of(selection)[0]),
-            seconds={
-                "tokenize": round(tokenized - started, 4),
-                "encode_and_select": round(selected - tokenized, 4),
-                "generate": round(generated - selected, 4),
-            },
+        if isinstance(text, str):
+            if not (query is None or isinstance(query, str)):
+                raise ValueError("a list of queries needs a list of texts")
+            prepared = prepare(self.predictor, Row(id="text", document=text, summary="", query=query))
+            [(_, summary)] = self.summaries([prepared], seed, attention)
+            return summary
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors={errors!r}: expected 'raise' or 'return'")
+        queries = [query] * len(text) if query is None or isinstance(query, str) else query
+        out: dict[int, Summary | UserError] = {}
+        prepared_of: dict[int, Prepared] = {}
+        for number, (each, asked) in enumerate(zip(text, queries, strict=True)):
+            try:
+                with prefixed(f"document {number}: "):
+                    row = Row(id=str(number), document=each, summary="", query=asked)
+                    prepared_of[number] = prepare(self.predictor, row)
+            except UserError as error:
+                if errors == "raise":
+                    raise
+                out[number] = error
+        numbers = list(prepared_of)
+        for place, summary in self.summaries(list(prepared_of.values()), seed, attention, batch_size):
+            out[numbers[place]] = summary
+        return [out[number] for number in range(len(text))]
+
+    def summaries(
+        self,
+        documents: Sequence[Prepared],
+        seed: int = 0,
+        attention: bool = False,
+        batch_size: int | None = None,
+        on_note: Callable[[str], None] = warnings.warn,
+    ) -> Iterator[tuple[int, Summary]]:
+        """(number, summary) of each document as batches end, the longest first; see `predict_in_batches`."""
+        found = predict_in_batches(
+            self.predictor,
+            [document.features for document in documents],
+            jax.random.key(seed),
+            attention=attention,
+            batch_size=batch_size,
+            on_note=on_note,
         )
+        for number, predicted in found:
+            yield number, summary_of(self.predictor.tokenizer, documents[number], predicted)
 
 
-def _predict(
-    predictor: Predictor, features: Features, key: jax.Array, attention: bool
-) -> tuple[Selection, Generation, Attended | None, float]:
-    """Of a batch of one: selection, generation, `attention` of the document if asked for; when the first was there."""
-    params, model = predictor.params, predictor.model
-    batch = batches.pad_batch([features], predictor.reading, special_id(predictor.tokenizer, "pad"))
-    document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
-    budget = jnp.full(1, model.budget or 0, jnp.int32)
-    hidden, selection = jax.block_until_ready(
-        select_batch(params, document, key[None], budget, model=model, policy=model.policy)
+class Prepared(NamedTuple):
+    """A document that can be summarised."""
+
+    document: str  # as it is read
+    features: Features
+    tokens: int
+    unknown_tokens: int
+    seconds: float  # of tokenizing
+
+
+def prepare(predictor: Predictor, row: Row) -> Prepared:
+    """Tokenises and checks a document.
+
+    Raises:
+      UserError: see `Summarizer.summarize`.
+    """
+    started = time.monotonic()
+    features = featurize(row, predictor.tokenizer, predictor.reading)
+    check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
+    unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
+    if tokens and unknown == tokens:
+        count = plural(tokens, "token")
+        raise UserError(f"this model cannot read the text: none of its {count} is in the tokenizer's vocabulary")
+    document = shuffle_parts(row, predictor.reading).document
+    return Prepared(document, features, tokens, unknown, time.monotonic() - started)
+
+
+def summary_of(tokenizer: TextTokenizer, prepared: Prepared, predicted: Predicted) -> Summary:
+    """The summary in words, and what it was made of in characters."""
+    features, offsets = prepared.features, prepared.features["token_offsets"]
+    sequence, attended = predicted.sequence, predicted.attended
+    summary = tokenizer.decode(sequence, skip_special_tokens=True).strip()
+    return Summary(
+        summary=summary,
+        document=prepared.document,
+        score=predicted.score,
+        tokens=prepared.tokens,
+        unknown_tokens=prepared.unknown_tokens,
+        cut_tokens=int(features["cut_tokens"]),
+        chunks=features["input_ids"].shape[0],
+        candidates=predicted.candidates,
+        kept=int(predicted.kept.sum()),
+        kept_spans=kept_spans(predicted.kept, offsets),
+        read=tokens_read(predicted.kept, predicted.keep_prob, offsets),
+        written=attended and written_tokens(tokenizer, sequence, summary, attended, offsets),
+        overflow=predicted.overflow,
+        seconds={
+            "tokenize": round(prepared.seconds, 4),
+            "encode_and_select": round(predicted.select_seconds, 4),
+            "generate": round(predicted.generate_seconds, 4),
+        },
     )
-    selected = time.monotonic()
-    given, capacity = (params, hidden, document.chunk_mask, selection), capacity_for(selection, model.capacity)
-    source = source_tokens(document, predictor.generate)
-    generation = generate_batch(*given, source, model=model, config=predictor.generate, capacity=capacity)
-    attended = None
-    if attention:
-        every = attention_of(*given, generation, model=model, capacity=capacity, count=PLACES)
-        attended = jax.tree.map(lambda x: np.asarray(x[0]), every)
-    return selection, jax.block_until_ready(generation), attended, selected
 
 
 def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]) -> list[list[int]]:

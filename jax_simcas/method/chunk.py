@@ -148,6 +148,12 @@ def bucket(length: int, buckets: Sequence[int] = (), limit: int | None = None) -
     return power if limit is None or limit < length else min(power, limit)
 
 
+def half_step(length: int) -> int:
+    """The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that holds `length`: less than a third of it is padding."""
+    power = bucket(length)
+    return power * 3 // 4 if power >= 4 and length <= power * 3 // 4 else power
+
+
 def most_chunks(count: int, chunk_length: int, *, sentences: bool = False) -> int:
     """An upper bound on the chunks that `count` tokens of content can make.
 

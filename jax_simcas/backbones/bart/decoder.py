@@ -21,7 +21,7 @@ from jax_simcas.backbones.bart.layers import (
     init_stack,
     sublayer,
 )
-from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_with_weights, attention
+from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_to_rows, attention
 from jax_simcas.backbones.ops.layers import TRANSPOSED, LayerNorm, few_rows
 from jax_simcas.backbones.ops.stacks import checkpointed, layers_apart, stacked_layers, unstack_layers
 from jax_simcas.common.sharding import constrain
@@ -31,7 +31,7 @@ class CrossCache(NamedTuple):
     """Keys and values of the selected states in each layer, computed once per document and shared by all beams."""
 
     key: tuple[Float[Array, "H Dh C"], ...]
-    value: tuple[Float[Array, "H Dh C"], ...]
+    value: tuple[Float[Array, "H C Dh"], ...]
     mask: Bool[Array, " C"]
 
 
@@ -94,7 +94,7 @@ class DecoderLayer(nn.Module):
         position: Int[Array, ""],
         self_cache: SelfCache,
         cross_key: Float[Array, "H Dh C"],
-        cross_value: Float[Array, "H Dh C"],
+        cross_value: Float[Array, "H C Dh"],
         cross_mask: Bool[Array, " C"],
         history: Bool[Array, "beams R"],
     ) -> tuple[Float[Array, "beams D"], SelfCache]:
@@ -110,8 +110,7 @@ class DecoderLayer(nn.Module):
             # Each beam scores the rows of all slots and the mask keeps those of its ancestors: a product and a mask
             # instead of a gather that would copy the cache.
             query = self.self_attn.query(y).astype(cache.key.dtype)
-            context, _ = attend_with_weights(query, cache.key, cache.value, history)
-            return self.self_attn.merge(context)
+            return self.self_attn.merge(attend_to_rows(query, cache.key, cache.value, history))
 
         def cross(y: Array) -> Array:
             context = attend_few_rows(self.encoder_attn.query(y), cross_key, cross_value, cross_mask[None, :])
@@ -199,7 +198,7 @@ def cross_cache(
 
     def project(layer_params: Params) -> tuple[Array, Array]:
         key, value = layer.apply({"params": layer_params}, selected.astype(dtype), method="cross_key_value")
-        return key.swapaxes(1, 2), value.swapaxes(1, 2)
+        return key.swapaxes(1, 2), value
 
     key, value = zip(*map(project, layers_apart(params["model"]["decoder"])), strict=True)
     return CrossCache(key, value, selected_mask)

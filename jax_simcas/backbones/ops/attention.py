@@ -49,14 +49,31 @@ def attend_with_weights(
 def attend_few_rows(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H Dh C"],
-    value: Float[Array, "H Dh C"],
+    value: Float[Array, "H C Dh"],
     mask: Bool[Array, "#T C"],
 ) -> Float[Array, "H T Dh"]:
-    """`attend_with_weights` for few queries, with keys and values laid out as `few_rows` would have them."""
-    scores = _products("htd,hdc->htc", query, key) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-    context = _products("hdc,htc->hdt", value, weights.astype(value.dtype))
-    return lax.optimization_barrier(context).swapaxes(1, 2).astype(value.dtype)
+    """`attend_with_weights` for few queries, with the keys laid out as XLA:CPU multiplies them fastest."""
+    return _few_rows_context(_products("htd,hdc->htc", query, key), value, mask)
+
+
+def attend_to_rows(
+    query: Float[Array, "H T Dh"],
+    key: Float[Array, "H C Dh"],
+    value: Float[Array, "H C Dh"],
+    mask: Bool[Array, "#T C"],
+) -> Float[Array, "H T Dh"]:
+    """The same where keys are rows, as those of a cache that is written row by row.
+
+    They stand left, as in `few_rows`: under `vmap` the other order takes 1.5 to 4 times as long.
+    """
+    products = _products("hcd,htd->hct", key, query)
+    return _few_rows_context(lax.optimization_barrier(products).swapaxes(1, 2), value, mask)
+
+
+def _few_rows_context(products: Float[Array, "H T C"], value: Float[Array, "H C Dh"], mask: Array) -> Array:
+    scores = jnp.where(mask, products * value.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    context = _products("htc,hcd->htd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
+    return context.astype(value.dtype)
 
 
 def in_groups(function: Callable, chunks: bool) -> Callable:
