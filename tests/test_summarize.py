@@ -99,6 +99,12 @@ def test_a_text_of_unknown_tokens_is_refused_and_one_of_many_is_a_warning(workdi
     captured = capsys.readouterr()
     assert "none of its 4 tokens is in the tokenizer's vocabulary" in one_line_error(captured.err)
     assert not captured.out
+    (tmp_path / "most.txt").write_text("Words of another task, and word-1 and word-1 again")
+    assert summarize.main([f"--model={workdir}", str(tmp_path / "most.txt")]) == 1
+    assert one_line_error(capsys.readouterr().err).endswith(
+        "most.txt: this model cannot read the text: 7 of its 9 tokens are not in the tokenizer's vocabulary "
+        "(unknown: 'Words', 'of', 'another')"
+    )
     (tmp_path / "half.txt").write_text("word-1 and word-2 too")
     summarize.main([f"--model={workdir}", str(tmp_path / "half.txt")])
     assert "half.txt: 50 % of the documents' tokens are not in the tokenizer's" in capsys.readouterr().err

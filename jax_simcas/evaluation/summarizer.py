@@ -20,6 +20,8 @@ from jax_simcas.evaluation.batched import Predicted, predict_in_batches
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.evaluation.written import WrittenTokens, written_tokens
 
+MOSTLY_UNKNOWN = 0.5  # of the tokens: a summary of the others says nothing of the text
+
 
 class ReadTokens(NamedTuple):
     """The n tokens that were read of a document, in order; the special tokens around chunks are left out."""
@@ -116,7 +118,7 @@ class Summarizer(NamedTuple):
             "raise" it is raised before any is.
 
         Raises:
-          UserError: an empty text; no query where the model needs one; a text whose every token is unknown.
+          UserError: an empty text; no query where the model needs one; a text most of whose tokens are unknown.
           ValueError: another number of queries than of texts; a batch_size below 1.
         """
         if isinstance(text, str):
@@ -187,11 +189,22 @@ def prepare(predictor: Predictor, row: Row) -> Prepared:
     features = featurize(row, predictor.tokenizer, predictor.reading)
     check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
     unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
-    if tokens and unknown == tokens:
-        count = plural(tokens, "token")
-        raise UserError(f"this model cannot read the text: none of its {count} is in the tokenizer's vocabulary")
     document = shuffle_parts(row, predictor.reading).document
+    if unknown > MOSTLY_UNKNOWN * tokens:
+        words = ", ".join(map(repr, unknown_words(predictor.tokenizer, features, document)[:3]))
+        known = (
+            f"none of its {plural(tokens, 'token')} is"
+            if unknown == tokens
+            else f"{unknown} of its {tokens} tokens are not"
+        )
+        raise UserError(f"this model cannot read the text: {known} in the tokenizer's vocabulary (unknown: {words})")
     return Prepared(document, features, tokens, unknown, time.monotonic() - started)
+
+
+def unknown_words(tokenizer: TextTokenizer, features: Features, document: str) -> list[str]:
+    """The document's words that are unknown tokens, each once."""
+    spans = features["token_offsets"][features["input_ids"] == getattr(tokenizer, "unk_token_id", None)]
+    return list(dict.fromkeys(document[start:end] for start, end in spans if start >= 0))
 
 
 def summary_of(tokenizer: TextTokenizer, prepared: Prepared, predicted: Predicted) -> Summary:
