@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from jax_simcas.benchmark import __main__ as benchmark
-from jax_simcas.benchmark import checkpoint, growth, save_times, timing
+from jax_simcas.benchmark import checkpoint, growth, save_times, summarize_speed, timing
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare_task
 
@@ -74,6 +74,20 @@ def test_the_input_pipeline_is_measured_and_reuses_its_folder(tmp_path, capsys):
     assert all(300 < count < 800 for count in (tokens, whole, by_length))
     assert int(tables[0][2]["padding %"]) < int(tables[0][1]["padding %"])
     assert input_side.main([*flags, "--tokens=9,3"]) == 2
+    assert "--tokens=9,3" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_summaries_alone_and_in_batches_are_measured(capsys):
+    flags = ["--size=tiny", "--documents=4", "--tokens=20,40", "--part=4", "--chunk-length=64", "--max-length=4"]
+    assert summarize_speed.main(flags) == 0
+    out = capsys.readouterr().out
+    lines = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    rows = {cells[0].strip(): [float(cell) for cell in cells[1:]] for cells in lines[2:]}
+    assert set(rows) == {"in batches", "one by one"} and all(speed > 0 for row in rows.values() for speed in row[:2])
+    ratio = rows["in batches"][1] / rows["one by one"][1]
+    assert float(out.split("in batches ")[-1].split()[0]) == pytest.approx(ratio, rel=0.05)
+    assert summarize_speed.main(["--tokens=9,3"]) == 2
     assert "--tokens=9,3" in capsys.readouterr().err
 
 
