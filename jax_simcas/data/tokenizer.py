@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,18 +176,9 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     name = str(source)
     if not os.path.isdir(name) and (os.path.exists(name) or os.path.isabs(name) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder; expected a folder with tokenizer.json, or a hub id")
-    from transformers import AutoTokenizer  # takes seconds: imported only where needed
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
-    except Exception as error:  # the libraries raise anything for a damaged file, even a bare Exception
-        if find_spec("sentencepiece") is None and re.search("sentencepiece|tiktoken", str(error)):
-            raise UserError(
-                f"{name}: its tokenizer is a model of SentencePiece, as mBART-50's: pip install sentencepiece"
-            ) from None
-        raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
+    tokenizer = _from_pretrained(name)
     if not tokenizer.is_fast:
-        raise UserError(f"{name}: {type(tokenizer).__name__} is not a fast tokenizer; save it with tokenizer.json")
+        raise UserError(f"{name}: {_slow(type(tokenizer).__name__)}")
     # Without its files the library silently makes an empty tokenizer.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(f"{name}: the tokenizer has no vocabulary, only special tokens{_listing(name)}")
@@ -204,6 +194,57 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
         ) from None
     set_languages(tokenizer, src_lang, tgt_lang)
     return tokenizer
+
+
+def _from_pretrained(name: str) -> Any:
+    """What transformers makes of the files; PLBart's are read here.
+
+    Raises:
+      UserError: one line of what is wrong with them, and what to do.
+    """
+    from transformers import AutoTokenizer  # takes seconds: imported only where needed
+
+    kind = _class_name(name)
+    try:
+        if kind == "PLBartTokenizer":
+            from jax_simcas.data.plbart import PLBartTokenizer
+
+            return PLBartTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # the libraries raise anything for a damaged file, even a bare Exception
+        if isinstance(error, ImportError) and "SentencePiece" in str(error):
+            raise UserError(f"{name}: {_slow(kind)}") from None
+        # Without that package, transformers takes its files for tiktoken's, and says that tiktoken is missing.
+        if "`tiktoken` is required" in str(error) and find_spec("sentencepiece") is None:
+            raise UserError(
+                f"{name}: its tokenizer is a model of SentencePiece, as mBART-50's: pip install sentencepiece"
+            ) from None
+        raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
+
+
+def _class_name(name: str) -> str:
+    """The class that the files name, in the order in which transformers reads them; "": none, or damaged files."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
+
+    try:
+        named = get_tokenizer_config(name).get("tokenizer_class")
+        if not named:
+            config, _ = PreTrainedConfig.get_config_dict(name)
+            named = config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(config["model_type"])
+        return str(named or "").removesuffix("Fast")
+    except Exception:  # AutoTokenizer reads them again, and tells
+        return ""
+
+
+def _slow(kind: str) -> str:
+    """What to do about a slow tokenizer."""
+    return (
+        f"transformers has no fast {kind}, and a slow one does not tell where in the text a token is; add a "
+        'tokenizer.json of the same ids, and "tokenizer_class": "PreTrainedTokenizerFast" to tokenizer_config.json'
+    )
 
 
 LANGUAGES = ("config.data.src_lang", "config.data.tgt_lang")

@@ -1,0 +1,94 @@
+"""A sentencepiece model as a tokenizer of the tokenizers library, without the sentencepiece package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from jax_simcas.common.errors import UserError
+
+SPACE = "\u2581"  # stands for a space in pieces
+UNIGRAM, BPE = 1, 2  # trainer_spec.model_type
+NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # types of pieces
+
+
+def read_model(content: bytes) -> Any:
+    """The model as its protocol buffer, `ModelProto`.
+
+    Raises:
+      UserError: not a sentencepiece model, or one whose pieces or settings `backend` cannot follow.
+    """
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    model = import_protobuf().ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise UserError("not a sentencepiece model, or a damaged one") from None
+    trainer = model.trainer_spec
+    unread = {
+        "no pieces": not model.pieces,
+        "a model_type other than unigram and bpe": trainer.model_type not in (UNIGRAM, BPE),
+        "byte_fallback": trainer.byte_fallback,
+        "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
+        "user-defined, unused or byte pieces": any(p.type not in (NORMAL, UNKNOWN, CONTROL) for p in model.pieces),
+    }
+    found = [name for name, is_there in unread.items() if is_there]
+    if found:
+        raise UserError(f"its sentencepiece model has {' and '.join(found)}, which is not supported")
+    return model
+
+
+def backend(model: Any, ids: Mapping[str, int], unknown: str = "<unk>") -> tokenizers.Tokenizer:
+    """A tokenizer that cuts texts into the pieces that sentencepiece cuts them into, and gives them these ids.
+
+    Args:
+      ids: 0 to n - 1, of all pieces but control pieces, and of further tokens.
+
+    Source: sentencepiece's `normalizer.cc`, `bpe_model.cc`, `unigram_model.cc`.
+    Deviation: an accent behind a character with a compatibility form that is not composed with it may be lost.
+    """
+    normal = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
+    kind: models.Model
+    if model.trainer_spec.model_type == BPE:
+        kind = models.BPE(dict(ids), merges(normal), unk_token=unknown, fuse_unk=True)
+    else:
+        pieces = [(piece, normal.get(piece, 0.0)) for piece in sorted(ids, key=ids.__getitem__)]
+        kind = models.Unigram(pieces, unk_id=ids[unknown])
+    tokenizer = tokenizers.Tokenizer(kind)
+    tokenizer.normalizer = _normalizer(model.normalizer_spec)
+    if SPACE in normal and not any(SPACE in piece[1:] for piece in normal):
+        # No piece crosses the start of a word: words alone give the same pieces, and are remembered.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", left=1)])
+    return tokenizer
+
+
+def merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, that with the best score first."""
+    best_first = sorted(scores, key=lambda piece: -scores[piece])
+    pairs = ((piece[:at], piece[at:]) for piece in best_first for at in range(len(piece) - 1, 0, -1))
+    return [(left, right) for left, right in pairs if left in scores and right in scores]
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        rules = normalizers.Precompiled(spec.precompiled_charsmap)
+        # A rule of several characters is applied in part, which loses accents: these are composed before and behind.
+        compose = [normalizers.NFC()] if rules.normalize_str("e\u0301") == "\u00e9" else []
+        steps += [*compose, rules, *compose]
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(" "))
+    if spec.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE))
+    space = SPACE if spec.escape_whitespaces else " "
+    if spec.remove_extra_whitespaces:  # at the end also what the text itself has of them
+        steps.append(normalizers.Replace(Regex(rf"{space}+\z"), ""))
+    return normalizers.Sequence(steps)
