@@ -56,6 +56,24 @@ def test_time_left_does_not_count_the_first_step_which_compiles(capsys):
     ]
 
 
+def test_time_left_counts_no_compilation_and_expects_other_work(capsys):
+    clock = Clock()
+    with progress.Progress(5, interval=0, clock=clock) as bar:
+        for seconds, compiling, validations in ((2, 0, 0), (302, 300, 0), (2, 0, 20), (42, 40, 10), (2, 0, 0)):
+            clock.now += seconds
+            bar.leave_out(compiling)
+            bar.expect(validations)
+            bar.update()
+    assert [line.partition(", ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "",
+        "",
+        "0:06 left",
+        "0:24 left",
+        "0:12 left",
+        "",
+    ]
+
+
 def test_last_line_is_printed_once():
     assert run_progress(Clock(), steps=3, seconds=0.1).splitlines()[-1].startswith("3/3 steps")
     assert run_progress(Clock(), steps=0) == "0/0 steps\n"

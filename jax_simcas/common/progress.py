@@ -17,12 +17,13 @@ _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda x: f"loss {x:.3f}"),
     ("reward", lambda x: f"reward {x:.4g}"),
     ("kept", lambda x: f"kept {100 * x:.1f}%"),
-    ("tokens_per_second", lambda x: f"{_thousands(x)} tok/s"),
+    ("tokens_per_second", lambda x: f"{thousands(x)} tok/s"),
     ("documents_per_second", lambda x: f"{x:.3g} documents/s"),
 )
 
 
-def _thousands(x: float) -> str:
+def thousands(x: float) -> str:
+    """`950`, `12.3k` or `1.2M`."""
     return f"{x:.0f}" if x < 1000 else f"{x / 1000:.1f}k" if x < 1e6 else f"{x / 1e6:.1f}M"
 
 
@@ -68,6 +69,7 @@ class Progress:
         self._bar: Any = None
         self._metrics = ""
         self._first: tuple[float, int] | None = None  # time of the first update, which comes after compilation
+        self._expected = 0.0  # seconds of other work
         self._printed: tuple[float, int] = (-math.inf, -1)
 
     def __enter__(self) -> Progress:
@@ -94,9 +96,13 @@ class Progress:
         self._print_if_due()
 
     def leave_out(self, seconds: Number) -> None:
-        """Excludes seconds that will not recur, such as a compilation, from the estimate of the time left."""
+        """Excludes seconds that are no part of a unit, such as a compilation, from the estimate of the time left."""
         if self._first is not None:
             self._first = (self._first[0] + seconds, self._first[1])
+
+    def expect(self, seconds: Number) -> None:
+        """Adds seconds of other work that is still to come, such as validations, to the estimate of the time left."""
+        self._expected = float(seconds)
 
     def note(self, text: str, stream: Any = None) -> None:
         """Prints a line above the bar; to `stream`, on a terminal like standard error, where it is given."""
@@ -127,7 +133,8 @@ class Progress:
         if self._first is None or self._done == self._first[1] or self._done >= self._total:
             return ""
         since, before = self._first
-        return f"{duration((now - since) * (self._total - self._done) / (self._done - before))} left"
+        rest = (now - since) * (self._total - self._done) / (self._done - before)
+        return f"{duration(rest + self._expected)} left"
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

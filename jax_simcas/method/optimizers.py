@@ -32,7 +32,14 @@ def adam(schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.adam(schedule)
 
 
+def factor_of_inverse_sqrt(peak_lr: float, warmup: int) -> float:
+    """The `max_lr` with which `inverse_sqrt` peaks at `peak_lr`."""
+    return peak_lr * warmup**0.5
+
+
 SCHEDULES: dict[str, MakeSchedule] = {"inverse_sqrt": inverse_sqrt}
+# The max_lr with which a schedule of ours peaks at a rate, where that is another number: (rate, warmup) -> max_lr.
+FACTORS: dict[str, Callable[[float, int], float]] = {"inverse_sqrt": factor_of_inverse_sqrt}
 ALGORITHMS: dict[str, Algorithm] = {"adam": adam}
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from jax_simcas.common.tables import plural
 from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
@@ -13,21 +17,32 @@ MANY_SHAPES = 4  # compiled, where no buckets are set
 
 def on_settings(settings: Settings, steps: int, rate: Callable[[int], float]) -> list[str]:
     """Warnings about a run of so many steps before its first one; `rate` is the optimizer's schedule."""
-    optimizer, loop = settings.optimizer, settings.loop
+    optimizer, loop, warmup = settings.optimizer, settings.loop, settings.optimizer.warmup
     warnings = []
     if loop.selector_every and loop.selector_start >= steps:
         warnings.append(
             f"config.loop.selector_start={loop.selector_start}: the selector learns nothing in the "
             f"{plural(steps, 'step')} of this run; lower it, or raise steps"
         )
-    if optimizer.schedule != "inverse_sqrt" or optimizer.warmup <= steps:
+    if optimizer.schedule != "inverse_sqrt" or warmup is None or warmup <= steps:
         return warnings
+    peak = "peak_lr" if optimizer.max_lr is None else "max_lr / sqrt(warmup)"
     return [
         *warnings,
-        f"config.optimizer.warmup={optimizer.warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
-        f"rate would peak at max_lr / sqrt(warmup) = {float(rate(optimizer.warmup - 1)):.2g} and ends at "
+        f"config.optimizer.warmup={warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
+        f"rate would peak at {peak} = {float(rate(warmup - 1)):.2g} and ends at "
         f"{float(rate(steps - 1)):.2g}; lower warmup, or raise steps",
     ]
+
+
+def on_rate(rate: Callable[[Any], Any], steps: int) -> str:
+    """The highest rate of a run of so many steps, where it is, and the rate at the end."""
+    rates = jax.vmap(lambda count: jnp.asarray(rate(count), jnp.float32))(jnp.arange(steps))
+    highest = int(rates.argmax())
+    return (
+        f"the learning rate is highest at step {highest + 1:,}, {float(rates[highest]):.2g}, and ends at "
+        f"{float(rates[-1]):.2g}"
+    )
 
 
 def on_figures(figures: Mapping[str, float], settings: Settings) -> dict[str, str]:

@@ -38,7 +38,7 @@ from jax_simcas.method.generate_config import DEFAULTS, NOTHING, GenerateConfig
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
-from jax_simcas.run.config import Settings
+from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig
 from jax_simcas.run.overrides import overrides_of
@@ -132,7 +132,7 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     with prefixed("config.pretrained=", NoSuchModel):
         loaded = load_weights(source)
     has_selector = "selector" in loaded.params
-    generate, notes = generation_of(loaded, source)
+    generate, notes = generation_of(loaded, source, has_length=settings.generate.max_length is not None)
     loaded = fill_missing_params(loaded, source, key, settings.model().chunk_position)
     settings = dataclasses.replace(settings, bart=keep_run_dropout(loaded.config, settings.bart))
     settings = fitted_to(generating(settings, generate), settings.bart)
@@ -146,8 +146,11 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     return Model(settings, params, tokenizer, (*loaded.notes, *notes), raw_generation(loaded), has_selector)
 
 
-def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
+def generation_of(loaded: Pretrained, where: str, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
     """The generation settings of a checkpoint, and notes: those that we saved with it, or as transformers has them.
+
+    Args:
+      has_length: there is a max_length that counts in place of the checkpoint's.
 
     Raises:
       UserError: a value that has no meaning.
@@ -156,7 +159,7 @@ def generation_of(loaded: Pretrained, where: str) -> tuple[GenerateConfig, tuple
         settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
         return generating(settings, defaults(loaded.config)).generate, ()
     name = f"{where}/{GENERATION if loaded.generation_file else CONFIG}"
-    return generation_lib.read(raw_generation(loaded), loaded.config, name)
+    return generation_lib.read(raw_generation(loaded), loaded.config, name, has_length=has_length)
 
 
 def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
@@ -281,11 +284,17 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
 
 
 def fitted_to(settings: Settings, bart: BartConfig) -> Settings:
-    """The settings with default lengths of chunks and targets that the positions of the model hold."""
-    default, positions = SimcasConfig(), bart.max_position_embeddings
-    names = [n for n in ("chunk_length", "max_target_len") if getattr(settings.simcas, n) == getattr(default, n)]
-    fitting = {name: min(getattr(default, name), positions) for name in names}
-    return dataclasses.replace(settings, simcas=settings.simcas.replace(**fitting))
+    """The settings with the lengths of chunks and targets of our configs no longer than the positions of the model.
+
+    A length that is nobody's but the user's is left to the check.
+    """
+    simcas, generate, positions = settings.simcas, settings.generate, bart.max_position_embeddings
+    ours = {"chunk_length": (SimcasConfig.chunk_length,), "max_target_len": (SimcasConfig.max_target_len, TARGET)}
+    fitting = {name: min(getattr(simcas, name), positions) for name in ours if getattr(simcas, name) in ours[name]}
+    if generate.max_length == TARGET > positions:
+        least = None if generate.min_length is None else min(generate.min_length, positions)
+        generate = dataclasses.replace(generate, max_length=positions, min_length=least)
+    return dataclasses.replace(settings, simcas=simcas.replace(**fitting), generate=generate)
 
 
 def load_model(source: str, step: Any = "best") -> Model:

@@ -36,6 +36,7 @@ from jax_simcas.method.model import SimCAS
 from jax_simcas.run.fields import unknown_field, value_of
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
 
+TARGET = 512  # tokens of a target in the config for pretrained models of any size; fewer positions lower it
 TASKS = ("summarization", "answers")
 
 
@@ -79,6 +80,8 @@ class DataConfig:
     # lengths that batches are padded to, in chunks; one compilation each; empty: powers of two
     chunk_buckets: tuple[int, ...] = ()
     target_buckets: tuple[int, ...] = ()  # the same of targets, in tokens
+    # in place of empty buckets training takes some that fit the rows, at most four combinations; the workdir keeps them
+    fit_buckets: bool = False
     # training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not
     bucket_batches: int = 0
     # a training that reads its rows more than once tokenises them before the first step and keeps the tokens on disk;
@@ -114,12 +117,13 @@ class DataConfig:
 class LoopConfig:
     """How long to train, and how often to do what."""
 
-    steps: int = 1_000  # optimizer steps
+    # optimizer steps; None: three passes over the training rows, but at least 500 steps unless that is over 20 passes
+    steps: int | None = 1_000
     epochs: int = 0  # passes over the training rows, in place of `steps`; 0: `steps` counts
-    log_every: int = 10  # optimizer steps
-    eval_every: int = 200  # optimizer steps
+    log_every: int | None = 10  # optimizer steps; None: a fiftieth of the run, at most 10
+    eval_every: int | None = 200  # optimizer steps; None: a fifth of the run, from 5 to 500
     eval_documents: int = 64  # documents of a validation during training
-    checkpoint_every: int = 200  # optimizer steps
+    checkpoint_every: int | None = 200  # optimizer steps; None: a fifth of the run, from 5 to 500
     selector_every: int = 1  # optimizer steps: the selector learns from every batch of each such step; 0: never
     # optimizer steps before the selector learns; as long as that, the transformer reads every state
     selector_start: int = 0

@@ -55,10 +55,15 @@ def of_config(config: Raw) -> Raw:
     return found | {"forced_bos_token_id": config.get("bos_token_id")} if forced else found
 
 
-def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tuple[str, ...]]:
+def read(
+    raw: Raw, config: BartConfig, where: str, *, has_length: bool = False
+) -> tuple[GenerateConfig, tuple[str, ...]]:
     """The settings with which transformers' `generate` reads a checkpoint, and notes for the user.
 
     The forced tokens are left to the backbone, whose tokens `BartConfig.from_hf` reads.
+
+    Args:
+      has_length: the run has a max_length of its own, so the checkpoint's is not worth a note.
 
     Raises:
       UserError: a value that has no meaning; names `where`.
@@ -76,9 +81,9 @@ def read(raw: Raw, config: BartConfig, where: str) -> tuple[GenerateConfig, tupl
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     notes = []
-    if all(raw.get(name) is None for name in ("max_length", "max_new_tokens")):
+    if not has_length and all(raw.get(name) is None for name in ("max_length", "max_new_tokens")):
         notes.append(f"{where}: no max_length: summaries of at most {max_length} tokens, as in transformers")
-    if max_length > positions:
+    if not has_length and max_length > positions:
         notes.append(
             f"warning: {where}: max_length={max_length} exceeds the model's {positions} positions, which count"
         )

@@ -20,14 +20,15 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.pairs import Pair, Totals, add_named, means
 from jax_simcas.common.progress import Progress
 from jax_simcas.common.sharding import replicated
-from jax_simcas.common.tables import plural
+from jax_simcas.common.tables import GIB, MIB, plural
 from jax_simcas.data.features import Features
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown, special_id
 from jax_simcas.method.document import Example
 from jax_simcas.method.select import ALL
 from jax_simcas.method.steps import batch_loss, selector_step, transformer_step
 from jax_simcas.run import advice
-from jax_simcas.run.config import Settings
+from jax_simcas.run.config import LoopConfig, Settings
+from jax_simcas.run.costs import ALONE, SELECTOR, TRANSFORMER, VALIDATION, Costs, Rest, due
 from jax_simcas.run.prepare import (
     SAVED,
     Inputs,
@@ -117,8 +118,13 @@ def introduce(run: Run, start: Start) -> None:
         f"{plural(run.steps - start.step, 'step')} to train, {per_step} each; "
         f"{plural(len(run.training), 'row')} to learn from ({passes:.3g} passes in all)"
     )
+    shown = plural(len(run.validation), "document")
+    notify(
+        f"validation on {shown} every {plural(run.every.validate, 'step')}, "
+        f"a checkpoint every {plural(run.every.checkpoint, 'step')}"
+    )
     rate = settings.optimizer.learning_rate(run.steps)
-    notify(f"the learning rate ends at {float(rate(run.steps - 1)):.2g}")
+    notify(advice.on_rate(rate, run.steps))
     notify(*(f"warning: {warning}" for warning in advice.on_settings(settings, run.steps, rate)))
 
 
@@ -141,7 +147,7 @@ def compile_steps(run: Run, shardings: Any) -> Steps:
 
 def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) -> Outcome:
     """The loop, from `start` to the last step or to SIGTERM."""
-    loop, stop = run.settings.loop, Stop()
+    stop, every = Stop(), run.every
     with (
         stop,
         metric_log.MetricsWriter(run.folder.local, resume_step=start.step)
@@ -151,10 +157,10 @@ def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) 
     ):
         training = Training(run, start, inputs, checkpoints, writer, bar)
         hooks = (
-            Every(loop.log_every, training.log),
-            Every(loop.eval_every, training.validate),
-            Every(loop.checkpoint_every, training.save, when_stopped=True),
-            Every(loop.checkpoint_every, training.publish, when_stopped=True),
+            Every(every.log, training.log),
+            Every(every.validate, training.validate),
+            Every(every.checkpoint, training.save, when_stopped=True),
+            Every(every.checkpoint, training.publish, when_stopped=True),
         )
         for step in range(start.step + 1, run.steps + 1):
             training.step(step)
@@ -173,6 +179,24 @@ def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) 
         if writer:
             run.folder.publish()
     return Outcome(step, training.validation, preempted=step < run.steps)
+
+
+def selector_learns(step: int, loop: LoopConfig) -> bool:
+    """Whether it is the selector's turn in this step."""
+    return bool(loop.selector_every and step > loop.selector_start and step % loop.selector_every == 0)
+
+
+def costs_of(run: Run, start: int) -> Costs:
+    """The costs of a run that goes on after step `start`, none of which is known yet."""
+    loop, per_step = run.settings.loop, run.settings.data.batch_size * run.batches_per_step
+    programs = (
+        *((ALONE,) if start < loop.selector_start else ()),
+        *((TRANSFORMER,) if run.steps > loop.selector_start else ()),
+        *((SELECTOR,) if loop.selector_every and run.steps > loop.selector_start else ()),
+        VALIDATION,
+    )
+    kinds = frozenset(selector_learns(start + step, loop) for step in (1, 2))
+    return Costs(loop.selector_every, len(run.validation) / per_step, programs, kinds)
 
 
 class Training:
@@ -195,26 +219,36 @@ class Training:
         self._window = Window(start.totals)
         self._speed = Speed(self._window.tokens())
         self._compiled: set[tuple[str, int, int]] = set()  # (program, chunks, target tokens)
-        self._given: set[str] = set()  # warnings
+        self._costs = costs_of(run, start.step)
+        self._given = set(run.told)  # warnings
         self._drawn = time.monotonic()
         self._validated = 0  # the step
         self.validation: dict[str, float] = {}
 
     def step(self, step: int) -> None:
-        """One optimizer step of the transformer, and of the selector where it is its turn."""
-        every, start = self._run.settings.loop.selector_every, self._run.settings.loop.selector_start
-        learn_selection = every and step > start and step % every == 0
-        name, learn = "transformer's step", self._steps.transformer
-        if step <= start:
-            name, learn = "transformer's step without selection", self._steps.transformer_alone
+        """One optimizer step of the transformer, and of the selector where it is its turn; times the first ones."""
+        if self._costs.has_step:
+            self._update(step)
+            return
+        seen = self._window.tokens()
+        with self._timed(self._costs.steps[selector_learns(step, self._run.settings.loop)]) as seconds:
+            self._update(step)
+        if self._costs.has_step:
+            self._say_costs(step, (self._window.tokens() - seen) / seconds[-1])
+
+    def _update(self, step: int) -> None:
+        loop = self._run.settings.loop
+        name, learn = TRANSFORMER, self._steps.transformer
+        if step <= loop.selector_start:
+            name, learn = ALONE, self._steps.transformer_alone
         for batch in itertools.islice(self._inputs.training, self._run.batches_per_step):
             placed = self._placed(batch)
-            with self._compiling(name, placed):
-                self._state, figures = learn(self._state, placed)
+            self._compile(name, learn, self._state, placed)
+            self._state, figures = learn(self._state, placed)
             self._window.push(figures)
-            if learn_selection:
-                with self._compiling("selector's step", placed):
-                    self._state, figures = self._steps.selector(self._state, placed)
+            if selector_learns(step, loop):
+                self._compile(SELECTOR, self._steps.selector, self._state, placed)
+                self._state, figures = self._steps.selector(self._state, placed)
                 # Its draw is another one; the transformer's own counts what was kept.
                 self._window.push({k: v for k, v in figures.items() if not k.startswith("selection/")})
             self._window.push(batch_figures(batch, self._run.model.tokenizer))
@@ -238,11 +272,15 @@ class Training:
     def validate(self, step: int, _: bool) -> None:
         """Teacher-forced figures on validation documents, with the policy of inference."""
         totals: Totals = {}
-        for batch in validation_batches(self._run, self._inputs.cached_validation):
-            placed = self._placed(batch)
-            with self._compiling("validation", placed):
+        jax.block_until_ready(self._state)
+        with self._timed(self._costs.validations) as seconds:
+            for batch in validation_batches(self._run, self._inputs.cached_validation):
+                placed = self._placed(batch)
+                self._compile(VALIDATION, self._steps.validation, self._state.params, placed)
                 figures = self._steps.validation(self._state.params, placed)
-            totals = add_named(totals, jax.device_get(figures))
+                totals = add_named(totals, jax.device_get(figures))
+        self._bar.leave_out(seconds[-1])
+        self._bar.expect(self._rest(step).validations * self._costs.validation)
         self.validation, self._validated = metric_log.with_kept(means(totals)), step
         if self._writer:
             self._writer.write(step, "validation", self.validation | {"documents": len(self._run.validation)})
@@ -274,23 +312,43 @@ class Training:
     def _placed(self, batch: Features) -> Example:
         return self._run.job.put(batch, special_id(self._run.model.tokenizer, "pad"))
 
-    @contextlib.contextmanager
-    def _compiling(self, name: str, batch: Example) -> Iterator[None]:
-        """Says once per shape what is compiled on the first call, and leaves that out of the time left and speed."""
+    def _compile(self, name: str, function: Any, *arguments: Any) -> None:
+        """Compiles a function once per shape of batch, says so, and leaves that out of the time left and speed."""
+        batch: Example = arguments[-1]
         chunks, target = batch.document.input_ids.shape[1], batch.target.ids.shape[1]
         if (name, chunks, target) in self._compiled:
-            yield
             return
         self._compiled.add((name, chunks, target))
         self._note(f"compiling the {name} for {plural(chunks, 'chunk')} and {plural(target, 'target token')}")
         started = time.monotonic()
-        yield
+        compiled = function.lower(*arguments).compile()  # jit keeps it for the call
         seconds = time.monotonic() - started
+        self._note(f"compiled in {seconds:.1f} s{memory_of(compiled)}")
+        self._costs.compilations[name].append(seconds)
         self._bar.leave_out(seconds)
         self._speed.leave_out(seconds)
         shapes = {(chunks, target) for _, chunks, target in self._compiled}
         if note := advice.on_shapes(shapes, self._run.settings):
             self._warn({"shapes": note})
+
+    @contextlib.contextmanager
+    def _timed(self, seconds: list[float]) -> Iterator[list[float]]:
+        """Appends the seconds of what is done within, without those of compilations."""
+        started, compiled = time.monotonic(), self._costs.compiling
+        yield seconds
+        jax.block_until_ready(self._state)
+        seconds.append(time.monotonic() - started - (self._costs.compiling - compiled))
+
+    def _rest(self, step: int) -> Rest:
+        run, data = self._run, self._run.settings.data
+        shapes = len(data.chunk_buckets) * len(data.target_buckets)
+        return Rest(run.steps - step, due(run.every.validate, step, run.steps), shapes)
+
+    def _say_costs(self, step: int, tokens_per_second: float) -> None:
+        rest = self._rest(step)
+        if rest.steps:
+            self._note(self._costs.line(tokens_per_second, rest))
+        self._bar.expect(rest.validations * self._costs.validation)
 
     def _warn(self, warnings: Mapping[str, str]) -> None:
         for name, text in warnings.items():
@@ -343,6 +401,16 @@ class Speed:
         return speed
 
 
+def memory_of(compiled: Any) -> str:
+    """How much memory of a device a compiled program takes, where the backend says it."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return ""
+    sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes, found.output_size_in_bytes)
+    size = sum(sizes) - found.alias_size_in_bytes
+    return f"; it takes {size / GIB:.1f} GiB of memory" if size > GIB else f"; it takes {size / MIB:.0f} MiB of memory"
+
+
 def batch_figures(batch: Features, tokenizer: TextTokenizer) -> Totals:
     """How many documents and targets of a batch were cut at the limits; how many tokens the tokenizer does not know."""
     rows = float(batch["row_mask"].sum())
@@ -358,7 +426,8 @@ def give_up_if_not_finite(in_row: int, step: int, settings: Settings, checkpoint
     checkpoints.wait()
     good = checkpoints.latest_step()
     where = "there is no checkpoint yet" if good is None else f"the last good one is {checkpoints.folder}/{good}"
+    rate = "peak_lr" if settings.optimizer.max_lr is None else "max_lr"
     raise UserError(
         f"step {step}: the loss was not finite for {in_row} batches in a row, which were skipped; {where}. "
-        f"Lower config.optimizer.max_lr (now {settings.optimizer.max_lr}) or set config.optimizer.clip_norm"
+        f"Lower config.optimizer.{rate} (now {getattr(settings.optimizer, rate)}) or set config.optimizer.clip_norm"
     )

@@ -25,7 +25,7 @@ from jax_simcas.method.align import ALIGNMENTS, Alignment
 from jax_simcas.method.chunk_position import ChunkPosition, Learned, Sinusoidal
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import SimCAS, forward, init_params
-from jax_simcas.method.optimizers import ALGORITHMS, SCHEDULES, accumulated
+from jax_simcas.method.optimizers import ALGORITHMS, FACTORS, SCHEDULES, accumulated
 from jax_simcas.method.ppo import PPOConfig
 from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE, CrossAttention, Forward, Likelihood
 from jax_simcas.method.select import ALL, POLICIES, SAMPLE, ChunkView, Policy
@@ -35,6 +35,9 @@ TRAIN_POLICIES = {"sample": SAMPLE, "all": ALL}
 REWARDS = {"likelihood": Likelihood}  # name -> (scale) -> Reward
 CREDITS = {"cross_attention": CrossAttention}  # name -> (hyper_length) -> Credit
 BUDGETED = tuple(name for name, policy in POLICIES.items() if policy.budgeted)
+PEAK_LR = 1e-4  # that of the published settings: 1e-2 / sqrt(10,000)
+LONGEST_WARMUP = 1_000
+SOME_STEPS = 1_000  # of a run whose length is not known yet
 # What one's own are called with, and give.
 ALIGN = "(boundary [2, D], real, axis_name) -> [2, D]"
 CHOOSE = "(view) -> bool [N]"
@@ -296,12 +299,19 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
     return _hashable("config.backbone", name, backbone)
 
 
+def warmup_of(steps: int) -> int:
+    """The warmup of a run of so many optimizer steps that asks for none."""
+    return max(1, min(steps // 10, LONGEST_WARMUP))
+
+
 @dataclass(frozen=True)
 class UpdateConfig:
     """Both optimizers. Source of the defaults: docs/method.md, "Dual update" and the arXiv row of its settings."""
 
-    max_lr: float = 1e-2  # a factor, not the highest rate: "inverse_sqrt" peaks at max_lr / sqrt(warmup)
-    warmup: int = 10_000  # optimizer steps
+    # a factor, not the highest rate: "inverse_sqrt" peaks at max_lr / sqrt(warmup); None: `peak_lr` counts
+    max_lr: float | None = 1e-2
+    peak_lr: float = PEAK_LR  # the highest rate of the run, where `max_lr` is None
+    warmup: int | None = 10_000  # optimizer steps; None: a tenth of the run, at most 1,000
     accumulate_step: int = 8  # batches per optimizer step
     label_smoothing: float = 0.1  # spread over all tokens of the vocabulary
     clip_norm: float | None = None  # global norm of the gradient; None: no clipping
@@ -312,7 +322,11 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         checks.at_least(self, 1, "warmup", "accumulate_step")
-        checks.at_least(self, 0, "max_lr", "selector_lr")
+        checks.at_least(self, 0, "max_lr", "peak_lr", "selector_lr")
+        if self.max_lr is not None and self.peak_lr != PEAK_LR:
+            raise ValueError(
+                f"peak_lr={self.peak_lr!r}: counts only with max_lr=None, and max_lr={self.max_lr!r}: set one of them"
+            )
         checks.below_one(self, "label_smoothing")
         checks.above(self, 0, "clip_norm")
         named: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "algorithm": ALGORITHMS}
@@ -321,23 +335,29 @@ class UpdateConfig:
             if given not in table and ":" not in given:
                 raise ValueError(f"{name}={given!r}: expected one of {', '.join(table)}, or package.module:name")
 
-    def learning_rate(self, steps: int) -> optax.Schedule:
-        """The transformer's learning rate over a run of so many optimizer steps.
+    def learning_rate(self, steps: int | None) -> optax.Schedule:
+        """The transformer's learning rate over a run of so many optimizer steps; None: not known yet.
 
         Raises:
           UserError: a name that cannot be resolved.
         """
         make = resolve(self.schedule, SCHEDULES, "config.optimizer.schedule")
         where = ("config.optimizer.schedule", self.schedule)
-        rate = _call(*where, make, self.max_lr, self.warmup, steps, expected=SCHEDULE)
+        steps = SOME_STEPS if steps is None else steps
+        warmup = warmup_of(steps) if self.warmup is None else self.warmup
+        max_lr = self.max_lr
+        if max_lr is None:
+            factor = FACTORS.get(self.schedule)
+            max_lr = factor(self.peak_lr, warmup) if factor else self.peak_lr
+        rate = _call(*where, make, max_lr, warmup, steps, expected=SCHEDULE)
         if self.schedule not in SCHEDULES:
             if not callable(rate):
                 raise UserError(f"{where[0]}={where[1]!r}: returned {rate!r}, expected {SCHEDULE}")
             _try(*where, rate, (jnp.zeros((), jnp.int32),), (), jnp.number, SCHEDULE)
         return rate
 
-    def transformer(self, steps: int) -> optax.GradientTransformation:
-        """The transformer's optimizer for a run of so many optimizer steps.
+    def transformer(self, steps: int | None) -> optax.GradientTransformation:
+        """The transformer's optimizer for a run of so many optimizer steps; None: not known yet.
 
         Raises:
           UserError: a name that cannot be resolved.

@@ -28,6 +28,7 @@ from jax_simcas.method.generate_config import FORCED
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
+from jax_simcas.run import plan
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
@@ -45,6 +46,7 @@ FREE_ON_RESUME = (
     "loop.keep_checkpoints",
     "loop.max_skipped",
     "data.data_dir",
+    "data.fit_buckets",
     "data.max_bad_rows",
     "data.rouge_tokenizer",
     "data.workers",
@@ -62,10 +64,12 @@ class Run(NamedTuple):
     begun: bool  # whether it has taken steps in the folder before
     model: Model
     steps: int  # optimizer steps, as `loop.steps` or `loop.epochs` has them
+    every: plan.Intervals
     training: RowSource
     validation: RowSource
     cache: Path
     progress: bool
+    told: frozenset[str]  # warnings that have been given
 
     @property
     def settings(self) -> Settings:
@@ -112,23 +116,27 @@ def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: 
     notify(*(note for rows in (training, validation) for note in told(rows.notes)))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
-    steps = settings.loop.steps
-    if settings.loop.epochs:
-        rows_per_step = settings.data.batch_size * settings.optimizer.accumulate_step
-        steps = -(-settings.loop.epochs * len(training) // rows_per_step)
     validation = First(validation, settings.loop.eval_documents)
-    return Run(job, folder, begun, model, steps, training, validation, cache, progress)
+    few = plan.on_few_rows(settings, len(training))
+    settings, on_rows = plan.with_buckets(settings, training, validation, model.tokenizer)
+    steps = plan.steps_of(settings, len(training))
+    settings = plan.with_length(settings, steps)
+    notify(*few, *on_rows.values())
+    model = model._replace(settings=config_lib.check(settings, sizes_known=True))
+    every = plan.intervals_of(settings.loop, steps)
+    return Run(job, folder, begun, model, steps, every, training, validation, cache, progress, frozenset(on_rows))
 
 
 def as_begun(model: Model, workdir: Path) -> Model:
     """The model with the special tokens that the run began with, which an earlier version may have read otherwise.
 
-    The same of the policies where no selector was there and none learns.
+    The same of what the settings leave open, and of the policies where no selector was there and none learns.
     """
     path = workdir / CONFIG
     if not path.exists():
         return model
-    begun, settings = config_lib.read_json(path), model.settings
+    begun = config_lib.read_json(path)
+    settings = config_lib.made(lambda: plan.as_recorded(model.settings, begun), "config.optimizer")
     tokens = {name: getattr(begun.bart, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
     settings = dataclasses.replace(settings, bart=dataclasses.replace(settings.bart, **tokens))
     if not model.has_selector and not settings.loop.selector_every:
@@ -244,7 +252,7 @@ def token_caches(
         cached = cached_tokens(run, run.training, config, passes)
     # A few rows in order: not worth starting processes.
     in_process = dataclasses.replace(config, workers=0, bucket_batches=0)
-    return cached, cached_tokens(run, run.validation, in_process, run.steps / run.settings.loop.eval_every)
+    return cached, cached_tokens(run, run.validation, in_process, run.steps / run.every.validate)
 
 
 def cached_tokens(

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
-from jax_simcas.run.config import default_config
+from jax_simcas.run.config import TARGET, default_config
 
 
 def embedded_config() -> ConfigDict:
@@ -104,31 +104,31 @@ def small_config() -> ConfigDict:
 def finetune_config() -> ConfigDict:
     """Pretrained BART-base on documents of one's own: defaults with which a short run learns.
 
-    The learning rate peaks at 1e-4, as in the published settings, but after 50 steps instead of 10,000.
+    The learning rate peaks at 1e-4, as in the published settings, but after a tenth of the run instead of 10,000 steps.
+    What is None, and the buckets, are set when the run starts, from its rows.
     """
     config = default_config()
     config.pretrained = "facebook/bart-base"
-    config.data.chunk_buckets = (4, 8, 16)
-    config.data.target_buckets = (512,)
+    config.data.fit_buckets = True
 
-    config.simcas.max_input_len = 8_160  # 16 chunks of 510 tokens
-    config.simcas.max_target_len = 512
+    config.simcas.max_input_len = 8_160  # at most: 16 chunks of 510 tokens
+    config.simcas.max_target_len = config.generate.max_length = TARGET
     config.simcas.capacity = 2_048
     config.simcas.dtype = "bfloat16"
     config.simcas.remat = "layer"
 
-    config.optimizer.max_lr = 7e-4  # the rate peaks at max_lr / sqrt(warmup) = 1e-4
-    config.optimizer.warmup = 50
+    config.optimizer.max_lr = None  # peak_lr counts
+    config.optimizer.peak_lr = 1e-4
+    config.optimizer.warmup = None
     config.optimizer.accumulate_step = 4
     config.optimizer.clip_norm = 1.0
     config.optimizer.selector_lr = 3e-4
 
     config.generate.num_beams = 4
     config.generate.no_repeat_ngram_size = 3
-    config.generate.max_length = 512
-    config.loop.steps = 500
+    config.loop.steps = None
     config.loop.selector_every = 2
-    config.loop.eval_every = config.loop.checkpoint_every = 100
+    config.loop.log_every = config.loop.eval_every = config.loop.checkpoint_every = None
     return config
 
 
