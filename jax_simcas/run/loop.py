@@ -320,6 +320,7 @@ class Training:
             return
         self._compiled.add((name, chunks, target))
         self._note(f"compiling the {name} for {plural(chunks, 'chunk')} and {plural(target, 'target token')}")
+        jax.block_until_ready(arguments[0])  # a step under way would take part of the processors, and of the time
         started = time.monotonic()
         compiled = function.lower(*arguments).compile()  # jit keeps it for the call
         seconds = time.monotonic() - started
