@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax_simcas
+from jax_simcas.common.cli import prepare_jax
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.plain_english import TOKEN
 from jax_simcas.data.rows import Row
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="workdir of a training on the synthetic task in English")
     parser.add_argument("document", type=Path, help="file that the new document is written into")
     arguments = parser.parse_args()
+    prepare_jax()
     try:
         config = read_json(arguments.model / "config.json").data.embedded
         row = spread_document(dataclasses.replace(config, seed=SEED))
