@@ -19,7 +19,7 @@ from jax_simcas.data.plain_english import TOKEN
 from jax_simcas.data.rows import Row
 from jax_simcas.data.synthetic import SyntheticConfig, SyntheticSource
 from jax_simcas.evaluation.summarizer import Summary
-from jax_simcas.run.config import read_json
+from jax_simcas.run.build import read_settings
 
 SEED = 2_024  # of the document; the models are trained and evaluated on seed 0
 WIDTH = 110
@@ -74,18 +74,19 @@ def found(summary: Summary, row: Row) -> Iterator[str]:
         yield f"  {word:10} {100 * weights[0]:3.0f} % of its attention: {looked}"
 
 
-def sentence_at(text: str, start: int, end: int) -> str:
-    """The sentence around some characters, with these in brackets."""
+def sentence_at(text: str, start: int, end: int, mark_them: bool = True) -> str:
+    """The sentence around some characters, with these in brackets if `mark_them`."""
     before = max(text.rfind(mark, 0, start) for mark in ".?") + 1
     after = min((at for at in (text.find(mark, end - 1) for mark in ".?") if at >= 0), default=len(text) - 1) + 1
-    return f"{text[before:start]}[{text[start:end]}]{text[end:after]}".strip()
+    word = f"[{text[start:end]}]" if mark_them else text[start:end]
+    return f"{text[before:start]}{word}{text[end:after]}".strip()
 
 
 def told(summary: Summary, row: Row) -> Iterator[str]:
     """The facts of the document that answer its question, and whether they were kept."""
     for start, end in row.evidence or ():
         kept = any(a < end and start < b for a, b in summary.kept_spans)
-        fact = sentence_at(row.document, start, end).replace("[", "").replace("]", "")
+        fact = sentence_at(row.document, start, end, mark_them=False)
         yield f"  chunk {chunk_of(summary, start)}: {fact:32} {'kept' if kept else 'not kept'}"
 
 
@@ -117,15 +118,22 @@ def report(summary: Summary, row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="workdir of a training on the synthetic task in English")
+    parser.add_argument(
+        "model", type=Path, help="workdir or folder of weights of a model that learned the synthetic task in English"
+    )
     parser.add_argument("document", type=Path, help="file that the new document is written into")
     arguments = parser.parse_args()
     prepare_jax()
     try:
-        config = read_json(arguments.model / "config.json").data.embedded
+        model = jax_simcas.load(str(arguments.model))
+        config = read_settings(str(arguments.model)).data.embedded
+        if config.wording != "english":
+            raise UserError(
+                f"{arguments.model}: did not learn the synthetic task in English; see configs/quickstart.py"
+            )
         row = spread_document(dataclasses.replace(config, seed=SEED))
         arguments.document.write_text(f"{row.document}\n", encoding="utf-8")
-        summary = jax_simcas.load(str(arguments.model)).summarize(row.document, attention=True)
+        summary = model.summarize(row.document, attention=True)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(report(summary, row))
