@@ -80,7 +80,7 @@ def test_rows_with_empty_cells_are_left_out(tmp_path):
         (b"text|short\na|b\n", r"x\.csv:2: no field 'text'; its fields are 'text\|short' \(set config"),
         (b"text,short\ra,b\r", r"x\.csv:1: not CSV \(a line that ends in CR alone: save it with LF or CRLF\)"),
         ("text,short\na,b\n".encode("utf-16"), r"x\.csv:1: not UTF-8 \(it looks like UTF-16: save it as UTF-8\)"),
-        (gzip.compress(b"text,short\n"), r"x\.csv:1: not UTF-8 \(it looks like gzip: name it \.csv\.gz\)"),
+        (gzip.compress(b"text,short\n", mtime=0), r"x\.csv:1: not UTF-8 \(it looks like gzip: name it \.csv\.gz\)"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path, content, message):
