@@ -13,7 +13,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.evaluation import batched
 from jax_simcas.evaluation.summarizer import Summarizer
-from jax_simcas.method.chunk import half_step
+from jax_simcas.method.chunk import half_step, quarter_step
 from jax_simcas.method.select import POLICIES
 from jax_simcas.run import build, summary_input
 
@@ -126,6 +126,9 @@ def test_sizes_are_few_and_pad_little():
     sizes = [half_step(length) for length in range(1, 1000)]
     assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
     assert all(length <= size < 1.5 * length for length, size in enumerate(sizes, 1))
+    sizes = [quarter_step(length) for length in range(1, 1000)]
+    assert sorted(set(sizes))[:14] == [*range(1, 9), 10, 12, 14, 16, 20, 24] and len(set(sizes)) == 36
+    assert all(length <= size < 1.25 * length for length, size in enumerate(sizes, 1))
 
 
 def write_rows(path, rows):

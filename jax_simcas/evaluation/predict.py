@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -136,10 +137,10 @@ def overflow_of(selection: Selection) -> Int[Array, " B"]:
     return jnp.zeros(len(selection.action), jnp.int32) if selection.overflow is None else selection.overflow
 
 
-def capacity_for(selected: int, limit: int | None) -> int:
+def capacity_for(selected: int, limit: int | None, step: Callable[[int], int] = half_step) -> int:
     """Rows for g and so many selected candidates: few sizes (from FEWEST_ROWS), as each is compiled for itself.
 
     A configured capacity stays the upper bound: beyond it the most probable candidates stay.
     """
-    rows = max(FEWEST_ROWS, half_step(1 + selected))
+    rows = max(FEWEST_ROWS, step(1 + selected))
     return rows if limit is None else min(rows, limit)

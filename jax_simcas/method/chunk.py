@@ -154,6 +154,12 @@ def half_step(length: int) -> int:
     return power * 3 // 4 if power >= 4 and length <= power * 3 // 4 else power
 
 
+def quarter_step(length: int) -> int:
+    """The smallest of 1 to 8, 10, 12, 14, 16, 20, ... that holds `length`: less than a fifth of it is padding."""
+    step = max(bucket(length) // 8, 1)
+    return -(-length // step) * step
+
+
 def most_chunks(count: int, chunk_length: int, *, sentences: bool = False) -> int:
     """An upper bound on the chunks that `count` tokens of content can make.
 
