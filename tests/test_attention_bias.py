@@ -1,0 +1,112 @@
+"""Attention with a scale, a cap of the scores and a bias by distance, against the plain formula and its gradients."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_simcas.backbones.ops.attention import (
+    attend_few_rows,
+    attend_to_rows,
+    attend_with_weights,
+    attention,
+    by_distance,
+    fused_attention,
+    sum_by_distance,
+)
+
+CHUNKS, HEADS, WIDTH = 9, 2, 4  # chunks that no group of them divides
+
+
+def plain(query, key, value, mask, bias=None, scale=None, cap=None):
+    scores = jnp.einsum("htd,hcd->htc", query, key) * (WIDTH**-0.5 if scale is None else scale)
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    if bias is not None:
+        queries, keys = np.arange(query.shape[1])[:, None], np.arange(key.shape[1])
+        scores = scores + bias[:, keys - queries + query.shape[1] - 1]
+    weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    return jnp.einsum("htc,hcd->htd", weights, value)
+
+
+def inputs(queries, keys):
+    names = jax.random.split(jax.random.key(queries), 6)
+    query, key, value = (
+        jax.random.normal(name, (CHUNKS, HEADS, length, WIDTH))
+        for name, length in zip(names, (queries, keys, keys), strict=False)
+    )
+    bias = jax.random.normal(names[3], (HEADS, queries + keys - 1))
+    mask = (jax.random.uniform(names[4], (CHUNKS, 1, keys)) < 0.7).at[:, :, 0].set(True)
+    return query, key, value, mask, bias, jax.random.normal(names[5], query.shape)
+
+
+def over_chunks(function, query, key, value, mask, bias):
+    return jax.vmap(lambda q, k, v, m: function(q, k, v, m, bias))(query, key, value, mask)
+
+
+def assert_close(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6, rtol=3e-6)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (7, 5), (1, 4), (4, 1), (6, 6)])
+def test_bias_by_distance_is_that_of_every_pair(queries, keys):
+    bias = jax.random.normal(jax.random.key(0), (HEADS, queries + keys - 1))
+    pairs = by_distance(bias, queries)
+    for t in range(queries):
+        for c in range(keys):
+            np.testing.assert_array_equal(pairs[:, t, c], bias[:, c - t + queries - 1])
+    expected = np.zeros_like(bias)
+    for t in range(queries):
+        for c in range(keys):
+            expected[:, c - t + queries - 1] += pairs[:, t, c]
+    np.testing.assert_allclose(sum_by_distance(pairs), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(None, None), (1.0, None), (None, 1.5), (1.0, 1.5)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_values_and_gradients_over_chunks_are_those_of_plain_autodiff(has_bias, scale, cap):
+    query, key, value, mask, bias, cotangent = inputs(5, 7)
+    ours = lambda q, k, v, m, b: attention(q, k, v, m, True, b, scale, cap)
+    weighted = lambda q, k, v, m, b: attend_with_weights(q, k, v, m, b, scale=scale, cap=cap)[0]
+    arrays = (query, key, value, bias if has_bias else None)
+
+    def both(function):
+        out, pull = jax.vjp(lambda q, k, v, b: over_chunks(function, q, k, v, mask, b), *arrays)
+        return out, pull(cotangent)
+
+    expected = jax.jit(both, static_argnums=0)(partial(plain, scale=scale, cap=cap))
+    for function in (ours, weighted):
+        assert_close(jax.jit(both, static_argnums=0)(function), expected)
+
+
+def test_causal_attention_with_a_bias_has_the_gradients_of_plain_autodiff():
+    query, key, value, _, bias, cotangent = (x[0] if x.ndim > 2 else x for x in inputs(6, 6))
+    causal = jnp.tril(jnp.ones((6, 6), bool))
+    pulls = [
+        jax.vjp(lambda q, k, v, b, run=run: run(q, k, v, b), query, key, value, bias)
+        for run in (
+            lambda q, k, v, b: attention(q, k, v, causal, False, b, 1.0),
+            lambda q, k, v, b: plain(q, k, v, causal, b, 1.0),
+        )
+    ]
+    (ours, pull), (theirs, plain_pull) = pulls
+    assert_close((ours, pull(cotangent)), (theirs, plain_pull(cotangent)))
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_few_rows_take_a_bias_per_pair(cap):
+    query, key, value, mask, bias, _ = inputs(3, 7)
+    query, key, value, mask = query[0], key[0], value[0], mask[0]
+    pairs = by_distance(bias, 3)
+    expected = plain(query, key, value, mask, bias, 1.0, cap)
+    rows = attend_to_rows(query, key, value, mask, pairs, scale=1.0, cap=cap)
+    few = attend_few_rows(query, key.swapaxes(1, 2), value, mask, pairs, scale=1.0, cap=cap)
+    assert_close((rows, few), (expected, expected))
+
+
+def test_the_fused_kernel_takes_a_scale():
+    query, key, value, mask, _, _ = inputs(5, 7)
+    fused = lambda q, k, v, m: fused_attention(q, k, v, m, implementation="xla", scale=1.0)
+    assert_close(jax.vmap(fused)(query, key, value, mask), jax.vmap(partial(plain, scale=1.0))(query, key, value, mask))
