@@ -150,7 +150,7 @@ def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
 
 def test_the_programs_are_traced_with_the_configs_shapes():
     settings, _ = read_config("arxiv")
-    settings = dataclasses.replace(settings, bart=programs.bart_of(settings))
+    settings = dataclasses.replace(settings, bart=programs.shape_of(settings))
     assert settings.bart == BART_BASE
     shapes = programs.BatchShape(documents=8, tokens=1_025, target=16)
     sizes = programs.document_shape(settings, shapes)
@@ -170,10 +170,10 @@ def test_the_programs_are_traced_with_the_configs_shapes():
 
 def test_the_pretrained_name_or_the_config_gives_the_sizes():
     settings, _ = read_config("qmsum")
-    bart = programs.bart_of(settings)
+    bart = programs.shape_of(settings)
     assert (bart.d_model, bart.vocab_size) == (128, settings.data.vocab_size)
     large = dataclasses.replace(settings, pretrained="facebook/bart-large")
-    assert programs.bart_of(large) == BART_LARGE
+    assert programs.shape_of(large) == BART_LARGE
 
 
 # Results

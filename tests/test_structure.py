@@ -101,9 +101,8 @@ def test_every_config_is_built_and_traced(name):
     settings, doc = read_config(name)
     assert f"python -m jax_simcas.train --config=configs/{name}.py" in doc
     vocabulary = settings.data.vocab_size
-    bart = dataclasses.replace(settings.bart, vocab_size=vocabulary)
-    check(dataclasses.replace(settings, bart=bart), sizes_known=True)
-    model = dataclasses.replace(settings, bart=bart).model()
+    settings = settings.with_shape(dataclasses.replace(settings.shape, vocab_size=vocabulary))
+    model = check(settings, sizes_known=True).model()
     update, batch = settings.optimizer, settings.data.batch_size
     optimizers = update.transformer(settings.loop.steps), update.selector()
     chunks, target = max(settings.data.chunk_buckets or (4,)), max(settings.data.target_buckets or (16,))
@@ -122,7 +121,7 @@ def test_every_config_is_built_and_traced(name):
         ):
             assert shapes(after) == shapes(state)
             assert all(total.shape == count.shape == () for total, count in metrics.values())
-        states = Compacted(jnp.zeros((65, bart.d_model)), jnp.ones(65, bool), jnp.arange(64), jnp.array(0))
+        states = Compacted(jnp.zeros((65, model.backbone.width)), jnp.ones(65, bool), jnp.arange(64), jnp.array(0))
         return generate(state.params, model, settings.generate, states).sequence
 
     out = jax.eval_shape(trained_and_asked, jax.random.key(0), rows)

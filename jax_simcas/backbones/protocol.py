@@ -6,7 +6,8 @@ Everything is for ONE chunk or ONE document; `vmap` makes the rest. docs/extendi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -27,6 +28,98 @@ class Tokens(NamedTuple):
     forced_bos: int | None = None
     forced_eos: int | None = None
     ends: tuple[int, ...] = ()
+
+
+class Flops(NamedTuple):
+    """FLOPs of all layers, 2 per multiply-add of the matrix products that a forward pass requires.
+
+    encoder_token, decoder_token: of a token, but for what depends on others. encoder_pair, decoder_pair, cross_pair: of
+    each token with each that it attends to. selected_state: of each state that the decoder reads, its keys and values.
+    logit: of a token's logits.
+    """
+
+    encoder_token: int
+    encoder_pair: int
+    decoder_token: int
+    decoder_pair: int
+    cross_pair: int
+    selected_state: int
+    logit: int
+
+
+@runtime_checkable
+class Shape(Protocol):
+    """The config of a family, as programs know it: a frozen dataclass with Hugging Face's field names.
+
+    sizes: the fields that the weights fix. rates: those that are dropout rates, which a run chooses for itself.
+    """
+
+    sizes: ClassVar[tuple[str, ...]]
+    rates: ClassVar[tuple[str, ...]]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_id(self) -> int: ...
+
+    @property
+    def decoder_start_token_id(self) -> int: ...
+
+    @property
+    def forced_bos_token_id(self) -> int | None: ...
+
+    @property
+    def forced_eos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a summary; (): `eos_token_id` alone; (-1,): none."""
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of transformers."""
+
+    @property
+    def width(self) -> int:
+        """D: the width of encoder states."""
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that a chunk or a target may have; None without a limit."""
+
+    @property
+    def encoder_heads(self) -> tuple[int, int]:
+        """The number of heads of the encoder's attention, and the width of each."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    @property
+    def wraps_targets(self) -> bool:
+        """Whether a target's last token is what the decoder starts with in training."""
+
+    @property
+    def flops(self) -> Flops: ...
+
+    @classmethod
+    def from_hf(
+        cls, config: dict[str, Any], where: str = "config.json", generation: Mapping[str, Any] | None = None
+    ) -> Shape:
+        """Reads a config.json, and the tokens of a generation_config.json where there is one.
+
+        Raises:
+          UserError: a value of the wrong type, or one that is not supported.
+        """
+
+    def to_hf(self) -> dict[str, Any]:
+        """What config.json holds, for transformers and for `from_hf`."""
 
 
 @runtime_checkable  # tells what is none, by the names of its members

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.checkpoints.hub import TORCH_SELECTOR, to_state_dict
+from jax_simcas.backbones.ops.naming import TORCH_SELECTOR
+from jax_simcas.checkpoints.hub import to_state_dict
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig
 
 CHUNKS_AT_ONCE = 8  # that the actor looks at together, where it need not wait for its own draws

@@ -1,7 +1,6 @@
 """Pretrained folders in and out: Hugging Face's, the released trainer's (xjw-nlp/SimCAS), Flax msgpack.
 
-Flax's `model/encoder/layers/0/fc1/kernel` is PyTorch's `model.encoder.layers.0.fc1.weight`, transposed; `TO_FLAX` and
-`TO_TORCH` hold the rules.
+How PyTorch's names become paths in the tree is each family's (`weights.py` in its folder).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -21,9 +19,10 @@ import jax
 import numpy as np
 from flax import serialization
 
-from jax_simcas.backbones.bart.backbone import Bart
-from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.ops.stacks import unstack_layers
+from jax_simcas.backbones import families
+from jax_simcas.backbones.bart.config import BART_BASE, BartConfig
+from jax_simcas.backbones.ops.naming import Flat, StateDict
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.repository import (
     BIN_INDEX,
     CONFIG,
@@ -42,32 +41,11 @@ from jax_simcas.checkpoints.repository import (
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_line, first_of
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
-from jax_simcas.method.model import SimCAS, init_params
+from jax_simcas.method.model import SimCAS, encoder_of, init_params
 from jax_simcas.method.select import init_selector
 
 Params = Any
-StateDict = dict[str, np.ndarray]  # by PyTorch names
-Flat = dict[str, Any]  # by Flax paths, "model/shared/embedding"
-Rename = tuple[str, str, Callable[[np.ndarray], np.ndarray] | None]
-
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
-POSITION_TABLE = f"model/encoder/{NAME}/embedding"
-TORCH_SELECTOR = "model.encoder.agent."
-SHARED, LOGITS_BIAS = "model/shared/embedding", "final_logits_bias"
-TIED = re.compile(r"(^|\.)(lm_head|(encoder|decoder)\.embed_tokens)\.weight$")
-DROPPED = re.compile(r"(^|\.)((encoder|decoder)\.version|embed_positions\.position_ids)$")
-# (pattern, replacement, what becomes of the array); all that match are applied, in order.
-TO_FLAX: tuple[Rename, ...] = (
-    (f"^{re.escape(TORCH_SELECTOR)}", "selector.", None),
-    (r"([^.]*norm[^.]*)\.weight$", r"\1.scale", None),
-    (r"(^|\.)(shared|embed_positions|chunk_positions)\.weight$", r"\1\2.embedding", None),
-    (r"\.weight$", ".kernel", np.transpose),
-)
-TO_TORCH: tuple[Rename, ...] = (
-    (r"^selector\.", TORCH_SELECTOR, None),
-    (r"\.kernel$", ".weight", np.transpose),
-    (r"\.(scale|embedding)$", ".weight", None),
-)
 
 
 class Pretrained(NamedTuple):
@@ -78,7 +56,7 @@ class Pretrained(NamedTuple):
     checkpoint its `step`, and the `rows` that it learns from.
     """
 
-    config: BartConfig
+    config: Shape
     params: Params
     folder: Path
     extra: dict[str, Any]
@@ -96,7 +74,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     """
     folder, notes = find_folder(str(source))
     config, generation = read_config(folder), read_generation(folder)
-    path, flat = _read_weights(folder)
+    path, flat = _read_weights(folder, config)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]
@@ -107,14 +85,21 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     return Pretrained(config, trees.nest(flat), folder, extra, notes, held, generation is not None)
 
 
-def read_config(folder: Path) -> BartConfig:
+def read_config(folder: Path) -> Shape:
     """The shape and the tokens of the model in `folder`.
 
     Raises:
       UserError: no config.json, or one of a model that is not supported.
     """
     path = folder / CONFIG
-    return BartConfig.from_hf(read_object(path), str(path), read_generation(folder))
+    config = read_object(path)
+    model_type = config.get("model_type", "bart")
+    family = families.MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = ", ".join(families.MODEL_TYPES)
+        raise UserError(f"{path}: model_type is {model_type!r}, expected one of {known}")
+    shape: Shape = families.FAMILIES[family].config.from_hf(config, str(path), read_generation(folder))
+    return shape
 
 
 def read_generation(folder: Path) -> dict[str, Any] | None:
@@ -147,41 +132,43 @@ def fill_missing_params(
     """
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
-        params["selector"] = jax.device_get(init_selector(key, loaded.config.d_model))
+        params["selector"] = jax.device_get(init_selector(key, loaded.config.width))
         notes.append(
             f"{source}: no selector in this checkpoint: until one is trained, all states are kept (policy=all), or "
             "evenly spread ones beyond a capacity"
         )
     position_key = jax.random.fold_in(key, 1)
-    fresh = {} if chunk_position is None else chunk_position.init(position_key, Bart(loaded.config))
-    if fresh and NAME not in params["model"]["encoder"]:
-        encoder = {**params["model"]["encoder"], **jax.device_get(fresh)}
-        params["model"] = {**params["model"], "encoder": encoder}
+    backbone = families.backbone_for(loaded.config)
+    fresh = {} if chunk_position is None else chunk_position.init(position_key, backbone)
+    if fresh and NAME not in encoder_of(params, backbone):
+        params = trees.updated(params, backbone.encoder_path, jax.device_get(fresh))
         notes.append(f"{source}: no chunk positions in this checkpoint; fresh ones were made")
     return loaded._replace(params=params, notes=tuple(notes))
 
 
-def expected_shapes(config: BartConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Shape) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter, selector included."""
-    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(Bart(config))))
+    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(families.backbone_for(config))))
     return {name: leaf.shape for name, leaf in trees.by_path(tree).items()}
 
 
-def _check_shapes(flat: Flat, config: BartConfig, where: Path) -> None:
+def _check_shapes(flat: Flat, config: Shape, where: Path) -> None:
     expected = expected_shapes(config)
     if not any(name.startswith("selector/") for name in flat):
         expected = {name: shape for name, shape in expected.items() if not name.startswith("selector/")}
-    if POSITION_TABLE in flat:
-        expected[POSITION_TABLE] = (*flat[POSITION_TABLE].shape[:1], config.d_model)
+    positions = "/".join((*families.backbone_for(config).encoder_path, NAME, "embedding"))
+    if positions in flat:
+        expected[positions] = (*flat[positions].shape[:1], config.width)
     missing = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - flat.keys())]
     unexpected = [f"unexpected {name}" for name in sorted(flat.keys() - expected.keys())]
     both = sorted(expected.keys() & flat.keys())
     wrong = [problem for name in both if (problem := _mismatch(name, flat[name], expected[name]))]
     problems = [first_of(kind) for kind in (missing, unexpected, wrong) if kind]
     if problems:
-        rows = flat[SHARED].shape[:1] if SHARED in flat else ()
-        if rows and rows[0] != config.vocab_size:
-            problems.insert(0, f"a vocabulary of {rows[0]} tokens where config.json says {config.vocab_size}")
+        tables = [name for name in both if expected[name][:1] == (config.vocab_size,) and flat[name].ndim == 2]
+        rows = next((len(flat[name]) for name in tables if len(flat[name]) != config.vocab_size), None)
+        if rows is not None:
+            problems.insert(0, f"a vocabulary of {rows} tokens where config.json says {config.vocab_size}")
         raise UserError(f"{where} does not fit its config.json: {'; '.join(problems)}")
 
 
@@ -193,9 +180,11 @@ def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
     return "" if floating else f"{name} is {value.dtype}, expected floating point"
 
 
-def _read_weights(folder: Path) -> tuple[Path, Flat]:
+def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat]:
+    family = families.FAMILIES[families.name_of(config)]
+
     def of(read: Callable[[Path], StateDict]) -> Callable[[Path], Flat]:
-        return lambda path: flat_params(read(path), path)
+        return lambda path: family.from_state_dict(read(path), config, path)
 
     readers: dict[str, Callable[[Path], Flat]] = {
         SAFETENSORS: of(_safetensors),
@@ -261,70 +250,25 @@ def _torch(path: Path) -> StateDict:
     return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in weights.items()}
 
 
-def from_state_dict(weights: StateDict, where: str | os.PathLike[str] = "state dict") -> Params:
-    """PyTorch names and layouts -> the Flax tree: the hub's, a bare BartModel's or the released trainer's.
+def from_state_dict(
+    weights: StateDict, where: str | os.PathLike[str] = "state dict", config: Shape = BART_BASE
+) -> Params:
+    """PyTorch names and layouts -> the tree of the model's family.
 
     Raises:
-      UserError: `lm_head` or an `embed_tokens` differs from the shared embedding.
+      UserError: weights that the family cannot have, such as a head of its own in a BART.
     """
-    return trees.nest(flat_params(weights, where))
+    return trees.nest(families.FAMILIES[families.name_of(config)].from_state_dict(weights, config, where))
 
 
-def flat_params(weights: StateDict, where: str | os.PathLike[str]) -> Flat:
-    """`from_state_dict`, by paths."""
-    weights = _without_tied_copies(_hub_names(weights), where)
-    flat: Flat = {}
-    for name, value in weights.items():
-        name, value = _renamed(name, value, TO_FLAX)
-        flat[name.replace(".", "/")] = value
-    if SHARED in flat and LOGITS_BIAS not in flat:
-        flat[LOGITS_BIAS] = np.zeros((1, *flat[SHARED].shape[:1]), np.float32)
-    return flat
-
-
-def _hub_names(weights: StateDict) -> StateDict:
-    """Names as BartForConditionalGeneration has them."""
-    weights = {name: value for name, value in weights.items() if not DROPPED.search(name)}
-    inside = [name.startswith("model.") for name in weights]
-    if inside and all(inside) and any("model.model." in name for name in weights):  # the released trainer's
-        return {name.removeprefix("model."): value for name, value in weights.items()}
-    if not any(inside):  # a bare BartModel's
-        outside = (LOGITS_BIAS, "lm_head.weight")
-        return {name if name in outside else f"model.{name}": value for name, value in weights.items()}
-    return weights
-
-
-def _without_tied_copies(weights: StateDict, where: str | os.PathLike[str]) -> StateDict:
-    """One shared embedding in place of the copies that `lm_head` and `embed_tokens` are."""
-    copies = {name: value for name, value in weights.items() if TIED.search(name)}
-    weights = {name: value for name, value in weights.items() if name not in copies}
-    for name, value in copies.items():
-        shared = weights.setdefault("model.shared.weight", value)
-        if value.shape != shared.shape or not np.array_equal(value, shared):
-            raise UserError(f"{where}: {name} differs from model.shared.weight; untied embeddings are not supported")
-    return weights
-
-
-def _renamed(name: str, value: np.ndarray, rules: Iterable[Rename]) -> tuple[str, np.ndarray]:
-    for pattern, replacement, transform in rules:
-        name, matches = re.subn(pattern, replacement, name)
-        if matches and transform is not None:
-            value = transform(value)
-    return name, value
-
-
-def to_state_dict(params: Params) -> StateDict:
-    """The Flax tree -> the hub's PyTorch names, without tied copies of the shared embedding."""
-    out: StateDict = {}
-    for path, leaf in trees.by_path(params).items():
-        name, value = _renamed(path.replace("/", "."), np.asarray(leaf), TO_TORCH)
-        out[name] = np.ascontiguousarray(value)
-    return out
+def to_state_dict(params: Params, config: Shape = BART_BASE) -> StateDict:
+    """The tree under the PyTorch names of the model's family."""
+    return families.FAMILIES[families.name_of(config)].to_state_dict(params, config)
 
 
 def save(
     folder: Path,
-    config: BartConfig,
+    config: Shape,
     params: Params,
     layout: str = "hf",
     extra: dict[str, Any] | None = None,
@@ -340,11 +284,15 @@ def save(
       texts: further files to write, name -> content.
 
     Raises:
-      UserError: unknown layout, unwritable folder, or torch missing for "released".
+      UserError: unknown layout, unwritable folder; for "released", another family than BART, or torch missing.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     if layout == "released":
+        if not isinstance(config, BartConfig):
+            raise UserError(
+                f"{folder}: the released layout is BART's, and this is a {config.family}; choose hf or flax"
+            )
         _import_torch(f"{folder}: the released layout", "choose hf")
     try:
         _replace(folder / CONFIG, partial(_write_json, value=config.to_hf()))
@@ -355,7 +303,7 @@ def save(
         for file in copy:
             _replace(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]
-        _replace(target, partial(_WRITERS[layout], params=unstack_layers(params)))
+        _replace(target, partial(_WRITERS[layout], config=config, params=families.backbone_for(config).unstack(params)))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); give a folder on a disk with space that you may "
@@ -373,24 +321,24 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def _write_safetensors(path: Path, params: Params) -> None:
+def _write_safetensors(path: Path, config: Shape, params: Params) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file(to_state_dict(params), path, metadata={"format": "pt"})
+        save_file(to_state_dict(params, config), path, metadata={"format": "pt"})
     except SafetensorError as error:  # for a full disk too
         raise OSError(str(error)) from None
 
 
-def _write_msgpack(path: Path, params: Params) -> None:
+def _write_msgpack(path: Path, config: Shape, params: Params) -> None:
     path.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, params)))
 
 
-def _write_released(path: Path, params: Params) -> None:
+def _write_released(path: Path, config: Shape, params: Params) -> None:
     import torch
 
-    weights = to_state_dict(params)
+    weights = to_state_dict(params, config)
     for name in ("model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head"):
         weights[f"{name}.weight"] = weights["model.shared.weight"]
     tensors = {f"model.{name}": torch.from_numpy(np.array(value)) for name, value in weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,3 +36,10 @@ def nest(named: dict[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[last] = leaf
     return tree
+
+
+def updated(tree: Mapping[str, Any], path: Sequence[str], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested dicts in which the dict at `path` has the entries of `more` too."""
+    if not path:
+        return {**tree, **more}
+    return {**tree, path[0]: updated(tree[path[0]], path[1:], more)}

@@ -11,7 +11,7 @@ from typing import Any
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import prefixed
 from jax_simcas.compile_check import output, topology
-from jax_simcas.compile_check.programs import BatchShape, bart_of, compile_stage, mesh_sizes
+from jax_simcas.compile_check.programs import BatchShape, compile_stage, mesh_sizes, shape_of
 from jax_simcas.compile_check.topology import Topology
 from jax_simcas.method.generate_config import DEFAULTS
 from jax_simcas.run import config as config_lib
@@ -29,7 +29,7 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
     shape = BatchShape(
         documents or devices,
         tokens or settings.simcas.max_input_len,
-        target or min(settings.simcas.max_target_len, settings.bart.max_position_embeddings),
+        target or min(settings.simcas.max_target_len, settings.shape.positions or settings.simcas.max_target_len),
     )
     simcas = settings.simcas.replace(max_input_len=shape.tokens, max_target_len=shape.target)
     asked = settings.generate.filled(DEFAULTS)
@@ -59,12 +59,12 @@ def run(arguments: Any) -> int:
         files.check_place(Path(arguments.json), "--json")
     cli.prepare_jax()
     topology.prepare_environment()
-    bart = bart_of(settings)
-    if bart is None:
+    model = shape_of(settings)
+    if model is None:
         unread = f"config.pretrained={settings.pretrained!r} is not read"
-        print(f"warning: {unread}: the sizes are those of config.bart", file=sys.stderr)
-    settings = dataclasses.replace(settings, bart=bart or settings.bart)
-    settings = fitted_to(settings, settings.bart) if settings.pretrained else settings
+        print(f"warning: {unread}: the sizes are those of config.{settings.family}", file=sys.stderr)
+    settings = settings.with_shape(model or settings.shape)
+    settings = fitted_to(settings, settings.shape) if settings.pretrained else settings
     with prefixed("--topology="):
         target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.protocol import Shape
 
 BACKWARD = 2  # a backward pass has two products for each one of the forward pass
 
@@ -23,61 +23,60 @@ class DocumentShape:
     target: int
 
 
-def encoder(bart: BartConfig, shape: DocumentShape) -> int:
-    """L K S (8 D^2 + 4 D F + 4 S D): four projections, two feed-forward products, scores and context."""
-    d, s = bart.d_model, shape.chunk_length
-    per_token = 8 * d**2 + 4 * d * bart.encoder_ffn_dim + 4 * s * d
-    return bart.encoder_layers * shape.chunks * s * per_token
+def encoder(model: Shape, shape: DocumentShape) -> int:
+    """All layers over all chunks, PAD included."""
+    s, per = shape.chunk_length, model.flops
+    return shape.chunks * s * (per.encoder_token + s * per.encoder_pair)
 
 
-def decoder(bart: BartConfig, shape: DocumentShape) -> int:
-    """L (T (12 D^2 + 4 D F + 4 T D + 4 C D) + 4 C D^2) + 2 T D V: teacher forcing, the output head included."""
-    d, t = bart.d_model, shape.target
-    per_token = 12 * d**2 + 4 * d * bart.decoder_ffn_dim + 4 * (t + shape.selected) * d
-    return bart.decoder_layers * (t * per_token + cross_keys(bart, shape)) + head(bart, t)
+def decoder(model: Shape, shape: DocumentShape) -> int:
+    """Teacher forcing over the target, keys and values of the selected states, logits."""
+    t, per = shape.target, model.flops
+    layers = t * (per.decoder_token + t * per.decoder_pair + shape.selected * per.cross_pair)
+    return layers + cross_keys(model, shape) + head(model, t)
 
 
-def cross_keys(bart: BartConfig, shape: DocumentShape) -> int:
-    """4 C D^2: keys and values of the selected states in one layer."""
-    return 4 * shape.selected * bart.d_model**2
+def cross_keys(model: Shape, shape: DocumentShape) -> int:
+    """Cross-attention keys and values of the selected states, in all layers."""
+    return shape.selected * model.flops.selected_state
 
 
-def head(bart: BartConfig, tokens: int) -> int:
-    """2 T D V: logits."""
-    return 2 * tokens * bart.d_model * bart.vocab_size
+def head(model: Shape, tokens: int) -> int:
+    """Logits of so many tokens."""
+    return tokens * model.flops.logit
 
 
-def policy(bart: BartConfig, shape: DocumentShape, outputs: int) -> int:
+def policy(model: Shape, shape: DocumentShape, outputs: int) -> int:
     """K ((S - 1) (12 D^2 + 4 D O) + 4 D^2): a selector's head, of hidden width 2 D, over all candidates."""
-    d = bart.d_model
+    d = model.width
     return shape.chunks * ((shape.chunk_length - 1) * (12 * d**2 + 4 * d * outputs) + 4 * d**2)
 
 
-def actor(bart: BartConfig, shape: DocumentShape) -> int:
+def actor(model: Shape, shape: DocumentShape) -> int:
     """Two logits per candidate, and 2 D for the running sum of the kept states."""
-    return policy(bart, shape, 2) + 2 * shape.chunks * (shape.chunk_length - 1) * bart.d_model
+    return policy(model, shape, 2) + 2 * shape.chunks * (shape.chunk_length - 1) * model.width
 
 
-def critic(bart: BartConfig, shape: DocumentShape) -> int:
+def critic(model: Shape, shape: DocumentShape) -> int:
     """One value per candidate."""
-    return policy(bart, shape, 1)
+    return policy(model, shape, 1)
 
 
-def transformer_update(bart: BartConfig, shape: DocumentShape) -> int:
+def transformer_update(model: Shape, shape: DocumentShape) -> int:
     """Three times the forward pass of encoder and decoder, and one of the actor, which samples but is not trained."""
-    forward = encoder(bart, shape) + decoder(bart, shape)
-    return (1 + BACKWARD) * forward + actor(bart, shape)
+    forward = encoder(model, shape) + decoder(model, shape)
+    return (1 + BACKWARD) * forward + actor(model, shape)
 
 
-def selector_update(bart: BartConfig, shape: DocumentShape, epochs: int) -> int:
+def selector_update(model: Shape, shape: DocumentShape, epochs: int) -> int:
     """One forward pass of everything, and `epochs` training passes of actor and critic over all candidates."""
-    rollout = encoder(bart, shape) + decoder(bart, shape) + actor(bart, shape) + critic(bart, shape)
-    return rollout + epochs * (1 + BACKWARD) * (policy(bart, shape, 2) + policy(bart, shape, 1))
+    rollout = encoder(model, shape) + decoder(model, shape) + actor(model, shape) + critic(model, shape)
+    return rollout + epochs * (1 + BACKWARD) * (policy(model, shape, 2) + policy(model, shape, 1))
 
 
-def generation(bart: BartConfig, shape: DocumentShape, beams: int) -> int:
-    """Encoding, selection, and T - 1 decoder steps of `beams` rows; step t attends to t tokens, T / 2 on average."""
-    d, steps = bart.d_model, shape.target - 1
-    per_row = 12 * d**2 + 4 * d * bart.decoder_ffn_dim + 4 * (shape.target / 2 + shape.selected) * d
-    layers = bart.decoder_layers * (steps * beams * per_row + cross_keys(bart, shape))
-    return encoder(bart, shape) + actor(bart, shape) + int(layers) + head(bart, steps * beams)
+def generation(model: Shape, shape: DocumentShape, beams: int) -> int:
+    """Encode, select, and a search of `shape.target` - 1 steps by so many beams; half a summary is attended to."""
+    steps, per = shape.target - 1, model.flops
+    per_row = per.decoder_token + shape.target / 2 * per.decoder_pair + shape.selected * per.cross_pair
+    search = int(steps * beams * per_row) + cross_keys(model, shape) + head(model, steps * beams)
+    return encoder(model, shape) + actor(model, shape) + search

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE
+from jax_simcas.backbones.families import replaced
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import (
     Rule,
@@ -36,7 +38,7 @@ from jax_simcas.method.steps import init_state, selector_step, transformer_step
 from jax_simcas.run.build import read_sizes
 from jax_simcas.run.config import Settings
 
-PUBLISHED = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
+PUBLISHED: dict[str, Shape] = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Result:
         return not self.problem and (self.peak or self.arguments + self.temporaries) <= self.memory
 
 
-def bart_of(settings: Settings) -> BartConfig | None:
+def shape_of(settings: Settings) -> Shape | None:
     """The model's sizes: a published checkpoint's, those in a folder, or the config's; None of another hub id.
 
     Raises:
@@ -99,7 +101,7 @@ def bart_of(settings: Settings) -> BartConfig | None:
     if source in PUBLISHED:
         return PUBLISHED[source]
     if not source:
-        return dataclasses.replace(settings.bart, vocab_size=settings.data.vocab_size)
+        return replaced(settings.shape, vocab_size=settings.data.vocab_size)
     return read_sizes(source) if Path(source).is_dir() else None
 
 
@@ -141,7 +143,7 @@ def train_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
-        flops=flops.transformer_update(settings.bart, document_shape(settings, shape)),
+        flops=flops.transformer_update(settings.shape, document_shape(settings, shape)),
     )
 
 
@@ -154,7 +156,7 @@ def ppo_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
-        flops=flops.selector_update(settings.bart, document_shape(settings, shape), update.ppo.epochs),
+        flops=flops.selector_update(settings.shape, document_shape(settings, shape), update.ppo.epochs),
     )
 
 
@@ -178,7 +180,7 @@ def generate_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=False,
-        flops=flops.generation(settings.bart, document_shape(settings, shape), config.rules(model.backbone).num_beams),
+        flops=flops.generation(settings.shape, document_shape(settings, shape), config.rules(model.backbone).num_beams),
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.families import name_of, replaced
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.hub import (
     EXTRA,
     GENERATION,
@@ -76,9 +77,9 @@ def pipeline_config(settings: Settings) -> PipelineConfig:
     """The part of the settings that turns rows into batches."""
     names = {field.name for field in dataclasses.fields(PipelineConfig)}
     shared = {name: value for name, value in (vars(settings.simcas) | vars(settings.data)).items() if name in names}
-    bart = settings.bart
-    start = None if bart.wraps_targets else bart.decoder_start_token_id
-    return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start, embedding_rows=bart.vocab_size)
+    shape = settings.shape
+    start = None if shape.wraps_targets else shape.decoder_start_token_id
+    return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start, embedding_rows=shape.vocab_size)
 
 
 def make_tokenizer(settings: Settings, cache: Path) -> TextTokenizer:
@@ -118,9 +119,9 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     tokenizer = saved or make_tokenizer(settings, cache)
     tokenizer_lib.set_languages(tokenizer, *languages)
     settings = in_language(settings, tokenizer)
-    sized = partial(dataclasses.replace, settings.bart, vocab_size=len(tokenizer))
-    settings = dataclasses.replace(settings, bart=config_lib.made(sized, "config.bart"))
-    settings = config_lib.check(generating(settings, defaults(settings.bart)), sizes_known=True)
+    sized = partial(replaced, settings.shape, vocab_size=len(tokenizer))
+    settings = settings.with_shape(config_lib.made(sized, f"config.{settings.family}"))
+    settings = config_lib.check(generating(settings, defaults(settings.shape)), sizes_known=True)
     fresh = partial(init_params, model=settings.model())
     shardings = state_shardings(mesh, jax.eval_shape(fresh, key), settings.model().sharding_rules)
     return Model(settings, jax.jit(fresh, out_shardings=shardings)(key), tokenizer, ())
@@ -134,8 +135,8 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     has_selector = "selector" in loaded.params
     generate, notes = generation_of(loaded, source, has_length=settings.generate.max_length is not None)
     loaded = fill_missing_params(loaded, source, key, settings.model().chunk_position)
-    settings = dataclasses.replace(settings, bart=keep_run_dropout(loaded.config, settings.bart))
-    settings = fitted_to(generating(settings, generate), settings.bart)
+    settings = settings.with_shape(keep_run_dropout(loaded.config, settings))
+    settings = fitted_to(generating(settings, generate), settings.shape)
     if not has_selector and not settings.loop.selector_every:
         settings = without_selector(settings)
     tokenizer = saved or tokenizer_lib.load_tokenizer(data.tokenizer or loaded.folder, data.src_lang, data.tgt_lang)
@@ -167,10 +168,11 @@ def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
     return loaded.generation if loaded.generation_file else generation_lib.of_config(loaded.generation)
 
 
-def defaults(bart: BartConfig) -> GenerateConfig:
+def defaults(shape: Shape) -> GenerateConfig:
     """The generation settings of a model from scratch, no longer than its positions."""
     assert DEFAULTS.max_length is not None
-    return GenerateConfig(max_length=min(DEFAULTS.max_length, bart.max_position_embeddings)).filled(DEFAULTS)
+    longest = DEFAULTS.max_length if shape.positions is None else min(DEFAULTS.max_length, shape.positions)
+    return GenerateConfig(max_length=longest).filled(DEFAULTS)
 
 
 def generating(settings: Settings, checkpoint: GenerateConfig) -> Settings:
@@ -203,11 +205,11 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
         return settings
     frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer.convert_tokens_to_ids(settings.data.tgt_lang)
     changes: dict[str, Any] = {}
-    if settings.bart.wraps_targets:
+    if settings.shape.wraps_targets:
         changes["decoder_start_token_id"] = (*frame.target_prefix, *frame.target_suffix)[-1]
     if code in frame.target_prefix:
         changes["forced_bos_token_id"] = code
-    return dataclasses.replace(settings, bart=dataclasses.replace(settings.bart, **changes))
+    return settings.with_shape(replaced(settings.shape, **changes))
 
 
 LEARNED_POLICIES = ("greedy", "sample", "threshold", "topk")  # those that ask the selector
@@ -227,10 +229,10 @@ def without_selector(settings: Settings) -> Settings:
     return dataclasses.replace(settings, simcas=simcas.replace(**changes))
 
 
-def keep_run_dropout(pretrained: BartConfig, wanted: BartConfig) -> BartConfig:
-    """The pretrained shape with the run's own dropout rates."""
-    rates = {name: getattr(wanted, name) for name in ("dropout", "attention_dropout", "activation_dropout")}
-    return dataclasses.replace(pretrained, **rates)
+def keep_run_dropout(pretrained: Shape, settings: Settings) -> Shape:
+    """The pretrained shape with the dropout rates of the run."""
+    wanted = getattr(settings, name_of(pretrained))
+    return replaced(pretrained, **{name: getattr(wanted, name) for name in pretrained.rates})
 
 
 def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -239,7 +241,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     Raises:
       UserError: a special token around texts that has no row in the embedding; any other is refused where it occurs.
     """
-    frame, rows = tokenizer_lib.frame_of(tokenizer), settings.bart.vocab_size
+    frame, rows = tokenizer_lib.frame_of(tokenizer), settings.shape.vocab_size
     target = (*frame.target_prefix, *frame.target_suffix)
     without = sorted(token for token in {*frame.tokens, *target} if token >= rows)
     if without:
@@ -248,7 +250,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
             f"{where}: the tokenizer puts {names} around texts, but the weights have {rows} tokens: use the tokenizer "
             "that the weights were trained with"
         )
-    tokens = settings.bart.tokens
+    tokens = settings.shape.tokens
     ends = tokens.ends or (tokens.eos,)
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
@@ -270,7 +272,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
         params = settings.model().backbone.unstack(params)
         training: dict[str, int] = {name: meta[name] for name in ("step", "rows") if name in meta}
         return Pretrained(
-            settings.bart,
+            settings.shape,
             params,
             folder / TOKENIZER,
             dataclasses.asdict(settings),
@@ -283,12 +285,14 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
     return load(source)
 
 
-def fitted_to(settings: Settings, bart: BartConfig) -> Settings:
+def fitted_to(settings: Settings, shape: Shape) -> Settings:
     """The settings with the lengths of chunks and targets of our configs no longer than the positions of the model.
 
     A length that is nobody's but the user's is left to the check.
     """
-    simcas, generate, positions = settings.simcas, settings.generate, bart.max_position_embeddings
+    simcas, generate, positions = settings.simcas, settings.generate, shape.positions
+    if positions is None:
+        return settings
     ours = {"chunk_length": (SimcasConfig.chunk_length,), "max_target_len": (SimcasConfig.max_target_len, TARGET)}
     fitting = {name: min(getattr(simcas, name), positions) for name in ours if getattr(simcas, name) in ours[name]}
     if generate.max_length == TARGET > positions:
@@ -310,7 +314,7 @@ def load_model(source: str, step: Any = "best") -> Model:
     settings = Settings()
     if loaded.extra:
         settings = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
-    settings = dataclasses.replace(settings, pretrained=source, bart=loaded.config, generate=generate)
+    settings = dataclasses.replace(settings, pretrained=source, generate=generate).with_shape(loaded.config)
     if not loaded.extra:
         settings = fitted_to(settings, loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder, settings.data.src_lang, settings.data.tgt_lang)
@@ -351,14 +355,14 @@ def read_settings(source: str) -> Settings:
     return Settings(pretrained=source)
 
 
-def read_sizes(source: str) -> BartConfig:
+def read_sizes(source: str) -> Shape:
     """The shape of the model in a workdir or a folder, without reading weights.
 
     Raises:
       UserError: its config.json is missing or not one of a model that can be read.
     """
     folder = Path(source)
-    return config_lib.read_json(folder / CONFIG).bart if (folder / CHECKPOINTS).is_dir() else read_config(folder)
+    return config_lib.read_json(folder / CONFIG).shape if (folder / CHECKPOINTS).is_dir() else read_config(folder)
 
 
 def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summarizer:

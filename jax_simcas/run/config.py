@@ -18,8 +18,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.backbones.families import FAMILIES, name_of
+from jax_simcas.backbones.protocol import Backbone, Shape
 from jax_simcas.common import checks, files
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
@@ -140,13 +140,20 @@ class LoopConfig:
         checks.one_of(self, "best_metric", ("nll", "loss"))
 
 
+# A section for the sizes of each family.
+SHAPES = [(name, family.config, field(default_factory=family.config)) for name, family in FAMILIES.items()]
+Shapes: Any = dataclasses.make_dataclass("Shapes", SHAPES, frozen=True, kw_only=True)
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Shapes):
     """One run."""
 
-    pretrained: str = ""  # folder, another run's workdir or hub id to start from; "" trains `bart` from scratch
-    backbone: str = "bart"  # or package.module:name of a (bart config, attention) -> Backbone of your own
-    bart: BartConfig = field(default_factory=BartConfig)
+    # folder, another run's workdir or hub id to start from; "" trains a model of the sizes of `backbone` from scratch
+    pretrained: str = ""
+    # a family, whose sizes are in the section of that name; what `pretrained` names brings its own. Or
+    # package.module:name of a (bart config, attention) -> Backbone of your own
+    backbone: str = "bart"
     simcas: SimcasConfig = field(default_factory=SimcasConfig)
     optimizer: UpdateConfig = field(default_factory=UpdateConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -160,15 +167,32 @@ class Settings:
         Raises:
           UserError: a name that cannot be resolved.
         """
-        backbone: Backbone = backbone_of(self.backbone, self.bart, self.simcas.attention)
+        backbone: Backbone = backbone_of(self.backbone, self.shape, self.simcas.attention)
         return self.simcas.model(backbone)
+
+    @property
+    def family(self) -> str:
+        """The section of the sizes; a backbone of one's own has BART's."""
+        return self.backbone if self.backbone in FAMILIES else "bart"
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes, rates and special tokens of the model."""
+        shape: Shape = getattr(self, self.family)
+        return shape
+
+    def with_shape(self, shape: Shape) -> Settings:
+        """The settings of a model of that shape; a backbone of one's own stays, if the shape is BART's."""
+        name = name_of(shape)
+        changes: dict[str, Any] = {name: shape} | ({} if name == self.family else {"backbone": name})
+        return dataclasses.replace(self, **changes)
 
 
 def check(settings: Settings, where: str = "config", sizes_known: bool | None = None) -> Settings:
     """The settings, if they fit together.
 
     Args:
-      sizes_known: whether `bart` is the shape of the model; by default unless it is to come from `pretrained`.
+      sizes_known: whether `shape` is that of the model; by default unless it is to come from `pretrained`.
 
     Raises:
       UserError: names `where` and the fields.

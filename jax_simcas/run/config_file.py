@@ -32,13 +32,6 @@ def folder() -> Path:
     return next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
 
 
-# What the weights of a trained model fix.
-SIZES = (
-    *("vocab_size", "d_model", "max_position_embeddings"),
-    *(f"{side}_{size}" for side in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")),
-)
-
-
 def find_config(name: str, flag: str, where: Path | None = None) -> Path:
     """The file of a config: a path, or the name of one of ours such as `embedded`.
 
@@ -182,11 +175,12 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     """
     flags, changes = overrides_of(arguments), getattr(arguments, "changes", ())
     mapping = override(config_lib.to_config(settings), changes).to_dict()
-    for name in SIZES:
-        given, trained = mapping["bart"][name], getattr(settings.bart, name)
+    family = settings.family
+    for name in settings.shape.sizes:
+        given, trained = mapping[family][name], getattr(settings.shape, name)
         if given != trained:
             raise UserError(
-                f"--config.bart.{name}={given!r}: the trained model has {trained!r}, which cannot be changed"
+                f"--config.{family}.{name}={given!r}: the trained model has {trained!r}, which cannot be changed"
             )
     for name, (_, value) in flags.items():
         section, leaf = name.split(".")

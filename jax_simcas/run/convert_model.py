@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax_simcas
+from jax_simcas.backbones import families
 from jax_simcas.checkpoints import hub, repository
 from jax_simcas.checkpoints.hub import Pretrained
 from jax_simcas.checkpoints.repository import CARD, CONFIG, Repository
@@ -54,9 +55,9 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     files.check_place(target, "DST", folder=True)
     with prefixed("SRC=", NoSuchModel):
         found = load_weights(source, step)
-    backbone = (found.extra or {}).get("backbone", "bart")
-    if backbone != "bart":
-        raise UserError(f"{source}: config.backbone={backbone!r}; only a BART can be written in these layouts")
+    backbone = (found.extra or {}).get("backbone", families.name_of(found.config))
+    if backbone not in families.FAMILIES:
+        raise UserError(f"{source}: config.backbone={backbone!r}: a backbone of your own has none of these layouts")
     settings, notes = generation_of(found, source)
     tokenizer = list(tokenizer_files(found.folder))
     extra, texts = found.extra, {}

@@ -11,7 +11,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from jax_simcas.backbones.bart.config import BartConfig, forces_bos
+from jax_simcas.backbones.families import replaced
+from jax_simcas.backbones.hf_config import forces_bos
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig, tokens_of
@@ -21,6 +23,7 @@ Raw = Mapping[str, Any]  # the file's content
 
 # What transformers takes where a checkpoint says nothing; Source: `_get_default_generation_params`.
 TRANSFORMERS = dataclasses.replace(DEFAULTS, num_beams=1, max_length=None)
+UNLIMITED = 1 << 30  # of positions
 NEW_TOKENS = 20  # the default, the start token not counted
 OURS = tuple(field.name for field in dataclasses.fields(GenerateConfig))
 LENGTHS = ("max_new_tokens", "min_new_tokens")
@@ -55,12 +58,10 @@ def of_config(config: Raw) -> Raw:
     return found | {"forced_bos_token_id": config.get("bos_token_id")} if forced else found
 
 
-def read(
-    raw: Raw, config: BartConfig, where: str, *, has_length: bool = False
-) -> tuple[GenerateConfig, tuple[str, ...]]:
+def read(raw: Raw, config: Shape, where: str, *, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
     """The settings with which transformers' `generate` reads a checkpoint, and notes for the user.
 
-    The forced tokens are left to the backbone, whose tokens `BartConfig.from_hf` reads.
+    The forced tokens are left to the backbone, whose tokens `from_hf` of its config reads.
 
     Args:
       has_length: the run has a max_length of its own, so the checkpoint's is not worth a note.
@@ -68,7 +69,7 @@ def read(
     Raises:
       UserError: a value that has no meaning; names `where`.
     """
-    positions, hints = config.max_position_embeddings, typing.get_type_hints(GenerateConfig)
+    positions, hints = config.positions or UNLIMITED, typing.get_type_hints(GenerateConfig)
     names = [name for name in OURS if name not in FORCED and raw.get(name) not in (None, [])]
     given = {name: value_of(hints[name], raw[name], f"{where}: {name}") for name in names}
     max_length, min_length = _lengths(raw, positions, where)
@@ -106,11 +107,11 @@ def _lengths(raw: Raw, positions: int, where: str) -> tuple[int, int]:
     return longest, (shortest or 0) if least_new is None else least_new + 1
 
 
-def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
+def written(raw: Raw, settings: GenerateConfig, config: Shape) -> Raw:
     """What generation_config.json is to hold: `raw` where it says the same, else what it says changed to `settings`."""
     if raw:
         before = read(raw, config, GENERATION)[0]
-        tokens = BartConfig.from_hf(config.to_hf(), GENERATION, raw).tokens
+        tokens = type(config).from_hf(config.to_hf(), GENERATION, raw).tokens
         if settings.filled(before) == before and tokens == _forced(config, settings).tokens:
             return raw
     config = _forced(config, settings)
@@ -129,13 +130,13 @@ def written(raw: Raw, settings: GenerateConfig, config: BartConfig) -> Raw:
     return {name: value for name, value in out.items() if value is not None}
 
 
-def to_json(raw: Raw, settings: GenerateConfig, config: BartConfig) -> str:
+def to_json(raw: Raw, settings: GenerateConfig, config: Shape) -> str:
     """The text of generation_config.json; see `written`."""
     return json.dumps(dict(written(raw, settings, config)), indent=2, sort_keys=True) + "\n"
 
 
-def _forced(config: BartConfig, settings: GenerateConfig) -> BartConfig:
+def _forced(config: Shape, settings: GenerateConfig) -> Shape:
     """The config with the forced tokens of the settings in place of its own."""
     given = {name: getattr(settings, name) for name in FORCED if getattr(settings, name) is not None}
     tokens: dict[str, Any] = {name: None if token == NOTHING else token for name, token in given.items()}
-    return dataclasses.replace(config, **tokens)
+    return replaced(config, **tokens)

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_simcas.backbones.bart.backbone import Bart
-from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.families import FAMILIES
 from jax_simcas.backbones.ops.attention import Attend, attention, fused_attention, has_cudnn
 from jax_simcas.backbones.ops.stacks import REMAT
-from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.backbones.protocol import Backbone, Shape
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError, kind_and_line
 from jax_simcas.common.sharding import mesh_in_use
@@ -45,10 +44,10 @@ REWARD = "(params, model, example, forward) -> a number, []"
 CREDIT = "(reward, forward) -> a number for each candidate, [K, N]"
 ATTEND = "(query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> [H, T, Dh]"
 SCHEDULE = "(max_lr, warmup, steps) -> a function of the step that gives the rate"
-TRIED_CHUNKS, TRIED_DOCUMENTS = 2, 2
+TRIED_CHUNKS, TRIED_DOCUMENTS, TRIED_LENGTH = 2, 2, 512
 CHUNK_POSITIONS = ("none", "sinusoidal", "learned")
 # name -> (config, attention) -> Backbone
-BACKBONES = {"bart": Bart}
+BACKBONES = {name: family.backbone for name, family in FAMILIES.items()}
 
 
 def resolve(name: str, table: Mapping[str, Any], where: str) -> Any:
@@ -273,7 +272,7 @@ def policy_of(name: str, where: str) -> Policy:
     return policy
 
 
-def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> Backbone:
+def backbone_of(name: str, config: Shape, attention_name: str = "auto") -> Backbone:
     """The backbone of that name, of the sizes and tokens in `config`.
 
     Raises:
@@ -287,8 +286,8 @@ def backbone_of(name: str, config: BartConfig, attention_name: str = "auto") -> 
             "'auto' chooses what the machine has"
         )
     if attention_name not in ATTENTIONS:
-        heads, length = config.encoder_attention_heads, config.max_position_embeddings
-        states = jax.ShapeDtypeStruct((TRIED_CHUNKS, heads, length, config.d_model // heads), jnp.float32)
+        (heads, width), length = config.encoder_heads, config.positions or TRIED_LENGTH
+        states = jax.ShapeDtypeStruct((TRIED_CHUNKS, heads, length, width), jnp.float32)
         mask = jax.ShapeDtypeStruct((TRIED_CHUNKS, 1, length), jnp.bool_)
         within = jax.vmap(lambda x, mask: attend(x, x, x, mask, True))
         _try("config.simcas.attention", attention_name, within, (states, mask), states.shape, jnp.floating, ATTEND)

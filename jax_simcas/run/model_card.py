@@ -30,7 +30,7 @@ SIGNED = re.compile(r"\n<!-- Written by jax_simcas, which writes it anew unless 
 CARD = """
 # {name}
 
-{kind} of {positions} positions, {origin} with jax_simcas, SimCAS in JAX ([paper](https://arxiv.org/abs/2308.13191)).
+{kind}{positions}, {origin} with jax_simcas, SimCAS in JAX ([paper](https://arxiv.org/abs/2308.13191)).
 With that package it reads documents of any length, in chunks{selector}:
 
 ```python
@@ -50,7 +50,7 @@ python -m jax_simcas.train --config=finetune --config.pretrained={address} --con
 {transformers}
 {sections}"""
 PLAINLY = """\
-**transformers reads it plainly, without chunks and without selection**: as {kind}, inputs of up to {positions} tokens.
+**transformers reads it plainly, without chunks and without selection**: as {kind}, inputs{reach}.
 {unexpected}Both use the generation settings of `generation_config.json`.
 
 ```python
@@ -176,7 +176,8 @@ def _common(subject: Subject) -> dict[str, str]:
     config = subject.found.config
     return {
         "kind": FAMILIES.get(config.family, config.family),
-        "positions": f"{config.max_position_embeddings:,}",
+        "positions": "" if config.positions is None else f" of {config.positions:,} positions",
+        "reach": " of any length" if config.positions is None else f" of up to {config.positions:,} tokens",
         "address": subject.address,
     }
 

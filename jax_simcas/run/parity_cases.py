@@ -93,7 +93,9 @@ class Case(NamedTuple):
 def after_training(case: Case) -> Any:
     """The parameters that the case ends with, as our tree."""
     prefix = "after/"
-    return from_state_dict({k.removeprefix(prefix): v for k, v in case.arrays.items() if k.startswith(prefix)})
+    return from_state_dict(
+        {k.removeprefix(prefix): v for k, v in case.arrays.items() if k.startswith(prefix)}, config=case.bart
+    )
 
 
 def largest_gap(a: Any, b: Any) -> float:
@@ -252,6 +254,8 @@ def read_cases(folder: Path) -> list[Case]:
     loaded = load(folder)
     if "selector" not in loaded.params:
         raise UserError(f"{folder}: the weights hold no selector, which every case needs")
+    if not isinstance(loaded.config, BartConfig):
+        raise UserError(f"{folder}: a {loaded.config.family}, expected BART: the arrays are of the authors' code")
     cases = []
     for name, settings in manifest.items():
         if name.split("_")[0] not in KINDS:

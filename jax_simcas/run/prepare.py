@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jax_simcas.backbones.families import replaced
 from jax_simcas.checkpoints.hub import GENERATION
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log
@@ -137,8 +138,8 @@ def as_begun(model: Model, workdir: Path) -> Model:
         return model
     begun = config_lib.read_json(path)
     settings = config_lib.made(lambda: plan.as_recorded(model.settings, begun), "config.optimizer")
-    tokens = {name: getattr(begun.bart, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
-    settings = dataclasses.replace(settings, bart=dataclasses.replace(settings.bart, **tokens))
+    tokens = {name: getattr(begun.shape, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
+    settings = settings.with_shape(replaced(settings.shape, **tokens))
     if not model.has_selector and not settings.loop.selector_every:
         policies = {name: getattr(begun.simcas, name) for name in ("policy", "train_policy", "budget")}
         settings = dataclasses.replace(settings, simcas=settings.simcas.replace(**policies))
@@ -284,7 +285,7 @@ def claim(run: Run) -> None:
     if is_main():
         settings = run.settings
         files.replace_file(run.folder.local / CONFIG, config_lib.to_json(settings).encode())
-        generation = generation_lib.to_json(run.model.generation, settings.generate, settings.bart)
+        generation = generation_lib.to_json(run.model.generation, settings.generate, settings.shape)
         files.replace_file(run.folder.local / GENERATION, generation.encode())
         if not run.begun:
             shutil.rmtree(run.folder.local / TOKENIZER, ignore_errors=True)  # of a first attempt that failed

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from jax_simcas.backbones.protocol import Tokens
+from jax_simcas.backbones.hf_config import fields_of, generation_tokens
+from jax_simcas.backbones.protocol import Flops, Tokens
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu")
-FAMILIES = ("bart", "mbart", "plbart")  # by `model_type` of config.json
+MODEL_TYPES = ("bart", "mbart", "plbart")  # by `model_type` of config.json
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class BartConfig:
     Raises:
       ValueError: a value out of range, by the name of its field.
     """
+
+    sizes: ClassVar[tuple[str, ...]] = (
+        *("vocab_size", "d_model", "max_position_embeddings"),
+        *(f"{side}_{size}" for side in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")),
+    )
+    rates: ClassVar[tuple[str, ...]] = ("dropout", "attention_dropout", "activation_dropout")
 
     vocab_size: int = 50265  # tokens; a model from scratch has those of its tokenizer
     d_model: int = 768  # width of the states, D
@@ -57,7 +64,7 @@ class BartConfig:
         checks.at_least(self, 0, "init_std")
         checks.below_one(self, "dropout", "attention_dropout", "activation_dropout")
         checks.one_of(self, "activation_function", ACTIVATIONS)
-        checks.one_of(self, "model_type", ("", *FAMILIES))
+        checks.one_of(self, "model_type", ("", *MODEL_TYPES))
         for name in heads:
             if self.d_model % getattr(self, name):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
@@ -71,6 +78,31 @@ class BartConfig:
     def family(self) -> str:
         """The `model_type` of transformers."""
         return self.model_type or ("mbart" if self.normalize_before else "bart")
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    @property
+    def positions(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def encoder_heads(self) -> tuple[int, int]:
+        return self.encoder_attention_heads, self.d_model // self.encoder_attention_heads
+
+    @property
+    def flops(self) -> Flops:
+        d, encoder, decoder = self.d_model, self.encoder_layers, self.decoder_layers
+        return Flops(
+            encoder_token=encoder * (8 * d**2 + 4 * d * self.encoder_ffn_dim),
+            encoder_pair=encoder * 4 * d,
+            decoder_token=decoder * (12 * d**2 + 4 * d * self.decoder_ffn_dim),
+            decoder_pair=decoder * 4 * d,
+            cross_pair=decoder * 4 * d,
+            selected_state=decoder * 4 * d**2,
+            logit=2 * d * self.vocab_size,
+        )
 
     @property
     def wraps_targets(self) -> bool:
@@ -104,26 +136,21 @@ class BartConfig:
             none, and they are in `config`.
 
         Raises:
-          UserError: a `model_type` that is none of `FAMILIES`, a field of the wrong type or an unsupported value.
+          UserError: a `model_type` that is none of `MODEL_TYPES`, a field of the wrong type or an unsupported value.
         """
         model_type = config.get("model_type", "bart")
-        if model_type not in FAMILIES:
-            raise UserError(f"{where}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
+        if model_type not in MODEL_TYPES:
+            raise UserError(f"{where}: model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
         mbart = model_type == "mbart"
-        given: dict[str, Any] = {"scale_embedding": model_type == "plbart"}
         ours = "final_layer_norm" in config  # which only `to_hf` writes; transformers goes by the model_type alone
         unread = {"eos_token_ids", "model_type", *(() if ours else ("normalize_before",))}
-        for field in dataclasses.fields(cls):
-            if field.name not in unread and config.get(field.name) is not None:
-                value = config[field.name]
-                if field.name == "eos_token_id" and isinstance(value, list) and value:
-                    value = value[0]
-                given[field.name] = _checked(value, field, where)
+        given = {"scale_embedding": model_type == "plbart"} | fields_of(cls, config, where, unread)
         if not ours:
             given |= {"normalize_before": mbart, "final_layer_norm": mbart}
         if "pad_token_id" in config and config["pad_token_id"] is None:  # transformers then pads with EOS
             given["pad_token_id"] = given.get("eos_token_id", cls.eos_token_id)
-        given |= _generation_tokens(config, config if generation is None else generation, given, where)
+        eos = given.get("eos_token_id", cls.eos_token_id)
+        given |= generation_tokens(config, generation, where, eos=eos, start=eos)
         try:
             return cls(**given, model_type="plbart" if model_type == "plbart" else "")
         except ValueError as error:
@@ -140,60 +167,6 @@ class BartConfig:
             "is_encoder_decoder": True,
             "num_hidden_layers": self.encoder_layers,
         }
-
-
-def _ends(generation: Mapping[str, Any], where: str) -> list[int]:
-    """The tokens that end a summary: one, several or none."""
-    given = generation.get("eos_token_id")
-    ends = given if isinstance(given, list) else [] if given is None else [given]
-    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ends):
-        raise UserError(f"{where}: eos_token_id is {given!r}, expected int")
-    return ends
-
-
-def forces_bos(generation: Mapping[str, Any], in_config: bool) -> bool:
-    """Whether summaries must begin with BOS under the option's first name, whatever `forced_bos_token_id` says.
-
-    transformers obeys it in a config.json, and in a generation_config.json that was made of one.
-
-    Source: `GenerationConfig.__init__`.
-    """
-    obeyed = in_config or generation.get("_from_model_config")
-    return bool(obeyed and generation.get("force_bos_token_to_be_generated"))
-
-
-def _generation_tokens(
-    config: Mapping[str, Any], generation: Mapping[str, Any], given: dict[str, Any], where: str
-) -> dict[str, Any]:
-    """The tokens that a summary starts and ends with, as transformers' `generate` finds them.
-
-    Source: `_prepare_special_tokens`: the start is `decoder_start_token_id`, else `bos_token_id`; without
-    `eos_token_id` nothing ends a summary early.
-    Deviation: with neither of the two, where transformers fails, the start is that of config.json, or EOS.
-    """
-    starts = (*(generation.get(name) for name in ("decoder_start_token_id", "bos_token_id")),)
-    starts += (config.get("decoder_start_token_id"), given.get("eos_token_id"), BartConfig.eos_token_id)
-    start = next(token for token in starts if token is not None)
-    tokens = {"decoder_start_token_id": start}
-    for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        token = generation.get(name)
-        tokens[name] = token[0] if isinstance(token, list) and len(token) == 1 else token
-    if forces_bos(generation, in_config=generation is config):
-        tokens["forced_bos_token_id"] = generation.get("bos_token_id")
-    for name, token in tokens.items():
-        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-            raise UserError(f"{where}: {name} is {token!r}, expected int")
-    ends = _ends(generation, where)
-    eos = given.get("eos_token_id", BartConfig.eos_token_id)
-    return {**tokens, "eos_token_ids": () if ends == [eos] else tuple(ends) or (-1,)}
-
-
-def _checked(value: Any, field: dataclasses.Field, where: str) -> Any:
-    kind = str(field.type).split(" |")[0]
-    accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
-        raise UserError(f"{where}: {field.name} is {value!r}, expected {kind}")
-    return float(value) if kind == "float" else value
 
 
 BART_BASE = BartConfig()

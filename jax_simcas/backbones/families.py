@@ -1,0 +1,51 @@
+"""All families of backbones: what a `model_type` of config.json is read by. A family is a folder and a line here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from jax_simcas.backbones.bart import config as bart
+from jax_simcas.backbones.bart import weights as bart_weights
+from jax_simcas.backbones.bart.backbone import Bart
+from jax_simcas.backbones.ops.attention import Attend, attention
+from jax_simcas.backbones.ops.naming import Flat, StateDict
+from jax_simcas.backbones.protocol import Backbone, Params, Shape
+
+
+class Family(NamedTuple):
+    """config: the class of its `Shape`; the others take one of it."""
+
+    model_types: tuple[str, ...]  # of transformers
+    config: type[Any]
+    backbone: Callable[[Any, Attend], Backbone]
+    from_state_dict: Callable[[StateDict, Any, object], Flat]
+    to_state_dict: Callable[[Params, Any], StateDict]
+
+
+# By the name of the section of the settings that holds the config.
+FAMILIES: dict[str, Family] = {
+    "bart": Family(bart.MODEL_TYPES, bart.BartConfig, Bart, bart_weights.from_state_dict, bart_weights.to_state_dict),
+}
+MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}
+
+
+def name_of(shape: Shape) -> str:
+    """The family of a config."""
+    return next(name for name, family in FAMILIES.items() if isinstance(shape, family.config))
+
+
+def replaced(shape: Shape, **changes: Any) -> Shape:
+    """`dataclasses.replace` for a config of any family.
+
+    Raises:
+      ValueError: a value that the field cannot have.
+    """
+    changed: Shape = dataclasses.replace(cast(Any, shape), **changes)
+    return changed
+
+
+def backbone_for(shape: Shape, attend: Attend = attention) -> Backbone:
+    """The backbone of that shape."""
+    return FAMILIES[name_of(shape)].backbone(shape, attend)
