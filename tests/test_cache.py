@@ -100,6 +100,8 @@ def test_every_setting_that_changes_tokens_makes_another_cache(source, words, tm
         "parts_at": "|",
         "join_parts": " ",
         "draw_answer": True,
+        "chunk_start": 3,
+        "chunk_end": 3,
     }
     assert {field.name for field in dataclasses.fields(FeatureConfig)} == set(changes)
     key = cache_lib.key_of(source, light, CONFIG)

@@ -67,15 +67,15 @@ def test_nothing():
 
 
 def test_an_only_chunk_of_mbart_25_has_nothing_before_its_content():
-    """`... </s> en_XX`: what fits with this frame is one chunk; each of several begins with the boundary."""
-    special = {"bos": (), "eos": (2, 9), "pad": 1, "boundary": 0}
+    """`... </s> en_XX`: what fits with this frame is one chunk; each of several begins with a token of its own."""
+    special = {"bos": (), "eos": (2, 9), "pad": 1, "chunk_bos": 0}
     for chunk in (chunk_tokens, lambda ids, length, **special: chunk_sentences(ids, [1, 3], length, **special)):
         np.testing.assert_array_equal(chunk(np.array([5, 6]), 6, **special).input_ids, [[5, 6, 2, 9, 1, 1]])
         np.testing.assert_array_equal(chunk(np.array([5, 6, 7, 8]), 6, **special).input_ids, [[5, 6, 7, 8, 2, 9]])
         several = chunk(np.array([5, 6, 7, 8, 8]), 6, **special)
         np.testing.assert_array_equal(several.input_ids, [[0, 5, 6, 7, 2, 9], [0, 8, 8, 1, 2, 9]])
-    with pytest.raises(ValueError, match="bos or boundary"):
-        chunk_tokens(np.arange(9), 6, **(special | {"boundary": None}))
+    with pytest.raises(ValueError, match="chunk_bos and chunk_eos"):
+        chunk_tokens(np.arange(9), 6, **(special | {"chunk_bos": None}))
 
 
 def test_chunks_of_mbart_50_begin_with_the_language():

@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.data import tokenizer as tokenizer_lib
@@ -49,6 +51,43 @@ def test_by_hand(words):
     np.testing.assert_array_equal(features["token_offsets"][1, :3], [[-1, -1], [12, 14], [-1, -1]])
     np.testing.assert_array_equal(features["target_ids"], [2, 0, w[5], w[6], 2])
     assert features["has_evidence"] and features["cut_tokens"] == features["cut_target"] == 0
+
+
+def framed(single, names):
+    """A tokenizer of words that frames a text as `single` says, with its special tokens."""
+    ids = {"<pad>": 0, "</s>": 1, "<bos>": 2, "<extra>": 3, "<unk>": 4} | {w: 5 + i for i, w in enumerate(WORDS)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    specials = [(token, ids[token]) for token in ("</s>", "<bos>")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=specials)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", **names)
+
+
+def test_a_tokenizer_without_bos_as_t5s():
+    """Alone as the tokenizer frames it; each of several chunks begins with EOS, or with what the config names."""
+    tokenizer = framed("$A </s>", {})
+    config = dataclasses.replace(CONFIG, decoder_start=0)
+    alone = featurize(Row("1", "w0 w1", "w2"), tokenizer, config)
+    np.testing.assert_array_equal(alone["input_ids"], [[5, 6, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(alone["target_ids"], [0, 7, 1])
+    several = Row("1", " ".join(WORDS[:6]), "w2")
+    np.testing.assert_array_equal(
+        featurize(several, tokenizer, config)["input_ids"], [[1, 5, 6, 7, 8, 1], [1, 9, 10, 0, 0, 1]]
+    )
+    config = dataclasses.replace(config, chunk_start=3)
+    np.testing.assert_array_equal(featurize(several, tokenizer, config)["input_ids"][:, 0], [3, 3])
+    np.testing.assert_array_equal(featurize(Row("1", "w0 w1", "w2"), tokenizer, config)["input_ids"][0, :3], [5, 6, 1])
+
+
+def test_a_tokenizer_that_ends_no_text_as_gemmas():
+    """A target is content and EOS, and so is what ends each of several chunks."""
+    tokenizer = framed("<bos> $A", {"bos_token": "<bos>"})
+    config = dataclasses.replace(CONFIG, decoder_start=2)
+    alone = featurize(Row("1", "w0 w1", "w2"), tokenizer, config)
+    np.testing.assert_array_equal(alone["input_ids"], [[2, 5, 6, 0, 0, 0]])
+    np.testing.assert_array_equal(alone["target_ids"], [2, 7, 1])
+    several = featurize(Row("1", " ".join(WORDS[:6]), "w2"), tokenizer, config)
+    np.testing.assert_array_equal(several["input_ids"], [[2, 5, 6, 7, 8, 1], [2, 9, 10, 0, 0, 1]])
 
 
 def test_limits(words):

@@ -132,7 +132,7 @@ def reshuffles_parts(source: RowSource, config: FeatureConfig) -> bool:
 
 def key_of(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> str:
     """A hash of all that tokens depend on: rows, tokenizer and its library, settings."""
-    tokens = (tokenizer.backend_tokenizer.to_str(), special_ids(tokenizer), tokenizers.__version__)
+    tokens = (tokenizer.backend_tokenizer.to_str(), special_ids(tokenizer, config), tokenizers.__version__)
     settings = sorted((field.name, getattr(config, field.name)) for field in dataclasses.fields(FeatureConfig))
     parts = (FORMAT, source.fingerprint, tokens, settings)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
@@ -187,7 +187,7 @@ def unpack(record: bytes, tokenizer: Tokenizer, config: FeatureConfig, rng: np.r
     ids = take(count, token).astype(np.int32)
     bits = take(-(-count // 8) if has_evidence else 0, np.uint8)
     contents = [take(int(size), token).astype(np.int32) for size in target_sizes[:, 0]]
-    made = chunk_at(ids, (np.cumsum(lengths) - lengths).tolist(), config.chunk_length, **special_ids(tokenizer))
+    made = chunk_at(ids, (np.cumsum(lengths) - lengths).tolist(), config.chunk_length, **special_ids(tokenizer, config))
     evidence = np.zeros(made.token_mask.shape, bool)
     if has_evidence:
         evidence[made.token_index >= 0] = np.unpackbits(bits, count=count)

@@ -37,6 +37,7 @@ class FeatureConfig:
     decoder_start: token id that starts every target; None: the target's last token, as mBART wraps it around.
     parts_at: separator of the parts of a document ("": one part), which `join_parts` replaces.
     draw_answer: training takes a random one of a row's answers, not always the first.
+    chunk_start, chunk_end: ids of the outer tokens of each of several chunks; None: those of the tokenizer's `Frame`.
     """
 
     chunk_length: int
@@ -48,6 +49,8 @@ class FeatureConfig:
     parts_at: str = ""
     join_parts: str = "</s>"
     draw_answer: bool = False
+    chunk_start: int | None = None
+    chunk_end: int | None = None
 
     def __post_init__(self) -> None:
         check_template(self.input_template)
@@ -174,7 +177,7 @@ def _from_text(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Conten
     tokenized = tokenize(tokenizer, text)
     limit = config.max_input_len - 2
     ids, offsets = tokenized.ids[:limit], tokenized.offsets[:limit]
-    special = special_ids(tokenizer)
+    special = special_ids(tokenizer, config)
     if config.chunking == "sentences":
         ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
         # A sentence ends before the first token that starts at or after the character that follows it.
@@ -201,15 +204,17 @@ def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Cont
 
     Deviation: cut at max_input_len tokens of content, where the released code keeps max_input_len // S chunks.
     """
-    special, length, ready = special_ids(tokenizer), config.chunk_length, row.chunks or ()
+    special, length, ready = special_ids(tokenizer, config), config.chunk_length, row.chunks or ()
+    whole = ("bos", "eos") if len(ready) == 1 else ("chunk_bos", "chunk_eos")
+    ends = special[whole[0]], special[whole[1]]
     vocabulary = tokenizer.backend_tokenizer.get_vocab_size()
     contents = []
     for k, chunk in enumerate(ready):
         where = f"row {row.id}: chunk {k} of its token ids (config.data.fields.chunks)"
         while len(ready) == 1 and chunk[-1:] == (special["pad"],):  # PAD stands behind EOS in an only chunk
             chunk = chunk[:-1]
-        _check_ready_chunk(chunk, length, k + 1 == len(ready), special, vocabulary, where)
-        ids = np.asarray(chunk[len(special["bos"]) : len(chunk) - len(special["eos"])], np.int32)
+        _check_ready_chunk(chunk, length, k + 1 == len(ready), ends, vocabulary, where)
+        ids = np.asarray(chunk[len(ends[0]) : len(chunk) - len(ends[1])], np.int32)
         contents.append(ids[ids != special["pad"]])
     if not sum(map(len, contents)):
         raise UserError(f"row {row.id}: its chunks (config.data.fields.chunks) have no token in them")
@@ -221,14 +226,19 @@ def _from_chunks(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Cont
 
 
 def _check_ready_chunk(
-    chunk: Sequence[int], length: int, last: bool, special: dict[str, Any], vocabulary: int, where: str
+    chunk: Sequence[int],
+    length: int,
+    last: bool,
+    frame: tuple[tuple[int, ...], tuple[int, ...]],
+    vocabulary: int,
+    where: str,
 ) -> None:
     if len(chunk) > length or (len(chunk) < length and not last):
         raise UserError(
             f"{where} has {len(chunk)} tokens, expected {length}: config.simcas.chunk_length must be what the set "
             "was cut at"
         )
-    before, after = special["bos"], special["eos"]
+    before, after = frame
     ends = len(chunk) - len(after)
     if ends < len(before) or (tuple(chunk[: len(before)]), tuple(chunk[ends:])) != (before, after):
         expected = f"BOS {' '.join(map(str, before))} ... EOS {' '.join(map(str, after))}"
@@ -243,10 +253,15 @@ def _check_ready_chunk(
         )
 
 
-def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What frames a chunk, as keyword arguments of chunk.py's functions."""
+def special_ids(tokenizer: Tokenizer, config: FeatureConfig) -> dict[str, Any]:
+    """What frames a document of one chunk and each of several, as keyword arguments of chunk.py's functions."""
     frame = frame_of(tokenizer)
-    return {"bos": frame.prefix, "eos": frame.suffix, "pad": frame.pad, "boundary": frame.boundary}
+    before, after = frame.chunk_prefix, frame.chunk_suffix
+    if config.chunk_start is not None:
+        before = (config.chunk_start, *before[1:])
+    if config.chunk_end is not None:
+        after = (*after[:-1], config.chunk_end)
+    return {"bos": frame.prefix, "eos": frame.suffix, "pad": frame.pad, "chunk_bos": before, "chunk_eos": after}
 
 
 def _within(offsets: Int[np.ndarray, "n 2"], length: int) -> Int[np.ndarray, "n 2"]:

@@ -66,9 +66,11 @@ class TextTokenizer(Tokenizer, Protocol):
 
 
 class Frame(NamedTuple):
-    """The special tokens that a tokenizer puts around a text, around a target, and between and beside them.
+    """The special tokens that a tokenizer puts around a text and around a target, and those around each chunk.
 
-    boundary: what begins each of several chunks where `prefix` is empty.
+    chunk_prefix, chunk_suffix: around each of several chunks: `prefix` and `suffix` or, where one is empty, BOS or EOS,
+    as both ends of a chunk need a token without content. Without a BOS, EOS begins it: the only special token that
+    such an encoder has always seen.
     """
 
     prefix: tuple[int, ...]
@@ -76,12 +78,13 @@ class Frame(NamedTuple):
     target_prefix: tuple[int, ...]
     target_suffix: tuple[int, ...]
     pad: int
-    boundary: int
+    chunk_prefix: tuple[int, ...]
+    chunk_suffix: tuple[int, ...]
 
     @property
     def tokens(self) -> set[int]:
         """All that may stand around the content of a chunk."""
-        return {*self.prefix, *self.suffix, self.boundary, self.pad}
+        return {*self.prefix, *self.suffix, *self.chunk_prefix, *self.chunk_suffix, self.pad}
 
 
 PROBES = ("a", "1", "\u4e00")  # texts of which one has tokens in any vocabulary
@@ -96,7 +99,8 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
 def probe_frame(tokenizer: Tokenizer) -> Frame:
     """How the tokenizer itself frames a text: `<s> ... </s>`, `[CLS] ... [SEP]`, `en_XX ... </s>`, `... </s> en_XX`.
 
-    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS. Not while another thread tokenises:
+    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS. Where it ends no text, as Gemma's, a
+    target is content and EOS, since a summary must end. Not while another thread tokenises:
     mBART's tokenizers are changed for a moment.
     """
     probe = next((text for text in PROBES if len(tokenize(tokenizer, text).ids)), PROBES[0])
@@ -108,7 +112,9 @@ def probe_frame(tokenizer: Tokenizer) -> Frame:
     bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
     if not any(source):
         source = target = ((bos,), (eos,))
-    return Frame(*source, *target, pad=pad, boundary=source[0][0] if source[0] else bos)
+    if not target[1]:
+        target = (), (eos,)
+    return Frame(*source, *target, pad, source[0] or (bos,), source[1] or (eos,))
 
 
 def _around(ids: Sequence[int], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -79,11 +79,13 @@ def spelled_out(
     pieces: list[str] = []
     offsets, end = np.full((*ids.shape, 2), -1, np.int64), 0
     frame = frame_of(tokenizer)
-    before = len(frame.prefix) or int(mask.any(axis=1).sum() > 1)  # each of several chunks has a boundary
+    several = mask.any(axis=1).sum() > 1
+    before = len(frame.chunk_prefix if several else frame.prefix)
+    after = len(frame.chunk_suffix if several else frame.suffix)
     for k, chunk in enumerate(ids):
         stream = DecodeStream(skip_special_tokens=False)
         real = np.flatnonzero(mask[k])
-        for s in real[before : len(real) - len(frame.suffix)]:
+        for s in real[before : len(real) - after]:
             piece = stream.step(tokenizer.backend_tokenizer, int(chunk[s])) or ""  # None within a character
             pieces.append(piece)
             offsets[k, s] = end, end + len(piece)

@@ -26,7 +26,8 @@ def chunk_tokens(
     bos: Special,
     eos: Special,
     pad: int,
-    boundary: int | None = None,
+    chunk_bos: Special | None = None,
+    chunk_eos: Special | None = None,
 ) -> Chunks:
     """Content of n tokens in K = max(1, ceil(n / (S - 2))) chunks `[BOS] content [EOS]`.
 
@@ -35,15 +36,15 @@ def chunk_tokens(
 
     Args:
       bos, eos: what the tokenizer puts before and after a text; of several tokens, the outer ones are the boundaries.
-      boundary: begins each of several chunks where `bos` is empty.
+      chunk_bos, chunk_eos: what begins and ends each of several chunks; None: `bos`, `eos`.
 
     Raises:
-      ValueError: a chunk_length that leaves no room between BOS and EOS; no token for position 0 of several chunks.
+      ValueError: a chunk_length that leaves no room between BOS and EOS; several chunks with nothing at either end.
     """
     starts: Sequence[int] = (0,)
     if len(ids) > _room(chunk_length, bos, eos):
-        starts = range(0, len(ids), _room(chunk_length, _first(bos, boundary), eos))
-    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, boundary=boundary)
+        starts = range(0, len(ids), _room(chunk_length, *_ends(bos, eos, chunk_bos, chunk_eos)))
+    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, chunk_bos=chunk_bos, chunk_eos=chunk_eos)
 
 
 def chunk_sentences(
@@ -54,7 +55,8 @@ def chunk_sentences(
     bos: Special,
     eos: Special,
     pad: int,
-    boundary: int | None = None,
+    chunk_bos: Special | None = None,
+    chunk_eos: Special | None = None,
 ) -> Chunks:
     """Like `chunk_tokens`, but never splits inside a sentence unless it alone exceeds S - 2 tokens.
 
@@ -66,8 +68,9 @@ def chunk_sentences(
     """
     starts = [0]
     if len(ids) > _room(chunk_length, bos, eos):
-        starts = sentence_starts(len(ids), sentence_ends, _room(chunk_length, _first(bos, boundary), eos))
-    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, boundary=boundary)
+        room = _room(chunk_length, *_ends(bos, eos, chunk_bos, chunk_eos))
+        starts = sentence_starts(len(ids), sentence_ends, room)
+    return chunk_at(ids, starts, chunk_length, bos=bos, eos=eos, pad=pad, chunk_bos=chunk_bos, chunk_eos=chunk_eos)
 
 
 def sentence_starts(count: int, sentence_ends: Sequence[int], room: int) -> list[int]:
@@ -99,13 +102,12 @@ def chunk_at(
     bos: Special,
     eos: Special,
     pad: int,
-    boundary: int | None = None,
+    chunk_bos: Special | None = None,
+    chunk_eos: Special | None = None,
 ) -> Chunks:
     """Chunks that begin at `starts` (ascending from 0) of the content and end where the next begins."""
-    before, after = _tokens(bos), _tokens(eos)
     alone = len(starts) == 1
-    if not alone:
-        before = _first(before, boundary)
+    before, after = (_tokens(bos), _tokens(eos)) if alone else _ends(bos, eos, chunk_bos, chunk_eos)
     begin = np.asarray(starts, np.int64)[:, None]
     end = np.append(begin[1:, 0], len(ids))[:, None]
     index = begin + np.arange(_room(chunk_length, before, after))
@@ -174,12 +176,15 @@ def _tokens(special: Special) -> tuple[int, ...]:
     return tuple(special) if isinstance(special, Sequence) else (special,)
 
 
-def _first(bos: Special, boundary: int | None) -> tuple[int, ...]:
-    """What begins each of several chunks."""
-    before = _tokens(bos) or (() if boundary is None else (boundary,))
-    if not before:
-        raise ValueError("several chunks need a token at position 0 of each: give bos or boundary")
-    return before
+def _ends(
+    bos: Special, eos: Special, chunk_bos: Special | None, chunk_eos: Special | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What begins and ends each of several chunks: alignment exchanges the states of the outer tokens."""
+    before = _tokens(bos if chunk_bos is None else chunk_bos)
+    after = _tokens(eos if chunk_eos is None else chunk_eos)
+    if not before or not after:
+        raise ValueError("several chunks need a token without content at both ends: give chunk_bos and chunk_eos")
+    return before, after
 
 
 def _room(chunk_length: int, bos: Special, eos: Special) -> int:

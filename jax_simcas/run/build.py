@@ -193,14 +193,8 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
     begins a target with it (mBART-50), it is the forced first token.
     """
-    forced = settings.generate.forced_bos_token_id
-    if isinstance(forced, str):
-        token = tokenizer.backend_tokenizer.token_to_id(forced)
-        if token is None:
-            raise UserError(f"config.generate.forced_bos_token_id={forced!r}: the tokenizer has no such token")
-        settings = dataclasses.replace(
-            settings, generate=dataclasses.replace(settings.generate, forced_bos_token_id=token)
-        )
+    settings = _with_ids(settings, "generate", ("forced_bos_token_id",), tokenizer)
+    settings = _with_ids(settings, "simcas", ("chunk_start", "chunk_end"), tokenizer)
     if not settings.data.tgt_lang:
         return settings
     frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer.convert_tokens_to_ids(settings.data.tgt_lang)
@@ -210,6 +204,21 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     if code in frame.target_prefix:
         changes["forced_bos_token_id"] = code
     return settings.with_shape(replaced(settings.shape, **changes))
+
+
+def _with_ids(settings: Settings, section: str, names: tuple[str, ...], tokenizer: TextTokenizer) -> Settings:
+    """The settings with the ids of tokens that these fields name by text."""
+    held = getattr(settings, section)
+    ids: dict[str, int] = {}
+    for name in names:
+        given = getattr(held, name)
+        if isinstance(given, str):
+            token = tokenizer.backend_tokenizer.token_to_id(given)
+            if token is None:
+                raise UserError(f"config.{section}.{name}={given!r}: the tokenizer has no such token")
+            ids[name] = token
+    changed: Any = dataclasses.replace(held, **ids)
+    return dataclasses.replace(settings, **{section: changed})
 
 
 LEARNED_POLICIES = ("greedy", "sample", "threshold", "topk")  # those that ask the selector
@@ -243,7 +252,8 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     """
     frame, rows = tokenizer_lib.frame_of(tokenizer), settings.shape.vocab_size
     target = (*frame.target_prefix, *frame.target_suffix)
-    without = sorted(token for token in {*frame.tokens, *target} if token >= rows)
+    chosen = {token for token in (settings.simcas.chunk_start, settings.simcas.chunk_end) if isinstance(token, int)}
+    without = sorted(token for token in {*frame.tokens, *target, *chosen} if token >= rows)
     if without:
         names = ", ".join(f"{tokenizer.backend_tokenizer.id_to_token(token)} ({token})" for token in without)
         raise UserError(

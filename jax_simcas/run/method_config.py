@@ -132,6 +132,10 @@ class SimcasConfig:
     """
 
     chunk_length: int = 512  # tokens, both special ones included
+    # the token that begins, and the one that ends, each of several chunks, by text or id; both are without content, as
+    # alignment exchanges their states; None: what the tokenizer puts around a text, else BOS, else EOS
+    chunk_start: int | str | None = None
+    chunk_end: int | str | None = None  # the same at the end of each
     chunking: str = "fixed"  # "fixed", or "sentences": no chunk ends within a sentence
     max_input_len: int = 16_384  # tokens of a document that are read
     max_target_len: int = 1_024  # tokens
@@ -180,6 +184,10 @@ class SimcasConfig:
         checks.at_least(self, 1, "budget", "max_chunks", "hyper_length")
         checks.at_least(self, 0, "threshold", most=1)
         checks.above(self, 0, "reward_scale")
+        for name in ("chunk_start", "chunk_end"):
+            token = getattr(self, name)
+            if token == "" or (isinstance(token, int) and token < 0):
+                raise ValueError(f"{name}={token!r}: expected a token, by its text or its id")
         if self.attention == "cudnn" and self.dtype == "float32":
             raise ValueError("attention='cudnn' needs dtype='bfloat16'")
         if self.policy in POLICIES and POLICIES[self.policy].budgeted and self.budget is None:
