@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -69,12 +70,41 @@ def few_rows(x: Float[Array, "T I"], transposed: Float[Array, "O I"]) -> Float[A
 
 def activation(x: Float[Array, ...], name: str) -> Float[Array, ...]:
     """The named activation, computed in float32."""
-    functions = {
-        "gelu": lambda y: 0.5 * y * (1.0 + lax.erf(y * 2.0**-0.5)),
-        "gelu_new": lambda y: jax.nn.gelu(y, approximate=True),
-        "relu": jax.nn.relu,
-    }
-    return functions[name](x.astype(jnp.float32)).astype(x.dtype)
+    return ACTIVATIONS[name](x.astype(jnp.float32)).astype(x.dtype)
+
+
+def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
+    return 0.5 * x * (1.0 + lax.erf(x * 2.0**-0.5))
+
+
+def gelu_tanh(x: Float[Array, ...]) -> Float[Array, ...]:
+    return jax.nn.gelu(x, approximate=True)
+
+
+# By transformers' names (ACT2FN); without those that have parameters.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_10": lambda x: jnp.clip(gelu(x), -10.0, 10.0),
+    "gelu_accurate": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "gelu_python": gelu,
+    "gelu_python_tanh": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "hardswish": jax.nn.hard_swish,
+    "laplace": lambda x: 0.5 * (1.0 + lax.erf((x - 0.707107) / (0.282095 * 2.0**0.5))),
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
 def dropout(module: nn.Module, x: Float[Array, ...], rate: float, deterministic: bool) -> Float[Array, ...]:
