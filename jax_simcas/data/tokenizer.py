@@ -257,7 +257,7 @@ LANGUAGES = ("config.data.src_lang", "config.data.tgt_lang")
 
 
 def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "", named: tuple[str, str] = LANGUAGES) -> None:
-    """Lets an mBART-like tokenizer frame documents and targets with these languages' codes; "" keeps its own.
+    """Lets a tokenizer like mBART's or NLLB's frame documents and targets with these languages' codes; "": its own.
 
     Args:
       named: as errors call the two.
@@ -271,12 +271,20 @@ def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "", named:
         where = f"{shown}={code!r}"
         if not hasattr(tokenizer, "set_src_lang_special_tokens"):
             raise UserError(f"{where}: the tokenizer ({type(tokenizer).__name__}) knows no languages; leave it out")
-        codes = sorted(tokenizer.lang_code_to_id)
+        codes = sorted(language_codes(tokenizer))
         if code not in codes:
             raise UserError(f"{where}: the tokenizer has no such language code; there are {', '.join(codes)}")
         setattr(tokenizer, name, code)
         tokenizer.init_kwargs[name] = code  # what save_pretrained writes
         tokenizer.frame = probe_frame(tokenizer)
+
+
+def language_codes(tokenizer: Any) -> list[str]:
+    """The codes of the tokenizer's languages; NLLB's are its special tokens, but for those that have names."""
+    if hasattr(tokenizer, "lang_code_to_id"):
+        return [*tokenizer.lang_code_to_id]
+    named = {str(token) for token in tokenizer.special_tokens_map.values() if not isinstance(token, list)}
+    return [str(token) for token in tokenizer.all_special_tokens if str(token) not in named]
 
 
 def _listing(name: str) -> str:

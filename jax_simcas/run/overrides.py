@@ -59,7 +59,7 @@ OVERRIDES: dict[str, Override] = {
     "--capacity": Override("simcas.capacity", cli.number(int, 2), "most states that the decoder sees"),
     "--max-input-len": Override("simcas.max_input_len", cli.number(int, 3), "tokens read of a document"),
     "--chunk-length": Override("simcas.chunk_length", cli.number(int, 3), "tokens of a chunk, special ones included"),
-    "--src-lang": Override("data.src_lang", cli.text, "language code of the documents, for mBART (en_XX) or PLBart"),
+    "--src-lang": Override("data.src_lang", cli.text, "language code of documents, for mBART (en_XX), NLLB or PLBart"),
     "--tgt-lang": Override("data.tgt_lang", cli.text, "the same of the summaries"),
     "--dtype": Override("simcas.dtype", cli.one_of(DTYPES), "float32 or bfloat16"),
     "--num-beams": Override("generate.num_beams", cli.positive, "beams of the search"),
