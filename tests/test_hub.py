@@ -273,7 +273,7 @@ def test_what_is_not_there_is_named(tmp_path):
     [
         ({"model_type": "t5"}, "model_type is 't5'"),
         ({"d_model": "wide"}, "d_model is 'wide', expected int"),
-        ({"activation_function": "swish"}, "activation_function='swish'"),
+        ({"activation_function": "prelu"}, "activation_function='prelu'"),
         ({"encoder_attention_heads": 7}, "not a multiple of encoder_attention_heads=7"),
         ({"pad_token_id": 10**6}, "pad_token_id=1000000 lies outside the vocabulary"),
     ],

@@ -15,18 +15,29 @@ from jax_simcas.backbones.protocol import Backbone, Params, Shape
 
 
 class Family(NamedTuple):
-    """config: the class of its `Shape`; the others take one of it."""
+    """config: the class of its `Shape`; the others take one of it.
+
+    completed: adds what a file with the tree's own names may leave out.
+    """
 
     model_types: tuple[str, ...]  # of transformers
     config: type[Any]
     backbone: Callable[[Any, Attend], Backbone]
     from_state_dict: Callable[[StateDict, Any, object], Flat]
     to_state_dict: Callable[[Params, Any], StateDict]
+    completed: Callable[[Flat, Any], Flat] = lambda flat, shape: flat
 
 
 # By the name of the section of the settings that holds the config.
 FAMILIES: dict[str, Family] = {
-    "bart": Family(bart.MODEL_TYPES, bart.BartConfig, Bart, bart_weights.from_state_dict, bart_weights.to_state_dict),
+    "bart": Family(
+        bart.MODEL_TYPES,
+        bart.BartConfig,
+        Bart,
+        bart_weights.from_state_dict,
+        bart_weights.to_state_dict,
+        bart_weights.completed,
+    ),
 }
 MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}
 
@@ -34,6 +45,12 @@ MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_t
 def name_of(shape: Shape) -> str:
     """The family of a config."""
     return next(name for name, family in FAMILIES.items() if isinstance(shape, family.config))
+
+
+def chunk_positions(shape: Shape) -> int | None:
+    """The most tokens of a chunk, which some models bound more tightly than those of a target."""
+    most: int | None = getattr(shape, "chunk_positions", shape.positions)
+    return most
 
 
 def replaced(shape: Shape, **changes: Any) -> Shape:

@@ -89,7 +89,7 @@ class Task:
 def example(task: Task) -> Example:
     """A batch of one random document of whole chunks, with a target."""
     rng, bart = np.random.default_rng(0), task.bart
-    special = {"bos": bart.bos_token_id, "eos": bart.eos_token_id, "pad": bart.pad_token_id}
+    special = {"bos": bart.tokens.bos, "eos": bart.tokens.eos, "pad": bart.tokens.pad}
     words = task.length // task.chunk_length * (task.chunk_length - 2)
     chunks = chunk_tokens(rng.integers(4, bart.vocab_size, words), task.chunk_length, **special)
     target = rng.integers(4, bart.vocab_size, task.target)

@@ -45,6 +45,7 @@ from jax_simcas.method.model import SimCAS, encoder_of, init_params
 from jax_simcas.method.select import init_selector
 
 Params = Any
+RELEASED = ("bart", "mbart", "plbart")  # model_types whose names are those of the released trainer
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
 
 
@@ -189,7 +190,7 @@ def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat]:
     readers: dict[str, Callable[[Path], Flat]] = {
         SAFETENSORS: of(_safetensors),
         SAFETENSORS_INDEX: of(partial(_sharded, _safetensors)),
-        MSGPACK: _msgpack,
+        MSGPACK: lambda path: family.completed(_msgpack(path), config),
         HUB_BIN: of(_torch),
         BIN_INDEX: of(partial(_sharded, _torch)),
         RELEASED_BIN: of(_torch),
@@ -289,7 +290,7 @@ def save(
     if layout not in LAYOUTS:
         raise UserError(f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     if layout == "released":
-        if not isinstance(config, BartConfig):
+        if not isinstance(config, BartConfig) or config.family not in RELEASED:
             raise UserError(
                 f"{folder}: the released layout is BART's, and this is a {config.family}; choose hf or flax"
             )

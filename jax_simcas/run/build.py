@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jax_simcas.backbones.families import name_of, replaced
+from jax_simcas.backbones.families import chunk_positions, name_of, replaced
 from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.hub import (
     EXTRA,
@@ -191,7 +191,7 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     """The settings with summaries that begin in the target language, where one is named, or with a token named by text.
 
     Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
-    begins a target with it (mBART-50), it is the forced first token.
+    begins a target with it (mBART-50, NLLB), or the model does not wrap targets around, it is the forced first token.
     """
     settings = _with_ids(settings, "generate", ("forced_bos_token_id",), tokenizer)
     settings = _with_ids(settings, "simcas", ("chunk_start", "chunk_end"), tokenizer)
@@ -201,7 +201,7 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     changes: dict[str, Any] = {}
     if settings.shape.wraps_targets:
         changes["decoder_start_token_id"] = (*frame.target_prefix, *frame.target_suffix)[-1]
-    if code in frame.target_prefix:
+    if code in frame.target_prefix or not settings.shape.wraps_targets:
         changes["forced_bos_token_id"] = code
     return settings.with_shape(replaced(settings.shape, **changes))
 
@@ -301,11 +301,11 @@ def fitted_to(settings: Settings, shape: Shape) -> Settings:
     A length that is nobody's but the user's is left to the check.
     """
     simcas, generate, positions = settings.simcas, settings.generate, shape.positions
-    if positions is None:
-        return settings
+    most = {"chunk_length": chunk_positions(shape), "max_target_len": positions}
     ours = {"chunk_length": (SimcasConfig.chunk_length,), "max_target_len": (SimcasConfig.max_target_len, TARGET)}
-    fitting = {name: min(getattr(simcas, name), positions) for name in ours if getattr(simcas, name) in ours[name]}
-    if generate.max_length == TARGET > positions:
+    lengths = {name: (getattr(simcas, name), bound) for name, bound in most.items() if bound is not None}
+    fitting = {name: min(length) for name, length in lengths.items() if length[0] in ours[name]}
+    if positions is not None and generate.max_length == TARGET > positions:
         least = None if generate.min_length is None else min(generate.min_length, positions)
         generate = dataclasses.replace(generate, max_length=positions, min_length=least)
     return dataclasses.replace(settings, simcas=simcas.replace(**fitting), generate=generate)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from jax_simcas.backbones.families import FAMILIES, name_of
+from jax_simcas.backbones.families import FAMILIES, chunk_positions, name_of
 from jax_simcas.backbones.protocol import Backbone, Shape
 from jax_simcas.common import checks, files
 from jax_simcas.common.errors import UserError
@@ -230,16 +230,18 @@ def _check_positions(settings: Settings, where: str) -> None:
 
 def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
     positions, vocabulary = backbone.positions, backbone.vocab_size
+    of_chunk = chunk_positions(settings.shape) if settings.backbone in FAMILIES else positions
     lengths = {
-        "simcas.chunk_length": settings.simcas.chunk_length,
-        "simcas.max_target_len": settings.simcas.max_target_len,
-        "generate.max_length": settings.generate.max_length,
+        "simcas.chunk_length": (settings.simcas.chunk_length, of_chunk),
+        "simcas.max_target_len": (settings.simcas.max_target_len, positions),
+        "generate.max_length": (settings.generate.max_length, positions),
     }
-    for name, length in lengths.items():
-        if positions is not None and length is not None and length > positions:
+    for name, (length, most) in lengths.items():
+        if most is not None and length is not None and length > most:
+            why = "max_position_embeddings" if most == positions else "half its attention_window at most"
             raise UserError(
-                f"{where}.{name}={length} exceeds the model's {positions} positions (max_position_embeddings): "
-                "lower it, or use a model with more positions"
+                f"{where}.{name}={length} exceeds the model's {most} positions ({why}): lower it, or use a model with "
+                "more positions"
             )
     for name, token in tokens_of(settings.generate):
         if token >= vocabulary:

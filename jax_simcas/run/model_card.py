@@ -23,7 +23,8 @@ from jax_simcas.run.config import DataConfig, Settings
 from jax_simcas.run.provenance import LOCAL, data_in_words, hub_dataset, hub_model, languages
 
 FOLDER = "FOLDER"  # what a card calls the place of a model that is in a local folder
-FAMILIES = {"bart": "BART", "mbart": "mBART", "plbart": "PLBart"}
+FAMILIES = {"bart": "BART", "mbart": "mBART", "plbart": "PLBart", "mvp": "MVP", "pegasus": "PEGASUS", "led": "LED"}
+FAMILIES |= {"marian": "Marian", "m2m_100": "M2M100", "blenderbot": "Blenderbot", "blenderbot-small": "Blenderbot"}
 TASKS = {"summarization": ("summarization", "Summarization"), "answers": ("question-answering", "Question answering")}
 METRICS = {"exact_match": "exact_match", "f1": "f1"}  # by the names that the hub has; others are ROUGE or BERTScore
 SIGNED = re.compile(r"\n<!-- Written by jax_simcas, which writes it anew unless this text is changed: (\w+) -->\s*$")

@@ -1,4 +1,4 @@
-"""BART and mBART behind the `Backbone` protocol."""
+"""BART and its relatives behind the `Backbone` protocol."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
 
 SHARDING_RULES: tuple[ShardingRule, ...] = (
-    (r"shared/embedding", ("vocabulary", "width")),
+    (r"(shared|embed_tokens)/embedding", ("vocabulary", "width")),
     (r"embed_positions/embedding", (None, "width")),
-    (r"[qkv]_proj/kernel", ("width", "heads")),
-    (r"[qkv]_proj/bias", ("heads",)),
+    (r"([qkv]_proj|(query|key|value)_global)/kernel", ("width", "heads")),
+    (r"([qkv]_proj|(query|key|value)_global)/bias", ("heads",)),
     (r"(encoder|self)_attn/out_proj/kernel", ("heads", "width")),
     (r"fc1/kernel", ("width", "inner")),
     (r"fc1/bias", ("inner",)),
@@ -49,7 +49,7 @@ class Bart:
 
     @property
     def vocab_size(self) -> int:
-        return self.config.vocab_size
+        return self.config.target_vocabulary
 
     @property
     def positions(self) -> int:
@@ -74,16 +74,18 @@ class Bart:
 
     def init(self, key: Array) -> Params:
         config = self.config
-        embedding_key, encoder_key, decoder_key = jax.random.split(key, 5)[:3]  # the method draws from the other two
-        embedding = config.init_std * jax.random.normal(embedding_key, (config.vocab_size, config.d_model))
-        return {
-            "model": {
-                "shared": {"embedding": embedding.at[config.pad_token_id].set(0.0)},
-                "encoder": encoder.init_encoder(encoder_key, config),
-                "decoder": decoder.init_decoder(decoder_key, config),
-            },
-            "final_logits_bias": jnp.zeros((1, config.vocab_size)),
-        }
+        keys = jax.random.split(key, 5)[:3]  # the method draws from the other two
+        encoder_params, decoder_params = encoder.init_encoder(keys[1], config), decoder.init_decoder(keys[2], config)
+        model = {"encoder": encoder_params, "decoder": decoder_params}
+        if config.share_encoder_decoder_embeddings:
+            model["shared"] = layers.init_tokens(keys[0], config, config.vocab_size)
+        else:
+            sizes = (config.vocab_size, config.target_vocabulary)
+            for stack, own, size in zip(model.values(), jax.random.split(keys[0]), sizes, strict=True):
+                stack["embed_tokens"] = layers.init_tokens(own, config, size)
+        if not config.dialect.logits_bias:
+            return {"model": model}
+        return {"model": model, "final_logits_bias": jnp.zeros((1, config.target_vocabulary))}
 
     def stack(self, params: Params) -> Params:
         return stacks.stack_layers(params)
@@ -94,9 +96,10 @@ class Bart:
     def embed(
         self, params: Params, ids: Int[Array, " S"], added: Float[Array, " D"] | None, dtype: Any, key: Array | None
     ) -> Float[Array, "S D"]:
-        model, positions = params["model"], jnp.arange(ids.shape[0])
-        x = layers.embed(model["shared"], model["encoder"], self.config, ids, positions, dtype, added)
-        return layers.dropout_embedding(x, self.config, key)
+        config, model = self.config, params["model"]
+        positions, combine = layers.positions_of(ids, config), config.dialect.encoder_input
+        x = layers.embed(model, model["encoder"], combine, config, ids, positions, dtype, added)
+        return layers.dropout_embedding(x, config, key)
 
     def encoder_layers(self, params: Params) -> Params:
         return stacks.stacked_layers(params["model"]["encoder"])

@@ -19,7 +19,9 @@ from jax_simcas.backbones.bart.layers import (
     embed,
     final_norm,
     init_stack,
+    positions_of,
     sublayer,
+    token_table,
 )
 from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_to_rows, attention
 from jax_simcas.backbones.ops.layers import TRANSPOSED, LayerNorm, few_rows
@@ -125,17 +127,20 @@ class DecoderLayer(nn.Module):
 def init_decoder(key: Array, config: BartConfig) -> Params:
     """Fresh decoder parameters."""
     inputs = (jnp.zeros((2, config.d_model)), jnp.zeros((2, config.d_model)), jnp.ones(2, bool))
-    return init_stack(key, DecoderLayer(config), inputs, config.decoder_layers, config)
+    layer, positions = DecoderLayer(config), config.positions
+    return init_stack(key, layer, inputs, config.decoder_layers, config, config.dialect.decoder_input, positions)
 
 
 def logits_of(params: Params, x: Float[Array, "T D"], dtype: Any) -> Float[Array, "T V"]:
-    """x E^T + final_logits_bias with the shared embedding E, in float32. `params` is the whole tree."""
-    shared = params["model"]["shared"]
-    if TRANSPOSED in shared:
-        products = few_rows(x.astype(dtype), shared[TRANSPOSED])
+    """x E^T [+ final_logits_bias] with the decoder's embedding E, in float32. `params` is the whole tree."""
+    table = token_table(params["model"], params["model"]["decoder"])
+    if TRANSPOSED in table:
+        products = few_rows(x.astype(dtype), table[TRANSPOSED])
     else:
-        embedding = shared["embedding"].astype(dtype)
+        embedding = table["embedding"].astype(dtype)
         products = jnp.einsum("td,vd->tv", x.astype(dtype), embedding, preferred_element_type=jnp.float32)
+    if "final_logits_bias" not in params:
+        return products
     # The output bias is a buffer in BART, not a parameter.
     return products + lax.stop_gradient(params["final_logits_bias"])[0]
 
@@ -163,9 +168,9 @@ def decode(
     decoder = params["model"]["decoder"]
     deterministic = key is None
     keys = jax.random.split(jax.random.key(0) if key is None else key, config.decoder_layers + 1)
-    positions = jnp.arange(target_ids.shape[0])
+    positions = positions_of(target_ids, config)
     selected = constrain(selected, None, None)
-    x = embed(params["model"]["shared"], decoder, config, target_ids, positions, dtype)
+    x = embed(params["model"], decoder, config.dialect.decoder_input, config, target_ids, positions, dtype)
     x = dropout_embedding(x, config, None if deterministic else keys[-1])
     layer = DecoderLayer(config, dtype, attend)
     share = target_mask / jnp.maximum(target_mask.sum(), 1)
@@ -244,7 +249,7 @@ def decode_step(
     own = ancestors[:, :, None] == jnp.arange(beams)
     history = (own & (jnp.arange(length) <= position)[:, None]).reshape(beams, length * beams)
     positions = jnp.full((beams,), position)
-    x = embed(params["model"]["shared"], decoder, config, token, positions, dtype)
+    x = embed(params["model"], decoder, config.dialect.decoder_input, config, token, positions, dtype)
     layer = DecoderLayer(config, dtype)
 
     written = []
@@ -269,5 +274,8 @@ def for_generation(params: Params, dtype: Any) -> Params:
         return {TRANSPOSED: tree["kernel"].astype(dtype).T, "bias": tree["bias"]}
 
     decoder = {**model["decoder"], "layers": transposed(model["decoder"]["layers"])}
-    shared = {**model["shared"], TRANSPOSED: model["shared"]["embedding"].astype(dtype)}
-    return {**params, "model": {**model, "decoder": decoder, "shared": shared}}
+    table = token_table(model, decoder)
+    table = {**table, TRANSPOSED: table["embedding"].astype(dtype)}
+    if "embed_tokens" in decoder:
+        return {**params, "model": {**model, "decoder": {**decoder, "embed_tokens": table}}}
+    return {**params, "model": {**model, "decoder": decoder, "shared": table}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -40,5 +41,12 @@ class EncoderLayer(nn.Module):
 
 def init_encoder(key: Array, config: BartConfig) -> Params:
     """Fresh encoder parameters."""
-    inputs = (jnp.zeros((2, config.d_model)), jnp.ones(2, bool))
-    return init_stack(key, EncoderLayer(config), inputs, config.encoder_layers, config)
+    inputs, dialect = (jnp.zeros((2, config.d_model)), jnp.ones(2, bool)), config.dialect
+    layer, positions = EncoderLayer(config), config.max_position_embeddings
+    params = init_stack(key, layer, inputs, config.encoder_layers, config, dialect.encoder_input, positions)
+    shape = (config.d_model, config.d_model)
+    for i, own in params["layers"].items():
+        for j, name in enumerate(dialect.kept):
+            kernel = config.init_std * jax.random.normal(jax.random.fold_in(key, int(i) * len(dialect.kept) + j), shape)
+            own["self_attn"][name] = {"kernel": kernel, "bias": jnp.zeros(config.d_model)}
+    return params

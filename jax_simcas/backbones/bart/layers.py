@@ -13,11 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.bart.dialects import Combine, plain_sum
 from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention
 from jax_simcas.backbones.ops.layers import Dense, LayerNorm, activation, drop, dropout
 from jax_simcas.backbones.ops.memory import SUM
 
-POSITION_OFFSET = 2  # rows that BART's position tables carry before position 0
 Params = Any  # nested dict of arrays
 
 
@@ -109,36 +109,74 @@ def sublayer(
     return x if config.normalize_before else norm(x)
 
 
+def positions_of(ids: Int[Array, " T"], config: BartConfig) -> Int[Array, " T"]:
+    """The positions of the tokens of a sequence."""
+    if config.dialect.positions.offset is None:
+        return jnp.cumsum(ids != config.pad_token_id) - 1
+    return jnp.arange(ids.shape[0])
+
+
+def position_rows(
+    stack: Params, config: BartConfig, ids: Int[Array, " T"], positions: Int[Array, " T"]
+) -> Float[Array, "T D"]:
+    """The embeddings of positions; those of waves do not learn."""
+    table, rows = stack["embed_positions"]["embedding"], positions + config.position_offset
+    if config.dialect.positions.offset is None:
+        rows = jnp.where(ids == config.pad_token_id, config.pad_token_id, rows)
+    return (table if config.dialect.positions.waves is None else lax.stop_gradient(table))[rows]
+
+
 def embed(
-    shared: Params,
+    model: Params,
     stack: Params,
+    combine: Combine,
     config: BartConfig,
     ids: Int[Array, " T"],
     positions: Int[Array, " T"],
     dtype: Any,
     added: Float[Array, " D"] | None = None,
 ) -> Float[Array, "T D"]:
-    """layer_norm(scale * token + position [+ added]); `stack` is the encoder's or the decoder's tree."""
+    """combine(layer_norm, scale * token, position [, added]); `stack` is the encoder's or the decoder's tree."""
     scale = config.d_model**0.5 if config.scale_embedding else 1.0
-    tokens = shared["embedding"][ids] * scale
+    tokens = token_table(model, stack)["embedding"][ids] * scale
     # PAD's embedding learns from the output head only, as PyTorch's `padding_idx` has it.
     tokens = jnp.where((ids == config.pad_token_id)[:, None], lax.stop_gradient(tokens), tokens)
-    x = tokens + stack["embed_positions"]["embedding"][positions + POSITION_OFFSET]
-    if added is not None:
-        x = x + added
-    return LayerNorm(dtype).apply({"params": stack["layernorm_embedding"]}, x)
+    norm = lambda x: LayerNorm(dtype).apply({"params": stack["layernorm_embedding"]}, x)
+    more = () if added is None else (added,)
+    return combine(norm, tokens, position_rows(stack, config, ids, positions), *more).astype(dtype)
 
 
-def init_stack(key: Array, layer: nn.Module, layer_inputs: tuple, count: int, config: BartConfig) -> Params:
+def token_table(model: Params, stack: Params) -> Params:
+    """What holds the token embeddings of a stack: its own, where encoder and decoder do not share them."""
+    return stack["embed_tokens"] if "embed_tokens" in stack else model["shared"]
+
+
+def init_tokens(key: Array, config: BartConfig, rows: int) -> Params:
+    """Fresh token embeddings; PAD's is 0."""
+    embedding = config.init_std * jax.random.normal(key, (rows, config.d_model))
+    return {"embedding": embedding.at[config.pad_token_id].set(0.0)}
+
+
+def init_stack(
+    key: Array,
+    layer: nn.Module,
+    layer_inputs: tuple,
+    count: int,
+    config: BartConfig,
+    combine: Combine,
+    positions: int,
+) -> Params:
     """Fresh parameters of an encoder or decoder: positions, embedding norm, `count` layers."""
     position_key, *layer_keys = jax.random.split(key, count + 1)
-    rows = config.max_position_embeddings + POSITION_OFFSET
+    shape, waves = (positions + config.position_offset, config.d_model), config.dialect.positions.waves
+    learned = lambda: config.init_std * jax.random.normal(position_key, shape)
     norm = {"scale": jnp.ones(config.d_model), "bias": jnp.zeros(config.d_model)}
     params = {
-        "embed_positions": {"embedding": config.init_std * jax.random.normal(position_key, (rows, config.d_model))},
-        "layernorm_embedding": dict(norm),
+        "embed_positions": {"embedding": jnp.asarray(waves(*shape, config.pad_token_id)) if waves else learned()},
         "layers": {str(i): layer.init(layer_keys[i], *layer_inputs)["params"] for i in range(count)},
     }
+    if combine is not plain_sum:
+        params["layernorm_embedding"] = dict(norm)
     if config.final_layer_norm:
         params["layer_norm"] = dict(norm)
     return params

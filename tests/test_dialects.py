@@ -1,0 +1,477 @@
+"""BART's relatives compute what transformers computes: states, logits, gradients, generated tokens, files."""
+
+import dataclasses
+import json
+import warnings
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from safetensors.numpy import load_file, save_file
+from test_checkpoints import SHORT, TEXT, byte_level, generated, of_transformers, unigram_pieces
+from test_checkpoints import SIZES as SIZES_OF_ONE
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+import jax_simcas
+from jax_simcas import summarize
+from jax_simcas.backbones.bart.backbone import Bart
+from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.bart.dialects import DIALECTS
+from jax_simcas.backbones.bart.weights import from_state_dict
+from jax_simcas.backbones.ops.layers import ACTIVATIONS
+from jax_simcas.checkpoints.hub import from_pretrained, load, save
+from jax_simcas.common import trees
+from jax_simcas.common.errors import UserError
+from jax_simcas.data.tokenizer import frame_of, load_tokenizer
+from jax_simcas.method.beam_search import generate
+from jax_simcas.method.document import Document, Example, Target
+from jax_simcas.method.generate_config import GenerateConfig
+from jax_simcas.method.model import SimCAS, forward
+from jax_simcas.method.select import ALL
+from jax_simcas.run import build
+from jax_simcas.run import config as config_lib
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+MODEL_TYPES = tuple(DIALECTS)
+NEAR = 2e-5  # of the largest value
+SIZES, DRAWS = 4, 10  # random sizes, tokens and settings of generation of a dialect; weights and documents of each
+
+
+def config_of(model_type, rng, **changes):
+    """transformers' config of random sizes and special tokens."""
+    heads = [int(n) for n in rng.choice([1, 2, 3, 4, 6], 2)]
+    vocabulary = int(rng.integers(30, 60))
+    pad, bos, eos, start = (int(t) for t in rng.permutation(vocabulary)[:4])
+    config = {
+        "vocab_size": vocabulary,
+        "d_model": 12 * int(rng.integers(1, 4)),
+        "encoder_layers": int(rng.integers(1, 4)),
+        "decoder_layers": int(rng.integers(1, 3)),
+        "encoder_attention_heads": heads[0],
+        "decoder_attention_heads": heads[1],
+        "encoder_ffn_dim": int(rng.integers(8, 40)),
+        "decoder_ffn_dim": int(rng.integers(8, 40)),
+        "max_position_embeddings": int(rng.integers(40, 70)),
+        "activation_function": str(rng.choice(["gelu", "gelu_new", "relu", "swish", "silu", "quick_gelu", "tanh"])),
+        "scale_embedding": bool(rng.integers(2)),
+        "init_std": 0.3,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "pad_token_id": pad,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "decoder_start_token_id": [start, pad, eos][rng.integers(3)],
+        "forced_eos_token_id": [None, eos][rng.integers(2)],
+    }
+    if model_type == "led":
+        del config["scale_embedding"], config["max_position_embeddings"]
+        config |= {
+            "max_encoder_position_embeddings": 140,
+            "max_decoder_position_embeddings": int(rng.integers(40, 60)),
+            "attention_window": [int(window) for window in rng.choice([32, 64], config["encoder_layers"])],
+        }
+    if model_type == "marian" and rng.integers(2):
+        config |= {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": vocabulary + int(rng.integers(9))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return transformers.AutoConfig.for_model(model_type, **(config | changes))
+
+
+def peer(config, rng):
+    """transformers' model with random weights, none of which is 0 or 1."""
+    torch.manual_seed(int(rng.integers(1 << 30)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value += 0.2 * torch.randn(value.shape)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias += 0.5 * torch.randn(model.final_logits_bias.shape)
+            model.final_logits_bias[0, config.eos_token_id] += float(rng.choice([0.0, 2.0]))
+    return model
+
+
+def example_of(config, rng, shape):
+    """A document of (chunks, tokens) whose last chunk has PAD before its last token, and a target of as many tokens."""
+    chunks, length, target = shape
+    words = min(config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size)
+    others = [t for t in range(words) if t != config.pad_token_id]
+    ids, mask = rng.choice(others, (chunks, length)), np.ones((chunks, length), bool)
+    tail = int(rng.integers(0, length - 3))
+    mask[-1, length - 1 - tail : -1] = False
+    ids = np.where(mask, ids, config.pad_token_id)
+    targets = np.array([config.decoder_start_token_id, *rng.choice(others, target - 1)])
+    return Example(
+        Document(jnp.asarray(ids, jnp.int32), jnp.asarray(mask), jnp.ones(chunks, bool)),
+        Target(jnp.asarray(targets, jnp.int32), jnp.ones(len(targets), bool)),
+    )
+
+
+def options_of(rng):
+    """Random settings of generation, without and with four beams."""
+    longest = int(rng.integers(4, 20))
+    options = {
+        "max_length": longest,
+        "min_length": int(rng.integers(0, longest)),
+        "length_penalty": float(rng.choice([0.0, 0.6, 1.0, 2.0])),
+        "no_repeat_ngram_size": int(rng.choice([0, 2, 3])),
+        "early_stopping": [True, False, "never"][rng.integers(3)],
+        "repetition_penalty": float(rng.choice([1.0, 1.0, 1.4])),
+        "forced_bos_token_id": [None, 5][rng.integers(2)],
+    }
+    return tuple(GenerateConfig(num_beams=beams, **options) for beams in (1, 4))
+
+
+def score(log_probabilities, weights):
+    return (log_probabilities * weights).sum()
+
+
+@partial(jax.jit, static_argnames=("model", "options"))
+def ours(params, model, example, weights, options):
+    """Encoder states [K, S, D], logits [T, V], gradients of a score of all logits, generated tokens."""
+
+    def scored(params):
+        out = forward(params, model, example, policy=ALL, with_weights=False)
+        return score(jax.nn.log_softmax(out.logits), weights), (out.encoded, out.logits)
+
+    gradients, (encoded, logits) = jax.grad(scored, has_aux=True)(params)
+    tokens = [generate(params, model, one, encoded.compacted).sequence for one in options]
+    return encoded.hidden, logits, gradients, tokens
+
+
+def of_peer(model, example, weights, options):
+    """The same by transformers: alone for one chunk, else aligned by hooks on the layers of its encoder."""
+    ids, mask = (torch.tensor(np.array(x)).long() for x in example.document[:2])
+    target, length = torch.tensor(np.array(example.target.ids))[None].long(), ids.shape[1]
+
+    def align(layer, inputs, output):
+        states = output[0] if isinstance(output, tuple) else output
+        aligned = states.clone()
+        for place in (0, length - 1):
+            aligned[:, place] = states[:, place].mean(0)
+        return (aligned, *output[1:]) if isinstance(output, tuple) else aligned
+
+    encoder = model.get_encoder()
+    hooks = [layer.register_forward_hook(align) for layer in list(encoder.layers)[:-1]] if len(ids) > 1 else []
+    try:
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(ids) == 1:
+        inputs = {"input_ids": ids, "attention_mask": mask}
+    else:
+        selected = torch.cat([states[:, 0].mean(0)[None], states[:, 1:][mask[:, 1:].bool()]])[None]
+        inputs = {"encoder_outputs": transformers.modeling_outputs.BaseModelOutput(selected)}
+        inputs["attention_mask"] = torch.ones(selected.shape[:2]).long()
+    logits = model(**inputs, decoder_input_ids=target).logits[0]
+    score(logits.log_softmax(-1), torch.tensor(weights)).backward()
+    with torch.no_grad():
+        sequences = [model.generate(**inputs, do_sample=False, **given(one))[0] for one in options]
+    return states.detach().numpy(), logits.detach().numpy(), sequences
+
+
+def given(options):
+    """What is not left to the checkpoint."""
+    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
+
+
+def gradients_of(model, config):
+    """By the paths of our tree."""
+    values = {name: p.grad if p.grad is not None else torch.zeros_like(p) for name, p in model.named_parameters()}
+    values |= {name: torch.zeros_like(value) for name, value in model.named_buffers() if "final_logits_bias" in name}
+    return from_state_dict({name: value.numpy() for name, value in values.items()}, config)
+
+
+def assert_near(ours, theirs, what, near=NEAR, least=1.0):
+    largest = max(np.abs(theirs).max(), least)
+    worst = np.abs(np.asarray(ours) - theirs).max()
+    assert worst <= near * largest, f"{what}: off by {worst}, of {largest}"
+
+
+def assert_same_computation(config, folder, rng, shape, options):
+    model, example = peer(config, rng), example_of(config, rng, shape)
+    shared = getattr(config, "share_encoder_decoder_embeddings", True)
+    weights = (shape[-1], config.vocab_size if shared else config.decoder_vocab_size)
+    weights = rng.standard_normal(weights, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+        states, logits, sequences = of_peer(model, example, weights, options)
+    loaded = from_pretrained(folder, jax.random.key(0))
+    simcas = SimCAS(Bart(loaded.config))
+    params = jax.tree.map(jnp.asarray, loaded.params)
+    our_states, our_logits, gradients, tokens = ours(params, simcas, example, weights, options)
+    mask = np.array(example.document.token_mask)
+    assert_near(np.array(our_states)[mask], states[:, : mask.shape[1]][mask], "states")
+    assert_near(our_logits, logits, "logits")
+    found, expected = trees.by_path(gradients), gradients_of(model, loaded.config)
+    largest = max(np.abs(value).max() for value in expected.values())
+    for name, value in expected.items():
+        frozen = name.endswith("embed_positions/embedding") and loaded.config.dialect.positions.waves is not None
+        if frozen or name.endswith(("k_proj/bias", "_global/kernel", "_global/bias", "final_logits_bias")):
+            assert not np.any(found[name]), f"{name} learns"
+        else:
+            assert_near(found[name], value, f"gradient of {name}", near=2e-4, least=largest / 4)
+    for one, ids, theirs in zip(options, tokens, sequences, strict=True):
+        padded = np.full(ids.shape, config.pad_token_id)
+        padded[: len(theirs)] = theirs
+        np.testing.assert_array_equal(ids, padded, err_msg=str(one))
+
+
+def random_shape(rng, chunks):
+    """(chunks, tokens, target tokens)"""
+    return chunks, int(rng.integers(5, 16)), int(rng.integers(3, 12))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "chunks"), [*((name, 1) for name in MODEL_TYPES), ("m2m_100", 3), ("pegasus", 3), ("led", 3)]
+)
+def test_computes_what_transformers_computes(model_type, chunks, tmp_path):
+    rng = np.random.default_rng(chunks)
+    config = config_of(model_type, rng)
+    assert_same_computation(config, tmp_path, rng, random_shape(rng, chunks), options_of(rng)[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", range(SIZES))
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_computes_what_transformers_computes_in_random_settings(model_type, sizes, tmp_path):
+    rng = np.random.default_rng(1000 + sizes)
+    config, options = config_of(model_type, rng), (options_of(rng)[0], options_of(rng)[1])
+    shape = random_shape(rng, chunks=1 + 2 * (sizes % 2))
+    for draw in range(DRAWS):
+        assert_same_computation(config, tmp_path / str(draw), rng, shape, options)
+
+
+def saved(model, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_files_come_back_as_transformers_wrote_them(model_type, tmp_path):
+    rng = np.random.default_rng(2)
+    model = peer(config_of(model_type, rng), rng)
+    saved(model, tmp_path / "theirs")
+    loaded = load(tmp_path / "theirs")
+    save(tmp_path / "ours", loaded.config, loaded.params)
+    save(tmp_path / "flax", loaded.config, loaded.params, "flax")
+    theirs, ours = (tmp_path / name / "model.safetensors" for name in ("theirs", "ours"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert load(tmp_path / "ours").config == load(tmp_path / "flax").config == loaded.config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()) and type(again) is type(model)
+    read = again.config.to_dict()
+    unlike = {name: value for name, value in model.config.to_dict().items() if read.get(name) != value}
+    assert not unlike.keys() & {*loaded.config.to_hf()} - {"dtype", "architectures"}, unlike
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_bare_model_and_a_fresh_one_have_the_same_parameters(model_type, tmp_path):
+    rng = np.random.default_rng(3)
+    config = config_of(model_type, rng)
+    whole = load(saved(peer(config, rng), tmp_path / "whole"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bare = transformers.AutoModel.from_config(config)
+    names = load_file(saved(bare, tmp_path / "bare") / "model.safetensors")
+    assert not any(name.startswith(("model.", "led.")) for name in names)
+    shapes = {name: value.shape for name, value in trees.by_path(whole.params).items()}
+    assert {name: value.shape for name, value in trees.by_path(load(tmp_path / "bare").params).items()} == shapes
+    fresh = trees.by_path(jax.eval_shape(Bart(whole.config).init, jax.random.key(0)))
+    assert {name: value.shape for name, value in fresh.items()} == shapes
+
+
+def test_positions_that_do_not_learn_are_those_of_transformers(tmp_path):
+    for model_type, saves in (("pegasus", True), ("marian", False), ("m2m_100", False)):
+        rng = np.random.default_rng(4)
+        model = peer(config_of(model_type, rng), rng)
+        table = model.get_encoder().embed_positions
+        expected = (table.weights if model_type == "m2m_100" else table.weight).numpy()
+        folder = saved(model, tmp_path / model_type)
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        assert any("embed_positions" in name for name in weights) == saves
+        if saves:  # older files have none; others have tables of their own, which are kept
+            without = {name: value for name, value in weights.items() if "embed_positions" not in name}
+            save_file(without, file, metadata={"format": "pt"})
+        loaded = load(folder)
+        made = loaded.params["model"]["encoder"]["embed_positions"]["embedding"]
+        rows = min(len(made), len(expected))
+        np.testing.assert_allclose(made[:rows], expected[:rows], atol=2e-5)
+        if model_type != "m2m_100":
+            np.testing.assert_array_equal(made, expected)
+            own = "model.encoder.embed_positions.weight"
+            save_file(weights | {own: expected + 1}, file, metadata={"format": "pt"})
+            again = load(folder)
+            save(tmp_path / "again", again.config, again.params)
+            np.testing.assert_array_equal(load_file(tmp_path / "again/model.safetensors")[own], expected + 1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("pegasus", {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "decoder_start_token_id": 0}),
+        ("marian", {"vocab_size": 58101, "decoder_start_token_id": 58100, "forced_eos_token_id": 0}),
+        ("m2m_100", {"activation_function": "relu", "scale_embedding": True, "forced_eos_token_id": None}),
+        (
+            "led",
+            {"scale_embedding": False, "max_position_embeddings": 16384, "positions": 1024, "chunk_positions": 256},
+        ),
+        ("mvp", {"vocab_size": 50267, "forced_eos_token_id": None}),
+        ("blenderbot", {"encoder_layers": 2, "decoder_layers": 24, "decoder_start_token_id": 1}),
+        ("blenderbot-small", {"d_model": 512, "positions": 512}),
+    ],
+)
+def test_a_config_that_does_not_say_means_transformers_defaults(model_type, expected):
+    config = BartConfig.from_hf({"model_type": model_type, "normalize_before": True, "final_layer_norm": False})
+    assert {name: getattr(config, name) for name in expected} == expected
+    theirs = transformers.AutoConfig.for_model(model_type)
+    known = config.to_hf().keys() & theirs.to_dict().keys() - {"architectures", "attention_window"}
+    assert {name: config.to_hf()[name] for name in known} == {name: getattr(theirs, name) for name in known}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("mvp", {"use_prompt": True}, "use_prompt is True: prompts are not read"),
+        ("led", {"attention_window": [64]}, r"attention_window=\(64,\): expected 2 even numbers"),
+        ("led", {"attention_window": 63}, "expected 2 even numbers"),
+        ("led", {"attention_window": "64"}, "attention_window is '64', expected int"),
+        ("marian", {"decoder_vocab_size": 3, "share_encoder_decoder_embeddings": False}, "vocabulary of 3 tokens"),
+        ("pegasus", {"activation_function": "prelu"}, "activation_function='prelu': expected one of"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(model_type, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        BartConfig.from_hf({"model_type": model_type, "encoder_layers": 2} | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_activations_are_those_of_transformers():
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    for name, function in ACTIVATIONS.items():
+        expected = transformers.activations.ACT2FN[name](torch.tensor(x))
+        np.testing.assert_allclose(function(jnp.asarray(x)), expected, atol=2e-6, err_msg=name)
+    assert transformers.activations.ACT2CLS.keys() - ACTIVATIONS.keys() == {"prelu", "xielu", "sqrtsoftplus"}
+
+
+def pegasus_tokenizer(folder):
+    """PEGASUS' own, without a token that begins a text."""
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<mask_1>", 0.0),
+        ("<mask_2>", 0.0),
+        ("<unk>", 0.0),
+        *unigram_pieces()[4:],
+    ]
+    tokenizer = transformers.PegasusTokenizer(vocab=pieces, offset=2)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def marian_tokenizer(folder):
+    """A fast one of Marian's ids: EOS first, PAD last, no token that begins a text."""
+    pieces = [("</s>", 0.0), ("<unk>", 0.0), *unigram_pieces()[4:], ("<pad>", 0.0)]
+    tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=1))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    names = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    made.save_pretrained(folder)
+    return made
+
+
+def nllb_tokenizer(folder, **changes):
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
+    state = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(merge) for merge in state["merges"]]
+    made = transformers.NllbTokenizer(vocab=state["vocab"], merges=merges, src_lang="eng_Latn", **changes)
+    made.save_pretrained(folder)
+    return made
+
+
+TOKENIZERS = {"pegasus": pegasus_tokenizer, "marian": marian_tokenizer, "m2m_100": nllb_tokenizer}
+
+
+def checkpoint(folder, model_type, generation, **changes):
+    """A folder as the hub would hold it: a model with random weights, its settings of generation, a tokenizer."""
+    tokenizer = TOKENIZERS.get(model_type, byte_level)(folder)
+    eos = tokenizer.eos_token_id
+    tokens = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos}
+    start = {"pegasus": tokenizer.pad_token_id, "marian": tokenizer.pad_token_id}.get(model_type, eos)
+    sizes = {name: value for name, value in SIZES_OF_ONE.items() if name != "max_position_embeddings"}
+    lengths = {"max_position_embeddings": 130}
+    if model_type == "led":
+        lengths = {"max_encoder_position_embeddings": 512, "max_decoder_position_embeddings": 60}
+        lengths["attention_window"] = 256
+    config = sizes | lengths | tokens | {"vocab_size": len(tokenizer), "decoder_start_token_id": start} | changes
+    torch.manual_seed(0)
+    made = transformers.AutoConfig.for_model(model_type, **config, forced_eos_token_id=None)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(made).eval()
+    for name, value in (SHORT | generation).items():
+        setattr(model.generation_config, name, value)
+    saved(model, folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["pegasus", "marian", "m2m_100", "led", *(pytest.param(t, marks=pytest.mark.slow) for t in ("mvp", "blenderbot"))],
+)
+def test_a_document_of_one_chunk_gives_what_transformers_gives(model_type, tmp_path):
+    checkpoint(tmp_path, model_type, {})
+    model, summary = jax_simcas.load(tmp_path), of_transformers(tmp_path, TEXT)
+    assert summary and model.summarize(TEXT).summary == summary
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_nllb_reads_and_writes_the_languages_that_flags_name(legacy, tmp_path, capsys):
+    checkpoint(tmp_path, "m2m_100", {})
+    tokenizer = nllb_tokenizer(tmp_path, legacy_behaviour=legacy)
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    tokenizer.src_lang = "deu_Latn"
+    code = tokenizer.convert_tokens_to_ids("fra_Latn")
+    expected = generated(model, tokenizer(TEXT, return_tensors="pt"), forced_bos_token_id=code)
+    assert expected[1] == code
+    flags = [f"--model={tmp_path}", "--src-lang=deu_Latn", "--tgt-lang=fra_Latn", "--json", str(tmp_path / "text.txt")]
+    assert summarize.main(flags) == 0
+    assert (
+        json.loads(capsys.readouterr().out)["summary"] == tokenizer.decode(expected, skip_special_tokens=True).strip()
+    )
+
+
+def test_a_language_that_nllb_has_not_is_one_line(tmp_path):
+    nllb_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"src_lang='<mask>': the tokenizer has no such language code; there are ace_"):
+        load_tokenizer(tmp_path, "<mask>")
+    frame = frame_of(load_tokenizer(tmp_path, "deu_Latn", "fra_Latn"))
+    ids = load_tokenizer(tmp_path).convert_tokens_to_ids(["deu_Latn", "fra_Latn", "</s>"])
+    assert (*frame.prefix, *frame.target_prefix, *frame.suffix) == tuple(ids)
+
+
+def test_chunks_of_led_are_no_longer_than_half_its_window(tmp_path):
+    checkpoint(tmp_path, "led", {}, attention_window=64)
+    model = build.load_model(str(tmp_path))
+    assert (model.settings.simcas.chunk_length, model.settings.simcas.max_target_len) == (32, 60)
+    longer = dataclasses.replace(model.settings, simcas=model.settings.simcas.replace(chunk_length=33))
+    with pytest.raises(UserError, match=r"chunk_length=33 exceeds the model's 32 positions .half its attention_window"):
+        config_lib.check(longer, sizes_known=True)
