@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, cast
 
 from jax_simcas.backbones.bart import config as bart
@@ -12,12 +12,15 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.naming import Flat, StateDict
 from jax_simcas.backbones.protocol import Backbone, Params, Shape
+from jax_simcas.backbones.t5 import config as t5
+from jax_simcas.backbones.t5 import weights as t5_weights
+from jax_simcas.backbones.t5.backbone import T5
 
 
 class Family(NamedTuple):
     """config: the class of its `Shape`; the others take one of it.
 
-    completed: adds what a file with the tree's own names may leave out.
+    completed: adds what a file with the tree's own names may leave out. fitted: the config for such parameters.
     """
 
     model_types: tuple[str, ...]  # of transformers
@@ -26,6 +29,7 @@ class Family(NamedTuple):
     from_state_dict: Callable[[StateDict, Any, object], Flat]
     to_state_dict: Callable[[Params, Any], StateDict]
     completed: Callable[[Flat, Any], Flat] = lambda flat, shape: flat
+    fitted: Callable[[Any, Collection[str]], Any] = lambda config, paths: config
 
 
 # By the name of the section of the settings that holds the config.
@@ -37,6 +41,14 @@ FAMILIES: dict[str, Family] = {
         bart_weights.from_state_dict,
         bart_weights.to_state_dict,
         bart_weights.completed,
+    ),
+    "t5": Family(
+        t5.MODEL_TYPES,
+        t5.T5Config,
+        T5,
+        t5_weights.from_state_dict,
+        t5_weights.to_state_dict,
+        fitted=t5_weights.fitted,
     ),
 }
 MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}

@@ -76,6 +76,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     folder, notes = find_folder(str(source))
     config, generation = read_config(folder), read_generation(folder)
     path, flat = _read_weights(folder, config)
+    config = families.FAMILIES[families.name_of(config)].fitted(config, flat)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
     broken = [name for name, value in flat.items() if not np.isfinite(value).all()]

@@ -68,16 +68,24 @@ def stack_layers(params: Params) -> Params:
 
 def stacked_layers(stack: Params) -> Params:
     """The layers of an encoder or decoder with a leading layer axis, whichever way the tree holds them."""
-    layers = stack["layers"]
+    return together(stack["layers"])
+
+
+def layers_apart(stack: Params) -> list[Params]:
+    """The layers of an encoder or decoder one by one, whichever way the tree holds them."""
+    return apart(stack["layers"])
+
+
+def together(layers: Params) -> Params:
+    """Layers {"0": tree, "1": tree, ...} as one tree with a leading layer axis, if they are not."""
     if "0" not in layers:
         return layers
     ordered = [layers[str(i)] for i in range(len(layers))]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
 
 
-def layers_apart(stack: Params) -> list[Params]:
-    """The layers of an encoder or decoder one by one, whichever way the tree holds them."""
-    layers = stack["layers"]
+def apart(layers: Params) -> list[Params]:
+    """The layers that `together` may have joined, one by one."""
     if "0" in layers:
         return [layers[str(i)] for i in range(len(layers))]
     return [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(jax.tree.leaves(layers)[0].shape[0])]
