@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 from test_checkpoints import SHORT, TEXT, byte_level, generated, of_transformers, unigram_pieces
 from test_checkpoints import SIZES as SIZES_OF_ONE
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from trained import jsonl_settings, write_split
 
 import jax_simcas
-from jax_simcas import summarize
+from jax_simcas import convert, summarize
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.bart.dialects import DIALECTS
@@ -25,14 +26,16 @@ from jax_simcas.backbones.ops.layers import ACTIVATIONS
 from jax_simcas.checkpoints.hub import from_pretrained, load, save
 from jax_simcas.common import trees
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.sharding import parameter_dimensions
 from jax_simcas.data.tokenizer import frame_of, load_tokenizer
 from jax_simcas.method.beam_search import generate
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.generate_config import GenerateConfig
-from jax_simcas.method.model import SimCAS, forward
+from jax_simcas.method.model import SimCAS, forward, init_params
 from jax_simcas.method.select import ALL
 from jax_simcas.run import build
 from jax_simcas.run import config as config_lib
+from jax_simcas.run.loop import train
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -46,7 +49,7 @@ def config_of(model_type, rng, **changes):
     """transformers' config of random sizes and special tokens."""
     heads = [int(n) for n in rng.choice([1, 2, 3, 4, 6], 2)]
     vocabulary = int(rng.integers(30, 60))
-    pad, bos, eos, start = (int(t) for t in rng.permutation(vocabulary)[:4])
+    pad, bos, eos, start = (int(t) for t in rng.permutation(30)[:4])  # transformers' M2M100 has a row of PAD's number
     config = {
         "vocab_size": vocabulary,
         "d_model": 12 * int(rng.integers(1, 4)),
@@ -232,7 +235,11 @@ def random_shape(rng, chunks):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "chunks"), [*((name, 1) for name in MODEL_TYPES), ("m2m_100", 3), ("pegasus", 3), ("led", 3)]
+    ("model_type", "chunks"),
+    [
+        *((name, 1) for name in ("pegasus", "marian", "m2m_100", "blenderbot", "blenderbot-small", "led")),
+        *((name, 3) for name in ("m2m_100", "led")),
+    ],
 )
 def test_computes_what_transformers_computes(model_type, chunks, tmp_path):
     rng = np.random.default_rng(chunks)
@@ -269,6 +276,7 @@ def test_files_come_back_as_transformers_wrote_them(model_type, tmp_path):
     theirs, ours = (tmp_path / name / "model.safetensors" for name in ("theirs", "ours"))
     assert ours.read_bytes() == theirs.read_bytes()
     assert load(tmp_path / "ours").config == load(tmp_path / "flax").config == loaded.config
+    assert BartConfig.from_hf(loaded.config.to_hf()) == loaded.config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
@@ -475,3 +483,39 @@ def test_chunks_of_led_are_no_longer_than_half_its_window(tmp_path):
     longer = dataclasses.replace(model.settings, simcas=model.settings.simcas.replace(chunk_length=33))
     with pytest.raises(UserError, match=r"chunk_length=33 exceeds the model's 32 positions .half its attention_window"):
         config_lib.check(longer, sizes_known=True)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_parameter_can_be_sharded_and_states_have_the_compute_type(model_type):
+    rng = np.random.default_rng(5)
+    model = config_of(model_type, rng)
+    config = BartConfig.from_hf(json.loads(model.to_json_string(use_diff=False)))
+    simcas = SimCAS(Bart(config), dtype="bfloat16")
+    params = jax.eval_shape(partial(init_params, model=simcas), jax.random.key(0))
+    for path, leaf in trees.by_path(params).items():
+        assert len(parameter_dimensions(path, leaf.ndim, simcas.sharding_rules)) == leaf.ndim
+    example = example_of(model, rng, (2, 8, 5))
+    out = jax.eval_shape(partial(forward, model=simcas, policy=ALL), params, example=example)
+    assert out.encoded.hidden.dtype == jnp.bfloat16 and out.logits.dtype == jnp.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["pegasus", "led"])
+def test_training_changes_what_transformers_would_change_and_exports_it(model_type, cache, tmp_path):
+    checkpoint(tmp_path / "start", model_type, {})
+    rows = [{"document": f"{TEXT} {i}", "summary": f"The roof {i}."} for i in range(4)]
+    for split in ("train", "validation"):
+        write_split(tmp_path / "data", split, rows)
+    settings = jsonl_settings(tmp_path / "data")
+    simcas = settings.simcas.replace(chunk_length=100, max_input_len=250, max_target_len=40)
+    settings = dataclasses.replace(settings, pretrained=str(tmp_path / "start"), simcas=simcas)
+    train(settings, tmp_path / "run", cache, progress=False)
+    assert convert.main([str(tmp_path / "run"), str(tmp_path / "hf"), "--to=hf"]) == 0
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "hf"))
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    fixed = {"pegasus": "embed_positions", "led": "_global"}[model_type]
+    assert same == {name for name in before if fixed in name or name.endswith(("final_logits_bias", "k_proj.bias"))} | {
+        name for name in before if name.endswith("self_attn.key.bias")
+    }
+    expected = of_transformers(tmp_path / "hf", TEXT)
+    assert {jax_simcas.load(tmp_path / name).summarize(TEXT).summary for name in ("run", "hf")} == {expected}

@@ -238,7 +238,7 @@ class BartConfig:
 
 def _windows(value: Any, layers: int, where: str) -> tuple[int, ...]:
     """The window of each layer."""
-    windows = value if isinstance(value, list) else [value] * layers
+    windows = value if isinstance(value, list | tuple) else [value] * layers
     if not all(isinstance(window, int) and not isinstance(window, bool) for window in windows):
         raise UserError(f"{where}: attention_window is {value!r}, expected int or a list of them")
     return tuple(windows)

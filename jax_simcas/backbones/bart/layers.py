@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.bart.config import BartConfig
-from jax_simcas.backbones.bart.dialects import Combine, plain_sum
+from jax_simcas.backbones.bart.dialects import Combine, plain_sum, sum_with_norm
 from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention
 from jax_simcas.backbones.ops.layers import Dense, LayerNorm, activation, drop, dropout
 from jax_simcas.backbones.ops.memory import SUM
@@ -136,8 +136,11 @@ def embed(
     dtype: Any,
     added: Float[Array, " D"] | None = None,
 ) -> Float[Array, "T D"]:
-    """combine(layer_norm, scale * token, position [, added]); `stack` is the encoder's or the decoder's tree."""
-    scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    """combine(layer_norm, scale * token, position [, added]); `stack` is the encoder's or the decoder's tree.
+
+    Tokens that are normalised by themselves (Blenderbot-small's) are not scaled, as in transformers.
+    """
+    scale = config.d_model**0.5 if config.scale_embedding and combine is not sum_with_norm else 1.0
     tokens = token_table(model, stack)["embedding"][ids] * scale
     # PAD's embedding learns from the output head only, as PyTorch's `padding_idx` has it.
     tokens = jnp.where((ids == config.pad_token_id)[:, None], lax.stop_gradient(tokens), tokens)
