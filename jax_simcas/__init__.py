@@ -21,6 +21,7 @@ _PUBLIC = {
     "Bart": "backbones.bart.backbone",
     "BartConfig": "backbones.bart.config",
     "Backbone": "backbones.protocol",
+    "backbone_for": "backbones.families",
     "Pretrained": "checkpoints.hub",
     "from_pretrained": "checkpoints.hub",
     "Alignment": "method.align",

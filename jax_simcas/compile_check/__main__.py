@@ -1,7 +1,7 @@
 """Compiles the programs for a TPU slice without having one, and reports whether they fit and how fast they would run.
 
 Needs libtpu's compiler, pip install 'jax_simcas[tpu]', on any Linux CPU; each program takes about a minute. The model's
-sizes are those of facebook/bart-base or -large where `pretrained` names it, config.bart's otherwise.
+sizes are those of the hub ids in published.py where `pretrained` names one, and those of the config otherwise.
 
 memory: bytes per device of arguments and of temporaries, and the peak of what is alive at once, against what the
 compiler lets a program have. Temporaries that are never needed together can add up to more; the peak decides.

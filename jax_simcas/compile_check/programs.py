@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE
 from jax_simcas.backbones.families import replaced
 from jax_simcas.backbones.protocol import Shape
 from jax_simcas.common.errors import UserError
@@ -30,6 +29,7 @@ from jax_simcas.common.sharding import (
     state_shardings,
 )
 from jax_simcas.compile_check import cost, flops
+from jax_simcas.compile_check.published import PUBLISHED
 from jax_simcas.compile_check.topology import Topology
 from jax_simcas.method.beam_search import generate
 from jax_simcas.method.document import Document, Example, Target
@@ -37,8 +37,6 @@ from jax_simcas.method.model import encode_and_select, init_params
 from jax_simcas.method.steps import init_state, selector_step, transformer_step
 from jax_simcas.run.build import read_sizes
 from jax_simcas.run.config import Settings
-
-PUBLISHED: dict[str, Shape] = {"facebook/bart-base": BART_BASE, "facebook/bart-large": BART_LARGE}
 
 
 @dataclass(frozen=True)
