@@ -186,6 +186,7 @@ REQUIRED = {
     "convert": ["run", "out", "--to=hf"],
     "experiments": ["experiment.py"],
     "compile_check": ["--topology=v5e:2x2", "--config=embedded"],
+    "check": ["folder"],
     "parity": ["folder"],
     "benchmark.checkpoint": ["--folder=out"],
     "benchmark.input": ["--folder=out"],

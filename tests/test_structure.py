@@ -32,7 +32,7 @@ ORDER = (
     "compile_check",
     "benchmark",
 )
-PROGRAMS = {"__main__", "train", "evaluate", "summarize", "compare", "convert", "parity"}
+PROGRAMS = {"__main__", "train", "evaluate", "summarize", "compare", "convert", "check", "parity"}
 
 
 def module_name(path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,6 +281,21 @@ def compare_case(case: Case) -> list[Check]:
         raise UserError(f"case {case.name}: no {error.args[0]!r} in its .npz or in the manifest") from None
 
 
+def shown_error(error: float) -> str:
+    """`1.2e-06`, and `3` of what is counted."""
+    return f"{error:.0f}" if error.is_integer() else f"{error:.1e}"
+
+
+def table_of(checks: Sequence[Check]) -> str:
+    """Comparisons as a Markdown table."""
+    columns = ["case", "quantity", "error", "tolerance", "verdict"]
+    shown = [
+        {**row._asdict(), "error": shown_error(row.error), "verdict": "holds" if row.holds else "EXCEEDED"}
+        for row in checks
+    ]
+    return tables.markdown_table(shown, columns)
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     cli.prepare_jax()
@@ -295,11 +310,6 @@ def run(arguments: Any) -> int:
         rows = [row._asdict() | {"holds": row.holds} for row in checks]
         print(json.dumps(files.json_ready({"failed": failed, "checks": rows}), indent=1))
     else:
-        columns = ["case", "quantity", "error", "tolerance", "verdict"]
-        shown = [
-            {**row._asdict(), "error": f"{row.error:.1e}", "verdict": "holds" if row.holds else "EXCEEDED"}
-            for row in checks
-        ]
-        print(tables.markdown_table(shown, columns))
+        print(table_of(checks))
         print(f"\n{len(checks)} comparisons in {len(cases)} cases, {failed} beyond their tolerance")
     return cli.EXIT_ERROR if failed or not checks else 0
