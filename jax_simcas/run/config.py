@@ -33,7 +33,7 @@ from jax_simcas.evaluation import words
 from jax_simcas.method.chunk import bucket, most_chunks
 from jax_simcas.method.generate_config import GenerateConfig, tokens_of
 from jax_simcas.method.model import SimCAS
-from jax_simcas.run.fields import unknown_field, value_of
+from jax_simcas.run.fields import hints_of, unknown_field, value_of
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of
 
 TARGET = 512  # tokens of a target in the config for pretrained models of any size; fewer positions lower it
@@ -303,7 +303,7 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Settings:
 def _from_mapping(cls: Any, mapping: Any, where: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise UserError(f"{where}={mapping!r}: expected a section, with the fields of {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     given = {}
     for name, value in mapping.items():
         if name not in hints:

@@ -16,9 +16,15 @@ from jax_simcas.common.errors import UserError
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "None"}
 
 
+def hints_of(cls: Any) -> dict[str, Any]:
+    """The types of the fields of a dataclass, by name."""
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
 def all_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every field of a dataclass and of those in it: its full name, such as `optimizer.ppo.clip`, and its type."""
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in hints_of(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from all_fields(hint, f"{prefix}{name}.")
         else:
@@ -33,12 +39,12 @@ def hint_of(cls: Any, name: str, where: str) -> Any:
     """
     at = where
     for part in name.split("."):
-        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        hints = hints_of(cls) if dataclasses.is_dataclass(cls) else {}
         if part not in hints:
             raise UserError(unknown_field(cls, part, at))
         cls, at = hints[part], f"{at}.{part}"
     if dataclasses.is_dataclass(cls):
-        raise UserError(f"{at}: is a section; change one of its fields: {', '.join(typing.get_type_hints(cls))}")
+        raise UserError(f"{at}: is a section; change one of its fields: {', '.join(hints_of(cls))}")
     return cls
 
 
@@ -90,10 +96,13 @@ def parse(hint: Any, text: str, where: str) -> Any:
 def expected(hint: Any) -> str:
     """A type in words."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    words = [
-        "whole numbers such as (8,) or (8,32)" if typing.get_origin(kind) is tuple else KINDS[kind] for kind in kinds
-    ]
-    return " or ".join(words)
+    return " or ".join(map(_in_words, kinds))
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is not tuple:
+        return KINDS[kind]
+    return "texts such as ('a',)" if typing.get_args(kind)[0] is str else "whole numbers such as (8,) or (8,32)"
 
 
 def _bool(text: str) -> bool | None:
