@@ -36,7 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "tokens": ("chunk",),  # of a chunk, while the policy scans over the chunks
     "width": ("fsdp", "chunk"),  # parameters only: devices that share one document also shard the model
     "gradient width": ("fsdp",),  # the gradient of a kernel while it is summed over chunks
-    "heads": ("tensor",),
+    "heads": ("tensor",),  # "heads/4" where the dimension holds 4 of them, none of which is cut
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
 }
@@ -118,9 +118,17 @@ def partition(dimensions: Iterable[str | None], rules: dict[str, tuple[str, ...]
 
 
 def divided(dimensions: Iterable[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> tuple[str | None, ...]:
-    """The meanings of those dimensions that the mesh axes of these sizes divide, and None for the others."""
-    pieces = lambda name: math.prod(sizes[axis] for axis in RULES.get(name or "", ()))
-    return tuple(name if size % pieces(name) == 0 else None for name, size in zip(dimensions, shape, strict=True))
+    """The meanings of those dimensions that the mesh axes of these sizes divide, and None for the others.
+
+    "heads/4" is "heads" where they divide 4.
+    """
+
+    def fitting(name: str | None, size: int) -> str | None:
+        meaning, _, parts = (name or "").partition("/")
+        pieces = math.prod(sizes[axis] for axis in RULES.get(meaning, ()))
+        return meaning or None if int(parts or size) % pieces == 0 else None
+
+    return tuple(map(fitting, dimensions, shape))
 
 
 def mesh_in_use() -> Any:
