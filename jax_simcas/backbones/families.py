@@ -15,6 +15,9 @@ from jax_simcas.backbones.protocol import Backbone, Params, Shape
 from jax_simcas.backbones.t5 import config as t5
 from jax_simcas.backbones.t5 import weights as t5_weights
 from jax_simcas.backbones.t5.backbone import T5
+from jax_simcas.backbones.t5gemma import config as t5gemma
+from jax_simcas.backbones.t5gemma import weights as t5gemma_weights
+from jax_simcas.backbones.t5gemma.backbone import T5Gemma
 
 
 class Family(NamedTuple):
@@ -49,6 +52,13 @@ FAMILIES: dict[str, Family] = {
         t5_weights.from_state_dict,
         t5_weights.to_state_dict,
         fitted=t5_weights.fitted,
+    ),
+    "t5gemma": Family(
+        t5gemma.MODEL_TYPES,
+        t5gemma.T5GemmaConfig,
+        T5Gemma,
+        t5gemma_weights.from_state_dict,
+        t5gemma_weights.to_state_dict,
     ),
 }
 MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}

@@ -51,7 +51,8 @@ class Flops(NamedTuple):
 class Shape(Protocol):
     """The config of a family, as programs know it: a frozen dataclass with Hugging Face's field names.
 
-    sizes: the fields that the weights fix. rates: those that are dropout rates, which a run chooses for itself.
+    sizes: the fields that the weights fix, some by names such as "encoder.hidden_size". rates: those that are dropout
+    rates, which a run chooses for itself.
     """
 
     sizes: ClassVar[tuple[str, ...]]

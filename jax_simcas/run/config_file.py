@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
+import operator
 import re
 import sys
 import traceback
@@ -177,7 +179,8 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     mapping = override(config_lib.to_config(settings), changes).to_dict()
     family = settings.family
     for name in settings.shape.sizes:
-        given, trained = mapping[family][name], getattr(settings.shape, name)
+        given = functools.reduce(dict.__getitem__, name.split("."), mapping[family])
+        trained = operator.attrgetter(name)(settings.shape)
         if given != trained:
             raise UserError(
                 f"--config.{family}.{name}={given!r}: the trained model has {trained!r}, which cannot be changed"

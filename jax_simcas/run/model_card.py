@@ -24,6 +24,7 @@ from jax_simcas.run.provenance import LOCAL, data_in_words, hub_dataset, hub_mod
 
 FOLDER = "FOLDER"  # what a card calls the place of a model that is in a local folder
 FAMILIES = {"bart": "BART", "mbart": "mBART", "plbart": "PLBart", "mvp": "MVP", "pegasus": "PEGASUS", "led": "LED"}
+FAMILIES |= {"t5gemma": "T5Gemma", "t5gemma2": "T5Gemma 2"}
 FAMILIES |= {"marian": "Marian", "m2m_100": "M2M100", "blenderbot": "Blenderbot", "blenderbot-small": "Blenderbot"}
 TASKS = {"summarization": ("summarization", "Summarization"), "answers": ("question-answering", "Question answering")}
 METRICS = {"exact_match": "exact_match", "f1": "f1"}  # by the names that the hub has; others are ROUGE or BERTScore
