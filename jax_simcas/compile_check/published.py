@@ -7,6 +7,7 @@ from dataclasses import replace
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.backbones.protocol import Shape
 from jax_simcas.backbones.t5.config import T5Config
+from jax_simcas.backbones.t5gemma.config import T5GEMMA2_1B, T5GEMMA2_270M
 
 FLAN_T5_BASE = T5Config()
 FLAN_T5_LARGE = T5Config(d_model=1024, d_ff=2816, num_layers=24, num_decoder_layers=24, num_heads=16)
@@ -35,4 +36,6 @@ PUBLISHED: dict[str, Shape] = {
     "google/flan-t5-xl": FLAN_T5_XL,
     "google/pegasus-large": PEGASUS_LARGE,
     "allenai/led-base-16384": LED_BASE,
+    "google/t5gemma-2-270m-270m": T5GEMMA2_270M,
+    "google/t5gemma-2-1b-1b": T5GEMMA2_1B,
 }
