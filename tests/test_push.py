@@ -165,9 +165,11 @@ def test_hub_ids_and_languages_are_fields_of_the_card(hub, evaluated):
     held = json.loads((run / "config.json").read_text()) | {"pretrained": "facebook/bart-base@main"}
     held["data"] |= {"source": "datasets:abisee/cnn_dailymail:3.0.0", "src_lang": "en_XX", "tgt_lang": "de_DE"}
     held["data"]["task"] = "summarization"
+    held["optimizer"] |= {"max_lr": None, "warmup": None}  # as the configs for pretrained weights have it
     (run / "config.json").write_text(json.dumps(held))
     assert pushed(run, PUSH, "--to=flax") == 0
     fields, text = parts(card_of(hub))
+    assert "peak_lr 0.0001, warmup a tenth of the run (at most 1,000), label smoothing" in text
     assert fields["base_model"] == "facebook/bart-base" and fields["datasets"] == ["abisee/cnn_dailymail"]
     assert fields["language"] == ["en", "de"] and fields["pipeline_tag"] == "summarization"
     assert fields["model-index"][0]["results"][0]["dataset"]["type"] == "abisee/cnn_dailymail"

@@ -20,6 +20,7 @@ from jax_simcas.evaluation.bootstrap import Score
 from jax_simcas.evaluation.files import SCORES, read_scores
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import DataConfig, Settings
+from jax_simcas.run.method_config import LONGEST_WARMUP
 from jax_simcas.run.provenance import LOCAL, data_in_words, hub_dataset, hub_model, languages
 
 FOLDER = "FOLDER"  # what a card calls the place of a model that is in a local folder
@@ -213,6 +214,10 @@ def _training(subject: Subject, settings: Settings) -> str:
     length = tables.plural(loop.epochs, "epoch") if loop.epochs else f"{loop.steps:,} optimizer steps"
     local = "local weights" if settings.pretrained else "random weights"
     base = subject.base_model
+    rate = f"peak_lr {update.peak_lr:g}" if update.max_lr is None else f"max_lr {update.max_lr:g}"
+    warmup = (
+        f"{update.warmup:,} steps" if update.warmup is not None else f"a tenth of the run (at most {LONGEST_WARMUP:,})"
+    )
     every = "at every step" if loop.selector_every == 1 else f"every {loop.selector_every} steps"
     every += f" after step {loop.selector_start:,}" if loop.selector_start else ""
     learning = f"learns by PPO {every}, rate {update.selector_lr:g}"
@@ -224,8 +229,8 @@ def _training(subject: Subject, settings: Settings) -> str:
             "started from": f"[{base}](https://huggingface.co/{base})" if base else local,
             "length": length if step is None else f"{length}; this checkpoint is of step {step:,}",
             "batch": f"{tables.plural(data.batch_size * update.accumulate_step, 'document')} per optimizer step",
-            "optimizer": f"`{update.algorithm}`, schedule `{update.schedule}`, max_lr {update.max_lr:g}, warmup "
-            f"{update.warmup:,} steps, label smoothing {update.label_smoothing:g}",
+            "optimizer": f"`{update.algorithm}`, schedule `{update.schedule}`, {rate}, warmup {warmup}, "
+            f"label smoothing {update.label_smoothing:g}",
             "selector": learning if loop.selector_every else "does not learn",
             "seed": loop.seed,
         },
