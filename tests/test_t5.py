@@ -1,5 +1,6 @@
 """T5, mT5 and UMT5 are those of transformers: states, logits, gradients, tokens, files; and what SimCAS adds."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -117,34 +118,41 @@ def assert_equal(kind, seed):
     mask = rng.random((chunks, length)) < 0.8
     mask[:, [0, -1]] = True
 
-    states = torch_states(model, ids, mask, align)
-    logits = torch_logits(model, states.reshape(-1, states.shape[-1]), mask.ravel(), target)
-    cotangent = torch.randn_like(logits)
-    (logits * cotangent).sum().backward()
+    def of_transformers(model):
+        states = torch_states(model, ids, mask, align)
+        logits = torch_logits(model, states.reshape(-1, states.shape[-1]), mask.ravel(), target)
+        (logits * torch.tensor(cotangent).to(logits.dtype)).sum().backward()
+        gradients = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+        return states.detach(), logits.detach(), gradients
+
+    cotangent = rng.standard_normal((targets, sizes["vocab_size"]), np.float32)
+    _, _, exact = of_transformers(copy.deepcopy(model).double())
+    states, logits, theirs = of_transformers(model)
 
     def loss(params):
         out = forward(params, backbone, ALIGNMENTS[align], document_of(ids, mask), jnp.asarray(target))
-        return (out[1] * jnp.asarray(cotangent.numpy())).sum(), out
+        return (out[1] * cotangent).sum(), out
 
     (_, ours), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(backbone.stack(params))
-    assert relative(np.asarray(ours[0])[mask], states.detach().numpy()[mask]) < 2e-5
-    assert relative(ours[1], logits.detach()) < 2e-5
+    assert relative(np.asarray(ours[0])[mask], states.numpy()[mask]) < 2e-5
+    assert relative(ours[1], logits) < 2e-5
     np.testing.assert_allclose(ours[2].sum(), 1.0, rtol=1e-5)
-    expected = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     gradients = of(backbone, gradients)
-    assert gradients.keys() == expected.keys()
-    largest = max(np.abs(gradient).max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        error = np.abs(gradients[name] - gradient).max()
-        assert error <= 1e-4 * np.abs(gradient).max() + 1e-6 * largest, (kind, seed, name, error)
+    assert gradients.keys() == exact.keys()
+    largest = max(np.abs(gradient).max() for gradient in exact.values())
+    for name, gradient in exact.items():
+        # Some of these models magnify rounding a thousandfold: as near to float64 as transformers' float32 is.
+        error, of_theirs = (np.abs(found[name] - gradient).max() for found in (gradients, theirs))
+        near = 1e-5 * np.abs(gradient).max() + 1e-6 * largest
+        assert error <= max(near, 4 * of_theirs), (kind, seed, name, error, of_theirs)
 
     options = drawn_options(rng)
-    flat = np.asarray(states.detach()).reshape(-1, backbone.width)
+    flat = states.numpy().reshape(-1, backbone.width)
     for beams in {1, options["num_beams"]}:
         options["num_beams"] = beams
-        theirs = torch_generated(model, torch.tensor(flat), mask.ravel(), options)
+        wanted = torch_generated(model, torch.tensor(flat), mask.ravel(), options)
         found = our_tokens(params, backbone, flat, mask.ravel(), GenerateConfig(**options))
-        assert found.tolist() == theirs.tolist(), (kind, seed, options)
+        assert found.tolist() == wanted.tolist(), (kind, seed, options)
 
 
 @pytest.mark.parametrize(("kind", "seed"), [("t5", 1), ("mt5", 2), ("umt5", 3)])
