@@ -15,6 +15,7 @@ from jax_simcas.backbones.t5gemma import weights as weights_lib
 from jax_simcas.backbones.t5gemma.backbone import T5Gemma
 from jax_simcas.backbones.t5gemma.config import T5GEMMA2_270M, StackConfig, T5GemmaConfig
 from jax_simcas.backbones.t5gemma.layers import decoder_window, encoder_window
+from jax_simcas.checkpoints import hub
 from jax_simcas.common import trees
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import divided, make_mesh, parameter_dimensions, put, state_shardings
@@ -284,6 +285,19 @@ def test_files_come_back_byte_for_byte(model_type, dtype, tmp_path):
     back = weights_lib.to_state_dict(trees.nest(flat), shape) | passengers
     save_file(back, tmp_path / "back.safetensors", metadata={"format": "pt"})
     assert (tmp_path / "back.safetensors").read_bytes() == written
+
+
+def test_a_folder_and_a_workdir_keep_what_sees_images(tmp_path):
+    """Beside the parameters, which do not hold it, and back in an export."""
+    _, weights, written = saved(peer("t5gemma2"), tmp_path, torch.float32)
+    loaded = hub.load(tmp_path)
+    assert loaded.passengers.keys() == weights_lib.passengers(weights).keys() and loaded.passengers
+    kept = tmp_path / "passengers.safetensors"
+    hub.save_passengers(kept, loaded.passengers)
+    passengers = hub.read_passengers(kept)
+    hub.save(tmp_path / "export", loaded.config, loaded.params, passengers=passengers)
+    assert (tmp_path / "export/model.safetensors").read_bytes() == written
+    assert hub.read_passengers(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize("model_type", TYPES)

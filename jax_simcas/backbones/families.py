@@ -24,6 +24,7 @@ class Family(NamedTuple):
     """config: the class of its `Shape`; the others take one of it.
 
     completed: adds what a file with the tree's own names may leave out. fitted: the config for such parameters.
+    passengers: weights that nothing here computes with, such as those that see images; exports keep them.
     """
 
     model_types: tuple[str, ...]  # of transformers
@@ -33,6 +34,7 @@ class Family(NamedTuple):
     to_state_dict: Callable[[Params, Any], StateDict]
     completed: Callable[[Flat, Any], Flat] = lambda flat, shape: flat
     fitted: Callable[[Any, Collection[str]], Any] = lambda config, paths: config
+    passengers: Callable[[StateDict], StateDict] = lambda weights: {}
 
 
 # By the name of the section of the settings that holds the config.
@@ -59,6 +61,7 @@ FAMILIES: dict[str, Family] = {
         T5Gemma,
         t5gemma_weights.from_state_dict,
         t5gemma_weights.to_state_dict,
+        passengers=t5gemma_weights.passengers,
     ),
 }
 MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}

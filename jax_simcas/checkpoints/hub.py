@@ -54,7 +54,7 @@ class Pretrained(NamedTuple):
 
     extra: its jax_simcas.json. notes: for the user. generation: the content of its generation_config.json
     (generation_file), or of the config.json in which transformers 4 kept generation settings. training: of a run's
-    checkpoint its `step`, and the `rows` that it learns from.
+    checkpoint its `step`, and the `rows` that it learns from. passengers: weights that exports keep, by PyTorch names.
     """
 
     config: Shape
@@ -65,6 +65,7 @@ class Pretrained(NamedTuple):
     generation: Mapping[str, Any] = MappingProxyType({})
     generation_file: bool = False
     training: Mapping[str, int] = MappingProxyType({})
+    passengers: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def load(source: str | os.PathLike[str]) -> Pretrained:
@@ -75,7 +76,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     """
     folder, notes = find_folder(str(source))
     config, generation = read_config(folder), read_generation(folder)
-    path, flat = _read_weights(folder, config)
+    path, flat, passengers = _read_weights(folder, config)
     config = families.FAMILIES[families.name_of(config)].fitted(config, flat)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
@@ -84,7 +85,8 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
         raise UserError(f"{path}: not finite: {first_of(broken)}")
     extra = read_object(folder / EXTRA) if (folder / EXTRA).is_file() else {}
     held = read_object(folder / CONFIG) if generation is None else generation
-    return Pretrained(config, trees.nest(flat), folder, extra, notes, held, generation is not None)
+    params = trees.nest(flat)
+    return Pretrained(config, params, folder, extra, notes, held, generation is not None, passengers=passengers)
 
 
 def read_config(folder: Path) -> Shape:
@@ -182,23 +184,28 @@ def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
     return "" if floating else f"{name} is {value.dtype}, expected floating point"
 
 
-def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat]:
+def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat, StateDict]:
+    """The file, the parameters in it, and its passengers."""
     family = families.FAMILIES[families.name_of(config)]
 
-    def of(read: Callable[[Path], StateDict]) -> Callable[[Path], Flat]:
-        return lambda path: family.from_state_dict(read(path), config, path)
+    def of(read: Callable[[Path], StateDict]) -> Callable[[Path], tuple[Flat, StateDict]]:
+        def parts(path: Path) -> tuple[Flat, StateDict]:
+            weights = read(path)
+            return family.from_state_dict(weights, config, path), family.passengers(weights)
 
-    readers: dict[str, Callable[[Path], Flat]] = {
+        return parts
+
+    readers: dict[str, Callable[[Path], tuple[Flat, StateDict]]] = {
         SAFETENSORS: of(_safetensors),
         SAFETENSORS_INDEX: of(partial(_sharded, _safetensors)),
-        MSGPACK: lambda path: family.completed(_msgpack(path), config),
+        MSGPACK: lambda path: (family.completed(_msgpack(path), config), {}),
         HUB_BIN: of(_torch),
         BIN_INDEX: of(partial(_sharded, _torch)),
         RELEASED_BIN: of(_torch),
     }
     for name in WEIGHTS:
         if (folder / name).is_file():
-            return folder / name, readers[name](folder / name)
+            return folder / name, *readers[name](folder / name)
     raise UserError(f"{folder}: no weights; expected one of {', '.join(WEIGHTS)}")
 
 
@@ -276,6 +283,7 @@ def save(
     extra: dict[str, Any] | None = None,
     copy: Iterable[Path] = (),
     texts: Mapping[str, str] = MappingProxyType({}),
+    passengers: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Path:
     """Writes config.json and the weights in `layout` (hf, flax, released), each file atomically.
 
@@ -284,6 +292,7 @@ def save(
       extra: content of jax_simcas.json.
       copy: further files (a tokenizer's) to copy beside them.
       texts: further files to write, name -> content.
+      passengers: further weights by PyTorch names, which only "hf" holds.
 
     Raises:
       UserError: unknown layout, unwritable folder; for "released", another family than BART, or torch missing.
@@ -305,13 +314,29 @@ def save(
         for file in copy:
             _replace(folder / file.name, partial(shutil.copyfile, file))
         target = folder / LAYOUTS[layout]
-        _replace(target, partial(_WRITERS[layout], config=config, params=families.backbone_for(config).unstack(params)))
+        unstacked = families.backbone_for(config).unstack(params)
+        _replace(target, partial(_WRITERS[layout], config=config, params=unstacked, passengers=passengers))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); give a folder on a disk with space that you may "
             "write to"
         ) from None
     return target
+
+
+def save_passengers(path: Path, passengers: Mapping[str, np.ndarray]) -> None:
+    """Writes weights that are only kept, or nothing where there are none."""
+    if passengers:
+        _replace(path, partial(_write_arrays, weights=dict(passengers)))
+
+
+def read_passengers(path: Path) -> StateDict:
+    """What `save_passengers` wrote.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    return _safetensors(path) if path.is_file() else {}
 
 
 def _replace(target: Path, write: Callable[[Path], Any]) -> None:
@@ -323,21 +348,25 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def _write_safetensors(path: Path, config: Shape, params: Params) -> None:
+def _write_safetensors(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
+    _write_arrays(path, {**passengers, **to_state_dict(params, config)})
+
+
+def _write_arrays(path: Path, weights: StateDict) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     try:
-        save_file(to_state_dict(params, config), path, metadata={"format": "pt"})
+        save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:  # for a full disk too
         raise OSError(str(error)) from None
 
 
-def _write_msgpack(path: Path, config: Shape, params: Params) -> None:
+def _write_msgpack(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
     path.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, params)))
 
 
-def _write_released(path: Path, config: Shape, params: Params) -> None:
+def _write_released(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
     import torch
 
     weights = to_state_dict(params, config)

@@ -24,6 +24,7 @@ from jax_simcas.checkpoints.hub import (
     load,
     read_config,
     read_generation,
+    read_passengers,
 )
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
@@ -43,7 +44,7 @@ from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig
 from jax_simcas.run.overrides import overrides_of
-from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
+from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, PASSENGERS, TOKENIZER
 
 Params = Any
 
@@ -52,7 +53,8 @@ class Model(NamedTuple):
     """Settings, parameters and tokenizer of a model.
 
     notes: for the user. generation: the generation settings of the checkpoint, as transformers has them.
-    has_selector: the checkpoint had one, and so it was trained. step: of a run's checkpoint.
+    has_selector: the checkpoint had one, and so it was trained. step: of a run's checkpoint. passengers: weights of the
+    checkpoint that nothing here reads.
     """
 
     settings: Settings
@@ -62,6 +64,7 @@ class Model(NamedTuple):
     generation: Mapping[str, Any] = MappingProxyType({})
     has_selector: bool = True
     step: int | None = None
+    passengers: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_source(settings: Settings, split: str, cache: Path, need_reference: bool = True) -> RowSource:
@@ -144,7 +147,8 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     notes += check_vocabulary(tokenizer, settings, source)
     config_lib.check(settings, sizes_known=True)
     params = put(loaded.params, state_shardings(mesh, loaded.params, settings.model().sharding_rules))
-    return Model(settings, params, tokenizer, (*loaded.notes, *notes), raw_generation(loaded), has_selector)
+    notes = (*loaded.notes, *notes)
+    return Model(settings, params, tokenizer, notes, raw_generation(loaded), has_selector, passengers=loaded.passengers)
 
 
 def generation_of(loaded: Pretrained, where: str, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
@@ -289,6 +293,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
             notes,
             read_generation(folder) or {},
             training=training,
+            passengers=read_passengers(folder / PASSENGERS),
         )
     if (folder / TOKENIZER).is_dir():
         raise UserError(f"{source}: a workdir without a checkpoint; train it first")

@@ -69,7 +69,7 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     if card is not None:
         texts[CARD] = card
     copy = [path for path in tokenizer if path.name not in texts and path.parent.resolve() != target.resolve()]
-    weights = hub.save(target, found.config, found.params, layout, extra or None, copy, texts)
+    weights = hub.save(target, found.config, found.params, layout, extra or None, copy, texts, found.passengers)
     names = [CONFIG, *([hub.EXTRA] if extra else []), *(path.name for path in tokenizer), *texts, weights.name]
     names += [CARD] if changed_card(target) else []
     found = found._replace(notes=(*found.notes, *notes, *more))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_simcas.backbones.families import replaced
-from jax_simcas.checkpoints.hub import GENERATION
+from jax_simcas.checkpoints.hub import GENERATION, save_passengers
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log
 from jax_simcas.common.errors import UserError
@@ -33,7 +33,7 @@ from jax_simcas.run import plan
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
-from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
+from jax_simcas.run.workdir import CONFIG, PASSENGERS, TOKENIZER, Workdir
 
 SAVED = "checkpoint"  # the split of metrics.jsonl with one line per checkpoint on disk
 # A resumed run may differ in these: they change how long and how often, not what a step does.
@@ -287,6 +287,7 @@ def claim(run: Run) -> None:
         files.replace_file(run.folder.local / CONFIG, config_lib.to_json(settings).encode())
         generation = generation_lib.to_json(run.model.generation, settings.generate, settings.shape)
         files.replace_file(run.folder.local / GENERATION, generation.encode())
+        save_passengers(run.folder.local / PASSENGERS, run.model.passengers)
         if not run.begun:
             shutil.rmtree(run.folder.local / TOKENIZER, ignore_errors=True)  # of a first attempt that failed
         tokenizer_lib.save_tokenizer(run.model.tokenizer, run.folder.local / TOKENIZER)
