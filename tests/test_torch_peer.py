@@ -55,7 +55,7 @@ def test_one_step_of_training():
     loss = peer.loss(ids, target, torch.tensor(arrays["step1/sampled_actions"]).bool())
     loss.backward()
     np.testing.assert_allclose(loss.detach(), arrays["losses"][0], rtol=1e-5)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.bart.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in peer.backbone.parameters())
     assert all(p.grad is None for p in peer.actor.parameters())
 
 

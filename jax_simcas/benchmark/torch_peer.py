@@ -1,8 +1,8 @@
-"""A PyTorch peer: the same method on transformers' PyTorch BART, to compare with. Needs the extra `torch`.
+"""A PyTorch peer: the same method on a model of transformers, to compare with. Needs the extra `torch`.
 
-Written from the method's description as a PyTorch engineer would today: sdpa attention, chunks as one batch, a
-key/value cache in generation; as options autocast to bfloat16, weights in bfloat16, and torch.compile. Held to the same
-parity arrays as our own code.
+Written from the method's description as a PyTorch engineer would today: sdpa attention, chunks as one batch, alignment
+by hooks on the encoder's layers, a key/value cache in generation; as options autocast to bfloat16, weights in bfloat16,
+and torch.compile. It serves every family. On BART it is held to the arrays of the released code, as our own code is.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops.naming import TORCH_SELECTOR
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.hub import to_state_dict
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig
+from jax_simcas.run import torch_model
 
 CHUNKS_AT_ONCE = 8  # that the actor looks at together, where it need not wait for its own draws
 IGNORED = -100  # cross_entropy's mark for targets that don't count
@@ -50,9 +51,10 @@ class Selected(NamedTuple):
 
 
 class Peer(nn.Module):
-    """BART, the actor and the critic, on one document at a time.
+    """An encoder-decoder, the actor and the critic, on one document at a time.
 
     Args:
+      config: of any family.
       params: our parameter tree, selector included.
       align: mean, shift or none.
       autocast: compute in bfloat16 where torch's autocast finds it safe.
@@ -61,64 +63,39 @@ class Peer(nn.Module):
 
     def __init__(
         self,
-        config: BartConfig,
+        config: Shape,
         params: Any,
         align: str = "mean",
         autocast: bool = False,
         static_cache: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import BartConfig as HFConfig
-        from transformers import BartForConditionalGeneration
-
-        fields = {k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type")}
-        self.bart = BartForConditionalGeneration(HFConfig(**fields | {"attn_implementation": "sdpa"}))
-        self.actor, self.critic = TorchHead(config.d_model, 2), TorchHead(config.d_model, 1)
+        weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params, config).items()}
+        self.backbone = torch_model.made(config, {k: v for k, v in weights.items() if not k.startswith(TORCH_SELECTOR)})
+        self.actor, self.critic = TorchHead(config.width, 2), TorchHead(config.width, 1)
         self.config, self.align, self.autocast, self.static_cache = config, align, autocast, static_cache
-        weights = {k: torch.from_numpy(np.array(v)) for k, v in to_state_dict(params).items()}
-        missing, unexpected = self.bart.load_state_dict(
-            {k: v for k, v in weights.items() if not k.startswith(TORCH_SELECTOR)}, strict=False
-        )
-        tied = ("embed_tokens.weight", "lm_head.weight")
-        if unexpected or not all(name.endswith(tied) for name in missing):
-            raise ValueError(f"parameters do not fit: missing {missing}, unexpected {unexpected}")
-        self.bart.tie_weights()
         for name, head in (("actor", self.actor), ("critic", self.critic)):
             own = f"{TORCH_SELECTOR}{name}."
             head.load_state_dict({k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)})
 
     def compile_layers(self, decoder: bool) -> None:
-        """torch.compile for each layer of the encoder, and of the decoder if asked: a stack shares one function."""
-        stacks = [self.bart.model.encoder, self.bart.model.decoder][: 1 + decoder]
-        for layer in (layer for stack in stacks for layer in stack.layers):
-            layer.compile(dynamic=False)
+        """torch.compile for each layer of the encoder, and of the decoder if asked: a stack shares one function.
+
+        Hooks stay outside.
+        """
+        stacks = [self.backbone.get_encoder(), self.backbone.get_decoder()][: 1 + decoder]
+        for layer in (layer for stack in stacks for layer in torch_model.layers_of(stack)):
+            layer.forward = torch.compile(layer.forward, dynamic=False)
 
     @contextlib.contextmanager
     def _precision(self) -> Iterator[None]:
-        with torch.autocast(self.bart.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.autocast):
             yield
 
     def encode(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[K, S] ids -> [K, S, D] states; PAD is attended to, as in the released code."""
-        encoder = self.bart.model.encoder
         with self._precision():
-            embedded = encoder.embed_tokens(input_ids)
-            hidden = encoder.layernorm_embedding(embedded + encoder.embed_positions(input_ids))
-            for number, layer in enumerate(encoder.layers, 1):
-                hidden = layer(hidden, None)
-                if number < len(encoder.layers):
-                    hidden = self._between(hidden)
-        return hidden
-
-    def _between(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self.align == "none" or hidden.shape[0] == 1:
-            return hidden
-        first, last = hidden[:, :1], hidden[:, -1:]
-        if self.align == "shift":
-            first, last = first.roll(1, 0), last.roll(-1, 0)
-        else:
-            first, last = first.mean(0, keepdim=True).expand_as(first), last.mean(0, keepdim=True).expand_as(last)
-        return torch.cat([first, hidden[:, 1:-1], last], dim=1)
+            return torch_model.encode(self.backbone, input_ids, None, torch_model.EXCHANGES[self.align])
 
     def select(self, hidden: torch.Tensor, action: torch.Tensor | None = None) -> Selected:
         """Greedy, walking over the chunks, or with the given draws; an empty or only chunk keeps everything."""
@@ -160,20 +137,16 @@ class Peer(nn.Module):
     def logits(self, selected: torch.Tensor, target_ids: torch.Tensor) -> torch.Tensor:
         """[T, V] teacher-forced logits."""
         with self._precision():
-            states = selected[None].to(self.bart.dtype)
-            out = self.bart.model.decoder(target_ids[None], encoder_hidden_states=states, use_cache=False)
-            return self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
+            return torch_model.decode(self.backbone, selected, target_ids).logits[0]
 
     def logits_and_attention(
         self, selected: torch.Tensor, target_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `logits`, and the mean cross-attention weight [1 + n] of every selected state; not with sdpa."""
         with self._precision():
-            decoder: Any = self.bart.model.decoder
-            states = selected[None].to(self.bart.dtype)
-            out = decoder(target_ids[None], encoder_hidden_states=states, use_cache=False, output_attentions=True)
-            logits = self.bart.lm_head(out.last_hidden_state)[0] + self.bart.final_logits_bias[0]
-        return logits, torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
+            out = torch_model.decode(self.backbone, selected, target_ids, output_attentions=True)
+        attention = torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
+        return out.logits[0], attention
 
     def value(self, candidates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """The critic's value [N] of every candidate."""
@@ -189,15 +162,15 @@ class Peer(nn.Module):
     @torch.no_grad()
     def generate(self, selected: torch.Tensor, config: GenerateConfig) -> torch.Tensor:
         """The best sequence, through transformers' own generation with its cache."""
-        from transformers.modeling_outputs import BaseModelOutput
-
         options: dict[str, Any] = dataclasses.asdict(config.filled(DEFAULTS))
         for name in FORCED:
             token = getattr(config, name)
             options[name] = getattr(self.config, name) if token is None else None if token == NOTHING else token
+        ends = [token for token in self.config.eos_token_ids or (self.config.eos_token_id,) if token != NOTHING]
+        options |= {"eos_token_id": ends or None, "decoder_start_token_id": self.config.decoder_start_token_id}
         if self.static_cache:
             options["cache_implementation"] = "static"
-        model: Any = self.bart
-        states = BaseModelOutput(selected[None].to(model.dtype))
         with self._precision():
-            return model.generate(encoder_outputs=states, do_sample=False, **options)[0]
+            given = torch_model.encoder_outputs(self.backbone, selected)
+            options["use_cache"] = torch_model.can_cache(self.backbone)
+            return self.backbone.generate(**given, do_sample=False, **options)[0]

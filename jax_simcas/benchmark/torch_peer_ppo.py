@@ -27,11 +27,12 @@ class Experience(NamedTuple):
 @contextlib.contextmanager
 def visible_attention(peer: Peer) -> Iterator[None]:
     """sdpa keeps its weights to itself, and the rewards need them."""
-    peer.bart.set_attn_implementation("eager")
+    usual = peer.backbone.config._attn_implementation
+    peer.backbone.set_attn_implementation("eager")
     try:
         yield
     finally:
-        peer.bart.set_attn_implementation("sdpa")
+        peer.backbone.set_attn_implementation(usual)
 
 
 def rewards(

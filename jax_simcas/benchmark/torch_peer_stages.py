@@ -42,7 +42,7 @@ def inputs_of(task: Task) -> PeerInputs:
         static_cache=choices.compiled,
     ).eval()
     if half and choices.bfloat16_weights:
-        peer.bart.bfloat16()
+        peer.backbone.bfloat16()
     if choices.compiled and task.stage != "generate":  # in generation transformers compiles the whole step
         peer.compile_layers(decoder=task.stage != "selector")  # whose attention weights come through hooks
     batch = example(task)
@@ -99,7 +99,7 @@ def _generate(inputs: PeerInputs) -> Callable[[], Any]:
 
 
 def _transformer(inputs: PeerInputs) -> Callable[[], torch.Tensor]:
-    optimizer = torch.optim.Adam(inputs.peer.bart.parameters(), lr=LEARNING_RATE, fused=True)
+    optimizer = torch.optim.Adam(inputs.peer.backbone.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)

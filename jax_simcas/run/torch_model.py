@@ -6,13 +6,17 @@ states as `encoder_outputs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging
+
+from jax_simcas.backbones.protocol import Shape
 
 # The boundary states of all chunks, [K, 2, D] -> what takes their place.
 Exchange = Callable[[torch.Tensor], torch.Tensor]
@@ -29,6 +33,22 @@ def chunk_shift(boundary: torch.Tensor) -> torch.Tensor:
 
 
 EXCHANGES: dict[str, Exchange | None] = {"mean": chunk_mean, "shift": chunk_shift, "none": None}
+
+
+def made(config: Shape, weights: Mapping[str, torch.Tensor]) -> Any:
+    """The model of transformers with that config and those weights, which it ties as its family does.
+
+    Raises:
+      ValueError: weights that it lacks, or that are missing.
+    """
+    fields = {name: value for name, value in config.to_hf().items() if name != "architectures"}
+    its_config = AutoConfig.for_model(**fields)
+    kind: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(its_config)]
+    logging.disable_progress_bar()
+    model, info = kind.from_pretrained(None, config=its_config, state_dict=dict(weights), output_loading_info=True)
+    if wrong := {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}:
+        raise ValueError(f"parameters do not fit: {wrong}")
+    return model
 
 
 def layers_of(encoder: Any) -> nn.ModuleList:
