@@ -17,7 +17,7 @@ CASES = {case.name: case for case in read_cases(PARITY)}
 
 
 def peer_of(case):
-    return Peer(case.bart, case.params, align=case.settings["align"])
+    return Peer(case.shape, case.params, align=case.settings["align"])
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("forward")])
