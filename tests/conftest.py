@@ -14,8 +14,11 @@ os.environ.setdefault("NPROC", "16")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import gc
+
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 from launching import place as place
 
@@ -28,3 +31,11 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 pytest_plugins = ["trained"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs():
+    """A compiled program holds some ten memory maps, of which a process may have 65,530: beyond, it crashes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
