@@ -271,7 +271,7 @@ def test_what_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "t5"}, "model_type is 't5'"),
+        ({"model_type": "prophetnet"}, "model_type is 'prophetnet'"),
         ({"d_model": "wide"}, "d_model is 'wide', expected int"),
         ({"activation_function": "prelu"}, "activation_function='prelu'"),
         ({"encoder_attention_heads": 7}, "not a multiple of encoder_attention_heads=7"),
