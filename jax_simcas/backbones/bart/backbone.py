@@ -13,6 +13,7 @@ from jax_simcas.backbones.bart import decoder, encoder, layers
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops import stacks
 from jax_simcas.backbones.ops.attention import Attend, attention
+from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
 from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
 
 SHARDING_RULES: tuple[ShardingRule, ...] = (
@@ -146,10 +147,10 @@ class Bart:
 
     def cross_cache(
         self, params: Params, states: Float[Array, "C D"], mask: Bool[Array, " C"], dtype: Any
-    ) -> decoder.CrossCache:
+    ) -> CrossCache:
         return decoder.cross_cache(params, self.config, states, mask, dtype)
 
-    def init_cache(self, beams: int, length: int) -> tuple[decoder.SelfCache, ...]:
+    def init_cache(self, beams: int, length: int) -> tuple[SelfCache, ...]:
         return decoder.init_self_cache(self.config, beams, length)
 
     def decode_step(
@@ -157,9 +158,9 @@ class Bart:
         params: Params,
         token: Int[Array, " beams"],
         position: Int[Array, ""],
-        cache: tuple[decoder.SelfCache, ...],
-        cross: decoder.CrossCache,
+        cache: tuple[SelfCache, ...],
+        cross: CrossCache,
         ancestors: Int[Array, "beams T"] | None = None,
         dtype: Any = jnp.float32,
-    ) -> tuple[Float[Array, "beams V"], tuple[decoder.SelfCache, ...]]:
+    ) -> tuple[Float[Array, "beams V"], tuple[SelfCache, ...]]:
         return decoder.decode_step(params, self.config, token, position, cache, cross, ancestors, dtype)

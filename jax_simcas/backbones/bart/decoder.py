@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,24 +24,17 @@ from jax_simcas.backbones.bart.layers import (
     token_table,
 )
 from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_to_rows, attention
+from jax_simcas.backbones.ops.caches import (
+    CrossCache,
+    SelfCache,
+    empty_caches,
+    own_slots,
+    visible_rows,
+    with_rows,
+)
 from jax_simcas.backbones.ops.layers import TRANSPOSED, LayerNorm, few_rows
 from jax_simcas.backbones.ops.stacks import checkpointed, layers_apart, stacked_layers, unstack_layers
 from jax_simcas.common.sharding import constrain
-
-
-class CrossCache(NamedTuple):
-    """Keys and values of the selected states in each layer, computed once per document and shared by all beams."""
-
-    key: tuple[Float[Array, "H Dh C"], ...]
-    value: tuple[Float[Array, "H C Dh"], ...]
-    mask: Bool[Array, " C"]
-
-
-class SelfCache(NamedTuple):
-    """One layer's keys and values of the tokens decoded so far; row t * beams + b holds slot b of step t."""
-
-    key: Float[Array, "H R Dh"]
-    value: Float[Array, "H R Dh"]
 
 
 class DecoderLayer(nn.Module):
@@ -105,10 +98,7 @@ class DecoderLayer(nn.Module):
 
         def attention(y: Array) -> Array:
             nonlocal cache
-            new = self.self_attn.key_value(y)  # [H, beams, Dh] each
-            start = (0, position * y.shape[0], 0)
-            write = lambda old, row: lax.dynamic_update_slice(old, row.astype(old.dtype), start)
-            cache = jax.tree.map(write, cache, SelfCache(*new))
+            cache = with_rows(cache, SelfCache(*self.self_attn.key_value(y)), position)
             # Each beam scores the rows of all slots and the mask keeps those of its ancestors: a product and a mask
             # instead of a gather that would copy the cache.
             query = self.self_attn.query(y).astype(cache.key.dtype)
@@ -210,14 +200,9 @@ def cross_cache(
 
 
 def init_self_cache(config: BartConfig, beams: int, max_length: int) -> tuple[SelfCache, ...]:
-    """One empty KV cache per layer, for `max_length` tokens of each beam.
-
-    In float32 whatever the compute type: to write a row of a bfloat16 array, XLA:CPU converts all of it (at 512 tokens,
-    1.3 times the time of a whole step).
-    """
+    """One empty cache per layer, for `max_length` tokens of each beam."""
     heads = config.decoder_attention_heads
-    shape = (heads, max_length * beams, config.d_model // heads)
-    return tuple(SelfCache(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.decoder_layers))
+    return empty_caches(config.decoder_layers, heads, max_length * beams, config.d_model // heads)
 
 
 def decode_step(
@@ -242,12 +227,8 @@ def decode_step(
     decoder = params["model"]["decoder"]
     beams = token.shape[0]
     length = self_cache[0].key.shape[1] // beams
-    if ancestors is None:
-        ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
-    # The row being written belongs to the beam that writes it.
-    ancestors = ancestors.at[:, position].set(jnp.arange(beams))
-    own = ancestors[:, :, None] == jnp.arange(beams)
-    history = (own & (jnp.arange(length) <= position)[:, None]).reshape(beams, length * beams)
+    own = own_slots(position, beams, length, ancestors)
+    history = visible_rows(own, jnp.arange(length) <= position)
     positions = jnp.full((beams,), position)
     x = embed(params["model"], decoder, config.dialect.decoder_input, config, token, positions, dtype)
     layer = DecoderLayer(config, dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attention
+from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
 from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
 from jax_simcas.backbones.t5 import decoder, layers
 from jax_simcas.backbones.t5.config import T5Config
@@ -130,10 +131,10 @@ class T5:
 
     def cross_cache(
         self, params: Params, states: Float[Array, "C D"], mask: Bool[Array, " C"], dtype: Any
-    ) -> decoder.CrossCache:
+    ) -> CrossCache:
         return decoder.cross_cache(params, self.config, states, mask, dtype)
 
-    def init_cache(self, beams: int, length: int) -> tuple[decoder.SelfCache, ...]:
+    def init_cache(self, beams: int, length: int) -> tuple[SelfCache, ...]:
         return decoder.init_self_cache(self.config, beams, length)
 
     def decode_step(
@@ -141,9 +142,9 @@ class T5:
         params: Params,
         token: Int[Array, " beams"],
         position: Int[Array, ""],
-        cache: tuple[decoder.SelfCache, ...],
-        cross: decoder.CrossCache,
+        cache: tuple[SelfCache, ...],
+        cross: CrossCache,
         ancestors: Int[Array, "beams T"] | None = None,
         dtype: Any = jnp.float32,
-    ) -> tuple[Float[Array, "beams V"], tuple[decoder.SelfCache, ...]]:
+    ) -> tuple[Float[Array, "beams V"], tuple[SelfCache, ...]]:
         return decoder.decode_step(params, self.config, token, position, cache, cross, ancestors, dtype)

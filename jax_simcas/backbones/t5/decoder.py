@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_to_rows, attention
+from jax_simcas.backbones.ops.caches import (
+    CrossCache,
+    SelfCache,
+    empty_caches,
+    own_slots,
+    visible_rows,
+    with_rows,
+)
 from jax_simcas.backbones.ops.layers import TRANSPOSED, few_rows
 from jax_simcas.backbones.ops.matmul import product
 from jax_simcas.backbones.ops.stacks import checkpointed
@@ -35,21 +43,6 @@ from jax_simcas.backbones.t5.trees import layers_and_tables, unstacked
 from jax_simcas.common.sharding import constrain
 
 HEAD = "head"  # the output head of a tree for generation, [V, D]
-
-
-class CrossCache(NamedTuple):
-    """Keys and values of the selected states in each layer, computed once per document and shared by all beams."""
-
-    key: tuple[Float[Array, "H Dh C"], ...]
-    value: tuple[Float[Array, "H C Dh"], ...]
-    mask: Bool[Array, " C"]
-
-
-class SelfCache(NamedTuple):
-    """One layer's keys and values of the tokens decoded so far; row t * beams + b holds slot b of step t."""
-
-    key: Float[Array, "H R Dh"]
-    value: Float[Array, "H R Dh"]
 
 
 def decoder_layer(
@@ -157,12 +150,8 @@ def cross_cache(
 
 
 def init_self_cache(config: T5Config, beams: int, max_length: int) -> tuple[SelfCache, ...]:
-    """One empty KV cache per layer, for `max_length` tokens of each beam.
-
-    In float32 whatever the compute type: to write a row of a bfloat16 array, XLA:CPU converts all of it.
-    """
-    shape = (config.num_heads, max_length * beams, config.d_kv)
-    return tuple(SelfCache(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(config.num_decoder_layers))
+    """One empty cache per layer, for `max_length` tokens of each beam."""
+    return empty_caches(config.num_decoder_layers, config.num_heads, max_length * beams, config.d_kv)
 
 
 def decode_step(
@@ -185,12 +174,8 @@ def decode_step(
     decoder = unstacked(params["decoder"], config)
     beams = token.shape[0]
     length = self_cache[0].key.shape[1] // beams
-    if ancestors is None:
-        ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
-    # The row being written belongs to the beam that writes it.
-    ancestors = ancestors.at[:, position].set(jnp.arange(beams))
-    own = ancestors[:, :, None] == jnp.arange(beams)
-    history = (own & (jnp.arange(length) <= position)[:, None]).reshape(beams, length * beams)
+    own = own_slots(position, beams, length, ancestors)
+    history = visible_rows(own, jnp.arange(length) <= position)
     x = embed(params, token, config, None)
     written = []
     bias = None
@@ -219,9 +204,7 @@ def layer_step(
     """One token per beam; writes the rows of step `position` of the layer's cache."""
     own, other, inner = (block["layer"][name] for name in "012")
     y = rms_norm(own["layer_norm"], x, config, dtype)
-    start = (0, position * y.shape[0], 0)
-    write = lambda old, row: lax.dynamic_update_slice(old, row.astype(old.dtype), start)
-    cache = jax.tree.map(write, cache, SelfCache(*keys_values(own["SelfAttention"], y, config, dtype)))
+    cache = with_rows(cache, SelfCache(*keys_values(own["SelfAttention"], y, config, dtype)), position)
     # Each beam scores the rows of all slots and the mask keeps those of its ancestors.
     query = queries(own["SelfAttention"], y, config, dtype).astype(cache.key.dtype)
     context = attend_to_rows(query, cache.key, cache.value, history, bias, scale=SCALE)

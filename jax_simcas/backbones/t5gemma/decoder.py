@@ -7,7 +7,7 @@ the same projections; keys of selected states are not turned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attend_few_rows, attend_to_rows, attention, masked_scores
+from jax_simcas.backbones.ops.caches import (
+    CrossCache,
+    SelfCache,
+    empty_caches,
+    own_slots,
+    visible_rows,
+    with_rows,
+)
 from jax_simcas.backbones.ops.layers import TRANSPOSED, few_rows
 from jax_simcas.backbones.ops.stacks import checkpointed, layers_apart, stacked_layers, unstack_layers
 from jax_simcas.backbones.t5gemma.config import T5GemmaConfig
@@ -33,21 +41,6 @@ from jax_simcas.backbones.t5gemma.layers import (
     weighted,
 )
 from jax_simcas.common.sharding import constrain
-
-
-class CrossCache(NamedTuple):
-    """Keys and values of the selected states in each layer, computed once per document and shared by all beams."""
-
-    key: tuple[Float[Array, "G Dh C"], ...]
-    value: tuple[Float[Array, "G C Dh"], ...]
-    mask: Bool[Array, " C"]
-
-
-class SelfCache(NamedTuple):
-    """One layer's keys and values of the tokens decoded so far; row t * beams + b holds slot b of step t."""
-
-    key: Float[Array, "G R Dh"]
-    value: Float[Array, "G R Dh"]
 
 
 def table_of(params: Params) -> Params:
@@ -200,10 +193,9 @@ def cross_cache(
 
 
 def init_self_cache(config: T5GemmaConfig, beams: int, length: int) -> tuple[SelfCache, ...]:
-    """One empty cache per layer, for `length` tokens of each beam; in float32, which XLA:CPU writes row by row."""
+    """One empty cache per layer, for `length` tokens of each beam."""
     stack = config.decoder
-    shape = (stack.num_key_value_heads, length * beams, stack.head_dim)
-    return tuple(SelfCache(jnp.zeros(shape), jnp.zeros(shape)) for _ in range(stack.num_hidden_layers))
+    return empty_caches(stack.num_hidden_layers, stack.num_key_value_heads, length * beams, stack.head_dim)
 
 
 def decode_step(
@@ -225,18 +217,14 @@ def decode_step(
     """
     beams = token.shape[0]
     length = self_cache[0].key.shape[1] // beams
-    if ancestors is None:
-        ancestors = jnp.broadcast_to(jnp.arange(beams)[:, None], (beams, length))
-    # The row being written belongs to the beam that writes it.
-    ancestors = ancestors.at[:, position].set(jnp.arange(beams))
-    own = ancestors[:, :, None] == jnp.arange(beams)
+    own = own_slots(position, beams, length, ancestors)
     x = embed(table_of(params), config, token).astype(dtype)
 
     written = []
     layers = zip(layers_apart(params["model"]["decoder"]), config.decoder.sliding, strict=True)
     for (layer, sliding), cache, *states in zip(layers, self_cache, cross.key, cross.value, strict=True):
         seen = decoder_window(config, position - jnp.arange(length), sliding)
-        history = (own & seen[:, None]).reshape(beams, length * beams)
+        history = visible_rows(own, seen)
         one = Layer(layer, config, config.decoder, sliding, dtype, attention, None)
         x, cache = _step(one, x, position, cache, (*states, cross.mask), history)
         written.append(cache)
@@ -259,8 +247,7 @@ def _step(
 
     def to_target(y: Array) -> Array:
         nonlocal cache
-        write = lambda old, row: lax.dynamic_update_slice(old, row.astype(old.dtype), (0, position * y.shape[0], 0))
-        cache = jax.tree.map(write, cache, SelfCache(*keys_values(own, y, stack, turned, dtype)))
+        cache = with_rows(cache, SelfCache(*keys_values(own, y, stack, turned, dtype)), position)
         query = queries(own, y, stack, turned, dtype)
         # Each beam scores the rows of all slots and the mask keeps those of its ancestors: a product and a mask
         # instead of a gather that would copy the cache.
