@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pickle
+import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -313,7 +314,8 @@ def test_bad_files(tmp_path):
             JsonlSource(tmp_path / name, Fields(), tmp_path / "cache")
         assert name in str(error.value) and "\n" not in str(error.value)
 
-    whole = gzip.compress(os.urandom(50_000).hex().encode())
+    whole = gzip.compress(random.Random(0).randbytes(50_000).hex().encode(), mtime=0)
+    plain = gzip.compress(GOOD, mtime=0)
     fails("empty.jsonl", b"", "no rows in it; it is empty")
     fails("empty.jsonl.gz", gzip.compress(b""), "no rows in it")
     fails("nothing.jsonl.gz", b"", "no rows in it")
@@ -321,7 +323,10 @@ def test_bad_files(tmp_path):
     fails("plain.jsonl.gz", GOOD, "not a gzip file")
     fails("longer.jsonl.gz", gzip.compress(GOOD) + b"and more", "not gzip behind its content")
     fails("truncated.jsonl.gz", whole[:10_000], "truncated gzip file")
-    fails("damaged.jsonl.gz", whole[:10_000] + b"\0" * 500 + whole[10_500:], "gzip file")
+    fails("damaged.jsonl.gz", whole[:10_000] + b"\0" * 500 + whole[10_500:], "a damaged gzip file")
+    fails("checksum.jsonl.gz", plain[:-8] + b"\0" * 4 + plain[-4:], "a damaged gzip file")
+    fails("length.jsonl.gz", plain[:-4] + b"\0" * 4, "a damaged gzip file")
+    fails("checksum of nothing.jsonl.gz", gzip.compress(b"", mtime=0)[:-8] + b"\1" * 8, "a damaged gzip file")
     fails("zipped.jsonl", whole, "looks like gzip")
     assert [path for path in (tmp_path / "cache" / "unpacked").iterdir() if path.suffix != ".jsonl"] == []
     with pytest.raises(UserError, match=r"gone\.jsonl: no such file"):

@@ -388,6 +388,9 @@ def _unpack(path: Path, out: IO[bytes]) -> None:
             while block := source.read1(READ_BYTES):
                 out.write(block)
     except gzip.BadGzipFile as error:
+        # gzip has one class for what is no gzip and for content that does not match its checksum and length.
+        if str(error).startswith(("CRC check failed", "Incorrect length")):
+            raise UserError(f"{path}: a damaged gzip file ({error}); fetch it again") from None
         if out.tell():
             raise UserError(f"{path}: not gzip behind its content ({error}); fetch it again") from None
         raise UserError(f"{path}: not a gzip file ({error})") from None
