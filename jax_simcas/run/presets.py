@@ -101,6 +101,23 @@ def small_config() -> ConfigDict:
     return config
 
 
+def reading_config() -> ConfigDict:
+    """A small model that learns to repeat some sentences of a window of one chunk, in place of a pretrained one."""
+    config = small_config()
+    config.update_from_flattened_dict(without_selection(config))
+    config.simcas.max_input_len = 254
+    config.simcas.max_target_len = 160
+    config.simcas.capacity = 256
+    config.data.batch_size = 8
+    config.data.chunk_buckets = (1,)
+    config.data.target_buckets = (160,)
+    config.optimizer.label_smoothing = 0.0
+    config.generate.max_length = 160
+    config.loop.steps = 4_000
+    config.loop.eval_every = config.loop.checkpoint_every = 200
+    return config
+
+
 def finetune_config() -> ConfigDict:
     """Pretrained BART-base on documents of one's own: defaults with which a short run learns.
 
