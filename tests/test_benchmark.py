@@ -5,22 +5,43 @@ import math
 import sys
 
 import jax
+import numpy as np
 import pytest
 
+from jax_simcas.backbones.t5gemma.config import StackConfig, T5GemmaConfig
 from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.benchmark import checkpoint, growth, save_times, summarize_speed, timing
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare_task
 
 
-def small(stage, **changes):
-    return Task(stage, size="tiny", length=128, chunk_length=32, target=8, selected=16, **changes)
+def small(stage, size="tiny", **changes):
+    return Task(stage, size=size, length=128, chunk_length=32, target=8, selected=16, **changes)
+
+
+@pytest.fixture(scope="module")
+def t5gemma(tmp_path_factory):
+    """A folder with the config.json of a small T5Gemma 2."""
+    folder = tmp_path_factory.mktemp("t5gemma")
+    stack = StackConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48,
+    )  # fmt: skip
+    config = T5GemmaConfig(stack, stack, vocab_size=200, model_type="t5gemma")
+    (folder / "config.json").write_text(json.dumps(config.to_hf()))
+    return str(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_traces(stage, dtype):
     run, arguments = prepare_task(small(stage, dtype=dtype))
+    assert jax.tree.leaves(jax.eval_shape(run, *arguments))
+
+
+@pytest.mark.parametrize("stage", ["reward", "transformer", "selector", "summarize"])
+def test_stages_trace_for_other_families(stage):
+    run, arguments = prepare_task(small(stage, "tiny-t5"))
     assert jax.tree.leaves(jax.eval_shape(run, *arguments))
 
 
@@ -124,6 +145,8 @@ def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     [
         ("--lengths=100", 2, "length=100: expected at least one chunk of 512 tokens"),
         ("--output=/proc/nowhere", 1, "cannot be written"),
+        ("--chunk-length=2048", 2, "--chunk-length=2048: base has positions for 1024 tokens"),
+        ("--target=2000", 2, "--target=2000: base has positions for 1024 tokens"),
     ],
 )
 def test_bad_flags_are_named(flag, code, message, capsys):
@@ -137,6 +160,7 @@ def test_bad_flags_are_named(flag, code, message, capsys):
         ("--stages=sleep", "--stages: 'sleep': expected some of encode"),
         ("--sides=tensorflow", "--sides: 'tensorflow': expected some of jax, torch, "),
         ("--dtypes=float16", "--dtypes: 'float16': expected some of float32"),
+        ("--model=t6", "--model/--size: 't6': expected some of base, large, tiny, tiny-t5, bart-base, "),
         ("--lengths=many", "--lengths: 'many': expected a whole number"),
     ],
 )
@@ -152,9 +176,20 @@ def test_the_peers_stages_run(stage):
     torch = pytest.importorskip("torch")
     from jax_simcas.benchmark.torch_peer_stages import prepared
 
-    run = prepared(small(stage, side="torch"))
-    out = run()
-    assert torch.isfinite(out.states if stage == "select" else out).all()
+    for size in ("tiny", "tiny-t5"):
+        out = prepared(small(stage, size, side="torch"))()
+        assert torch.isfinite(out.states if stage == "select" else out).all()
+
+
+@pytest.mark.parametrize("size", ["tiny-t5", "t5gemma"])
+def test_both_sides_encode_the_same_with_the_same_weights(size, t5gemma):
+    pytest.importorskip("torch")
+    from jax_simcas.benchmark.torch_peer_stages import prepared
+
+    size = t5gemma if size == "t5gemma" else size
+    ours, _ = compiled(small("encode", size))
+    theirs = prepared(small("encode", size, side="torch"))
+    np.testing.assert_allclose(ours(), theirs(), atol=1e-4)
 
 
 def test_without_pytorch_the_peer_is_one_line(monkeypatch, capsys, tmp_path):
@@ -239,6 +274,22 @@ def test_the_released_code_is_skipped_where_absent(tmp_path, capfd):
     assert run(f"--released={clone}", "--released-python=/nowhere/python") == 1
     assert "--released-python=/nowhere/python: No such file" in capfd.readouterr().err
     assert run(f"--released={clone}") == 1 and "lacks torch or transformers 4" in capfd.readouterr().err
+
+
+def test_a_model_that_the_released_code_lacks_is_named(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(timing.Released, "problem", lambda self: None)
+    flags = ["--model=tiny-t5", "--sides=released", f"--released={tmp_path}", f"--output={tmp_path / 'out'}"]
+    assert benchmark.main(flags) == 1
+    error = capfd.readouterr().err
+    assert "skipped: side released for tiny-t5: it is t5, and the released code BART\nerror: nothing is left" in error
+    with pytest.raises(ValueError, match="side released is bart"):
+        small("encode", "tiny-t5", side="released")
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path, capfd):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert benchmark.main([f"--model={tmp_path}", f"--output={tmp_path / 'out'}"]) == 1
+    assert f"error: {tmp_path}/config.json: model_type is 'gpt2', expected one of " in capfd.readouterr().err
 
 
 def test_stages_that_a_side_lacks_are_named(tmp_path, capfd):

@@ -165,7 +165,7 @@ def test_choices_of_flags_are_those_of_the_tables():
     assert set(convert.LAYOUTS) == set(hub.LAYOUTS)
     assert set(compile_check.STAGES) == set(programs.STAGES)
     assert (tuple(stages.STAGES), tuple(stages.SIDES)) == (benchmark.STAGES, benchmark.SIDES)
-    assert tuple(stages.SIZES) == benchmark.SIZES
+    assert tuple(stages.MODELS) == benchmark.MODELS
     assert (tuple(REMAT), stages.REMAT) == (benchmark.REMATS, benchmark.REMAT)
     assert (tuple(POLICIES), BUDGETED) == (overrides.POLICIES, overrides.BUDGETED)
 

@@ -65,7 +65,7 @@ def test_ours_is_beside_the_fastest_other_side():
 def test_a_result_has_the_rate_of_its_model_flops():
     encode = stages.Task("encode", size="large", dtype="bfloat16")
     transformer = stages.Task("transformer", size="large", dtype="bfloat16")
-    bart = encode.bart
+    bart = encode.shape
     weights = bart.encoder_layers * (4 * bart.d_model**2 + 2 * bart.d_model * bart.encoder_ffn_dim)
     assert stages.flops_of(encode) == pytest.approx(2 * weights * encode.length, rel=0.1)  # and attention's products
     assert 3 < stages.flops_of(transformer) / stages.flops_of(encode) < 5

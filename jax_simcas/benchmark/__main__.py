@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jax_simcas.common import cli
@@ -12,19 +14,47 @@ EXAMPLES = """\
   python -m jax_simcas.benchmark --stages encode --lengths 8192,16384,32768,65536
   python -m jax_simcas.benchmark --sides jax,torch --stages encode,transformer,generate --lengths 16384
   python -m jax_simcas.benchmark --released ~/SimCAS --released-python ~/released/bin/python --dtypes float32,bfloat16
-  python -m jax_simcas.benchmark --device gpu --sides jax,torch,torch-bf16-compile --size large --dtypes bfloat16 \
+  python -m jax_simcas.benchmark --device gpu --sides jax,torch,torch-bf16-compile --model large --dtypes bfloat16 \
     --stages encode,transformer --lengths 16384
+  python -m jax_simcas.benchmark --model flan-t5-base,bart-base --sides jax,torch --stages encode --lengths 16384
   python -m jax_simcas.benchmark --quick
 """
 STAGES = ("encode", "select", "decode", "reward", "transformer", "selector", "generate", "summarize")
 SIDES = ("jax", "torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "released")
-SIZES = ("base", "large", "tiny")
+PUBLISHED = (
+    *("bart-base", "bart-large", "flan-t5-base", "flan-t5-large", "flan-t5-xl", "pegasus-large", "led-base-16384"),
+    *("t5gemma-2-270m-270m", "t5gemma-2-1b-1b"),
+)
+MODELS = ("base", "large", "tiny", "tiny-t5", *PUBLISHED)
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "gpu")
 REMATS = ("none", "dots", "sums", "layer")
 ATTENTIONS = ("auto", "xla", "cudnn")
 REMAT = "layer"
 QUICK = {"stages": ["encode", "select"], "lengths": (2_048, 4_096, 8_192), "size": ["tiny"], "repeats": 3}
+
+
+def models(text: str) -> list[str]:
+    """A flag's type: some of MODELS, or folders with a config.json, between commas."""
+    given = cli.names(text)
+    for name in given:
+        if name not in MODELS and not (Path(name) / "config.json").is_file():
+            expected = f"some of {', '.join(MODELS)}, or folders with a config.json"
+            raise argparse.ArgumentTypeError(f"{name!r}: expected {expected}")
+    return given
+
+
+def add_models(made: cli.Parser, default: Sequence[str]) -> None:
+    """Adds --model, with its older name."""
+    made.add_argument(
+        *("--model", "--size"),
+        dest="size",
+        type=models,
+        default=list(default),
+        metavar="MODEL",
+        help=f"some of {', '.join(MODELS)} (base, large and tiny are BART's), or folders with a config.json, "
+        f"between commas; the weights are random (default {','.join(default)})",
+    )
 
 
 def parser() -> cli.Parser:
@@ -37,7 +67,7 @@ def parser() -> cli.Parser:
         type=cli.some_of(SIDES),
         default=["jax"],
         help=f"some of {', '.join(SIDES)}: torch is the PyTorch peer (needs torch) with autocast, -bf16 with weights "
-        "in bfloat16, -compile through torch.compile; released is the authors' code",
+        "in bfloat16, -compile through torch.compile; released is the authors' code, for BART",
     )
     made.add_argument(
         "--device", default="cpu", choices=DEVICES, help="cpu, or gpu for the first NVIDIA card (default cpu)"
@@ -51,12 +81,7 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--lengths", type=cli.numbers(1), default=(8_192, 16_384, 32_768, 65_536), help="tokens of the document"
     )
-    made.add_argument(
-        "--size",
-        type=cli.some_of(SIZES),
-        default=["base"],
-        help=f"of the model: some of {', '.join(SIZES)} (default base)",
-    )
+    add_models(made, ["base"])
     made.add_argument("--dtypes", type=cli.some_of(DTYPES), default=["float32"], help="float32, bfloat16 or both")
     made.add_argument("--chunk-length", type=cli.positive, default=512)
     made.add_argument("--target", type=cli.positive, default=256, help="tokens of the summary")

@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jax_simcas.benchmark.__main__ import SIZES
+from jax_simcas.benchmark.__main__ import add_models
 from jax_simcas.common import cli
 
-EXAMPLES = "  python -m jax_simcas.benchmark.checkpoint --size base --length 4096 --folder DIR"
+EXAMPLES = "  python -m jax_simcas.benchmark.checkpoint --model base --length 4096 --folder DIR"
 
 
 def parser() -> cli.Parser:
     made = cli.parser("benchmark.checkpoint", __doc__ or "", EXAMPLES)
-    made.add_argument("--size", default="base", choices=SIZES, help="of the model (default base)")
+    add_models(made, ["base"])
     made.add_argument("--length", type=cli.positive, default=4_096, help="tokens of the document (default 4096)")
     made.add_argument("--repeats", type=cli.positive, default=3, help="saves per kind (default 3)")
     made.add_argument("--folder", type=cli.text, required=True, help="a new folder on the disk to measure")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_simcas.benchmark import comparison, gpu
+from jax_simcas.benchmark.__main__ import add_models
 from jax_simcas.benchmark.parts import Failed, Part, Programs, Report
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
@@ -31,7 +32,6 @@ EXAMPLES = """\
 """
 CHECKOUT = Path(__file__).parents[2]
 PARTS = ("environment", "parity", "tests", "resume", "training", "benchmark")
-SIZES = ("base", "large", "tiny")
 TESTS = ("align", "chunk", "select", "reward", "ppo", "model", "layers", "fused_attention", "update", "generate")
 PEERS = ("torch-bf16", "torch-bf16-compile")
 SAME = ("repeats", "chunk_length", "target", "selected", "attention")  # flags of the benchmark that are passed on
@@ -195,7 +195,7 @@ def benchmark_parts(arguments: Any) -> list[Part]:
 
     def part(size: str, length: int, stages: Sequence[str]) -> Part:
         together = len(stages) * (len(sides) + len(arguments.remat)) if arguments.device == "gpu" else 1
-        flags = [f"--size={size}", f"--lengths={length}", f"--stages={','.join(stages)}", f"--sides={','.join(sides)}"]
+        flags = [f"--model={size}", f"--lengths={length}", f"--stages={','.join(stages)}", f"--sides={','.join(sides)}"]
         flags += [f"--together={together}", *same]
         name = f"benchmark {size} {length:,} {', '.join(stages)}"
         return Part(name, arguments.benchmark_seconds, lambda run: benchmark(run, *flags))
@@ -250,7 +250,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--parts", type=cli.some_of(PARTS), default=list(PARTS), help=f"some of {', '.join(PARTS)}")
     made.add_argument("--device", default="gpu", choices=("gpu", "cpu"), help="cpu: a rehearsal (default gpu)")
-    made.add_argument("--size", type=cli.some_of(SIZES), default=["large", "base"], help="of the benchmark's models")
+    add_models(made, ["large", "base"])
     made.add_argument("--lengths", type=cli.numbers(1), default=(16_384, 131_072), help="tokens of its documents")
     made.add_argument("--stages", type=cli.some_of(STAGES), default=list(STAGES), help=f"some of {', '.join(STAGES)}")
     made.add_argument("--peers", type=cli.names, default=list(PEERS), help="sides beside ours, as in the benchmark")

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jax_simcas.backbones import families
 from jax_simcas.benchmark import gpu, growth
-from jax_simcas.benchmark.stages import PEERS, SIDES, Task
+from jax_simcas.benchmark.stages import PEERS, RELEASED, SIDES, Task, shape_of
 from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
 from jax_simcas.common import cli, files, plots, tables
 from jax_simcas.common.errors import FlagError, UserError
@@ -31,6 +32,10 @@ def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Rele
         if problem:
             print(f"skipped: the released code: {problem}", file=sys.stderr)
             sides.remove("released")
+    if "released" in sides:
+        for size in arguments.size:
+            if (family := shape_of(size).family) != RELEASED:
+                print(f"skipped: side released for {size}: it is {family}, and the released code BART", file=sys.stderr)
     for side in sides:
         lacking = [stage for stage in stages if stage not in SIDES[side]]
         if lacking:
@@ -38,16 +43,31 @@ def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Rele
     return sides, released
 
 
+def check_room(size: str, chunk_length: int, target: int) -> None:
+    """Checks that the model has positions for a chunk and for a target.
+
+    Raises:
+      FlagError: it has fewer.
+    """
+    shape = shape_of(size)
+    room = {f"--chunk-length={chunk_length}": families.chunk_positions(shape), f"--target={target}": shape.positions}
+    for (flag, most), tokens in zip(room.items(), (chunk_length, target), strict=True):
+        if most is not None and tokens > most:
+            raise FlagError(f"{flag}: {size} has positions for {most} tokens")
+
+
 def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> list[Task]:
     """Every stage on every side that has it, in every dtype, size and length.
 
     Raises:
-      FlagError: a length that is too short. UserError: nothing to measure.
+      FlagError: a length that is too short, a chunk or a target that is too long. UserError: nothing to measure.
     """
     same = ("chunk_length", "target", "selected", "attention", "device")
     shape = {name: getattr(arguments, name) for name in same}
     remats = lambda stage, side: arguments.remat if (side, stage) == ("jax", "transformer") else arguments.remat[:1]
     lengths = sorted(set(arguments.lengths))
+    for size in arguments.size:
+        check_room(size, arguments.chunk_length, arguments.target)
     try:
         tasks = [
             Task(stage, side, size, length, dtype, remat=remat, **shape)
@@ -58,6 +78,7 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
             if dtype == "bfloat16" or side not in PEERS or not PEERS[side].bfloat16_weights
             for remat in remats(stage, side)
             for size in arguments.size
+            if side != "released" or shape_of(size).family == RELEASED
             for length in lengths
         ]
     except ValueError as error:

@@ -75,8 +75,10 @@ def run(arguments: Any) -> int:
     if any(folder.iterdir()):
         raise UserError(f"--folder={folder}: not empty; give a new one")
     cli.prepare_jax()
-    task = Task("transformer", size=arguments.size, length=arguments.length)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        rows = time_saves(task, Path(temporary), arguments.repeats)
+    rows = []
+    for size in arguments.size:
+        task = Task("transformer", size=size, length=arguments.length)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            rows += [{"model": size} | row for row in time_saves(task, Path(temporary), arguments.repeats)]
     print(markdown_table(rows, list(rows[0])))
     return 0

@@ -6,16 +6,20 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_simcas.backbones.bart.backbone import Bart
-from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.backbones.ops.stacks import stack_layers
+from jax_simcas.backbones import families
+from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE
+from jax_simcas.backbones.protocol import Shape
+from jax_simcas.checkpoints import hub
 from jax_simcas.compile_check import flops
+from jax_simcas.compile_check.published import FLAN_T5_BASE, PUBLISHED
 from jax_simcas.evaluation.predict import compact_batch, generate_batch
 from jax_simcas.method.beam_search import generate
 from jax_simcas.method.chunk import chunk_tokens
@@ -28,11 +32,15 @@ from jax_simcas.method.select import GREEDY, POLICIES, Compacted, Selection, sel
 from jax_simcas.method.steps import Metrics, TrainState, init_state, selector_step, transformer_step
 from jax_simcas.run.method_config import ATTENTIONS, UpdateConfig
 
-SIZES = {
+# By what --model names them: BART by its sizes, tiny models for a try, and the published ones without their owners.
+MODELS: dict[str, Shape] = {
     "base": BART_BASE,
     "large": BART_LARGE,
     "tiny": replace(BART_BASE, d_model=128, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=512,
                     decoder_ffn_dim=512, encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=8_192),
+    "tiny-t5": replace(FLAN_T5_BASE, d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, num_decoder_layers=2,
+                       vocab_size=8_192),
+    **{name.partition("/")[2]: shape for name, shape in PUBLISHED.items()},
 }  # fmt: skip
 
 
@@ -41,12 +49,14 @@ TRAINING_STAGES = ("transformer", "selector")  # (state, ...) -> (next state, me
 TRANSFORMER = UpdateConfig(accumulate_step=1).transformer(steps=1)
 SELECTOR = UpdateConfig().selector()
 DEVICES = ("cpu", "gpu")
+RELEASED = "bart"  # the `model_type` of the authors' code
 
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: `stage` of a `size` model on a document of `length` tokens, specials included.
+    """One measurement: `stage` of a model on a document of `length` tokens, specials included.
 
+    size: which model, one of MODELS or a folder with a config.json; its weights are random.
     side: "jax" is our own code, "released" the authors' code, the others are the PyTorch peer: see PEERS. bfloat16 is
     autocast's in the released code, and in the peer unless its weights are.
     remat: what our own training steps recompute. attention: of our own side, a name of method_config.ATTENTIONS.
@@ -70,29 +80,41 @@ class Task:
             raise ValueError(f"side={self.side!r}: expected one of {', '.join(SIDES)}")
         if self.stage not in SIDES[self.side]:
             raise ValueError(f"stage={self.stage!r}: side {self.side} has {', '.join(SIDES[self.side])}")
-        if self.size not in SIZES:
-            raise ValueError(f"size={self.size!r}: expected one of {', '.join(SIZES)}")
+        if self.side == "released" and self.shape.family != RELEASED:
+            raise ValueError(f"size={self.size!r}: side released is {RELEASED}, and this is {self.shape.family}")
         if self.device not in DEVICES:
             raise ValueError(f"device={self.device!r}: expected one of {', '.join(DEVICES)}")
         if self.length < self.chunk_length:
             raise ValueError(f"length={self.length}: expected at least one chunk of {self.chunk_length} tokens")
 
     @property
-    def bart(self) -> BartConfig:
-        return replace(SIZES[self.size], dropout=0.0)
+    def shape(self) -> Shape:
+        return shape_of(self.size)
 
     @property
     def model(self) -> SimCAS:
-        return SimCAS(Bart(self.bart, ATTENTIONS[self.attention]), dtype=self.dtype, remat=self.remat)
+        backbone = families.backbone_for(self.shape, ATTENTIONS[self.attention])
+        return SimCAS(backbone, dtype=self.dtype, remat=self.remat)
+
+
+@cache
+def shape_of(name: str) -> Shape:
+    """The model of that name, or in that folder, without dropout.
+
+    Raises:
+      UserError: no config.json in the folder, or one of a model that is not supported.
+    """
+    shape = MODELS[name] if name in MODELS else hub.read_config(Path(name))
+    return families.replaced(shape, **dict.fromkeys(shape.rates, 0.0))
 
 
 def example(task: Task) -> Example:
     """A batch of one random document of whole chunks, with a target."""
-    rng, bart = np.random.default_rng(0), task.bart
-    special = {"bos": bart.tokens.bos, "eos": bart.tokens.eos, "pad": bart.tokens.pad}
+    rng, tokens = np.random.default_rng(0), task.shape.tokens
+    special = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad}
     words = task.length // task.chunk_length * (task.chunk_length - 2)
-    chunks = chunk_tokens(rng.integers(4, bart.vocab_size, words), task.chunk_length, **special)
-    target = rng.integers(4, bart.vocab_size, task.target)
+    chunks = chunk_tokens(rng.integers(4, task.shape.vocab_size, words), task.chunk_length, **special)
+    target = rng.integers(4, task.model.backbone.vocab_size, task.target)
     row = lambda x: jnp.asarray(x)[None]
     document = Document(*map(row, (chunks.input_ids, chunks.token_mask, chunks.token_mask.any(axis=-1))))
     return Example(document, Target(row(target.astype(np.int32)), row(np.ones(task.target, bool))))
@@ -108,7 +130,7 @@ def _encode(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
 
 
 def _states(task: Task, batch: Example) -> jax.Array:
-    shape = (*batch.document.input_ids.shape[1:], task.bart.d_model)
+    shape = (*batch.document.input_ids.shape[1:], task.shape.width)
     return jax.random.normal(jax.random.key(1), shape, jnp.dtype(task.dtype))
 
 
@@ -120,7 +142,7 @@ def _select(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
 
 
 def _decode(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
-    states = jax.random.normal(jax.random.key(1), (task.selected, task.bart.d_model), jnp.dtype(task.dtype))
+    states = jax.random.normal(jax.random.key(1), (task.selected, task.shape.width), jnp.dtype(task.dtype))
 
     def run(params: Any, states: jax.Array, target: Target) -> Any:
         index = jnp.arange(len(states) - 1)
@@ -131,7 +153,7 @@ def _decode(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
 
 
 def _reward(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
-    logits = jax.random.normal(jax.random.key(1), (task.target, task.bart.vocab_size))
+    logits = jax.random.normal(jax.random.key(1), (task.target, task.model.backbone.vocab_size))
     action = jnp.asarray(half_selected(task, batch)[0])
     index = jnp.flatnonzero(action)
     attention = jnp.full(len(index) + 1, 1.0 / (len(index) + 1))
@@ -153,7 +175,7 @@ def _generate(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]
     hidden, mask = _states(task, batch), batch.document.token_mask[0, :, 1:]
     kept = jnp.arange(mask.size).reshape(mask.shape) < task.selected - 1
     zeros = jnp.zeros(mask.shape)
-    state = jnp.zeros((mask.shape[0], task.bart.d_model))
+    state = jnp.zeros((mask.shape[0], task.shape.width))
     selection = jax.tree.map(lambda x: x[None], Selection(kept & mask, zeros, zeros, state, mask))
 
     def run(params: Any, hidden: jax.Array, chunk_mask: jax.Array, selection: Selection) -> jax.Array:
@@ -180,8 +202,8 @@ def half_selected(task: Task, batch: Example) -> np.ndarray:
     return candidates & (rank < candidates.size // 2)
 
 
-def _state(params: Any) -> TrainState:
-    return init_state(stack_layers(params), TRANSFORMER, SELECTOR, jax.random.key(0))
+def _state(task: Task, params: Any) -> TrainState:
+    return init_state(task.model.backbone.stack(params), TRANSFORMER, SELECTOR, jax.random.key(0))
 
 
 def _transformer(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
@@ -191,14 +213,14 @@ def _transformer(task: Task, params: Any, batch: Example) -> tuple[Callable, tup
     def run(state: TrainState, batch: Example, action: jax.Array) -> tuple[TrainState, Metrics]:
         return transformer_step(state, batch, model=model, optimizer=TRANSFORMER, action=action)
 
-    return run, (_state(params), batch, jnp.asarray(action))
+    return run, (_state(task, params), batch, jnp.asarray(action))
 
 
 def _selector(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
     def run(state: TrainState, batch: Example) -> tuple[TrainState, Metrics]:
         return selector_step(state, batch, model=task.model, optimizer=SELECTOR, ppo=PPOConfig())
 
-    return run, (_state(params), batch)
+    return run, (_state(task, params), batch)
 
 
 STAGES: dict[str, Callable[[Task, Any, Example], tuple[Callable, tuple]]] = {
@@ -235,18 +257,18 @@ SIDES = {  # and the stages that can be timed apart on each
 
 def flops_of(task: Task) -> int | None:
     """Model FLOPs of one run, as compile_check.flops counts them; None for a stage that is no matter of products."""
-    bart, chunks = task.bart, task.length // task.chunk_length
+    shape, chunks = task.shape, task.length // task.chunk_length
     half = chunks * (task.chunk_length - 1) // 2 + 1
     read = flops.DocumentShape(chunks, task.chunk_length, task.selected, task.target)
     trained = flops.DocumentShape(chunks, task.chunk_length, half, task.target)
-    summary = flops.generation(bart, read, beams=4)
+    summary = flops.generation(shape, read, beams=4)
     counts = {
-        "encode": flops.encoder(bart, read),
-        "select": flops.actor(bart, read),
-        "decode": flops.decoder(bart, read),
-        "transformer": flops.transformer_update(bart, trained),
-        "selector": flops.selector_update(bart, trained, PPOConfig().epochs),
-        "generate": summary - flops.encoder(bart, read) - flops.actor(bart, read),
+        "encode": flops.encoder(shape, read),
+        "select": flops.actor(shape, read),
+        "decode": flops.decoder(shape, read),
+        "transformer": flops.transformer_update(shape, trained),
+        "selector": flops.selector_update(shape, trained, PPOConfig().epochs),
+        "generate": summary - flops.encoder(shape, read) - flops.actor(shape, read),
         "summarize": summary,
     }
     return counts.get(task.stage)

@@ -11,18 +11,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.common import cli
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.summarize_speed
-  python -m jax_simcas.benchmark.summarize_speed --size base --documents 32 --max-length 128
+  python -m jax_simcas.benchmark.summarize_speed --model base --documents 32 --max-length 128
 """
-SIZES = ("tiny", "small", "base", "large")
+MODELS = ("small", *benchmark.MODELS)
 
 
 def parser() -> cli.Parser:
     made = cli.parser("benchmark.summarize_speed", __doc__ or "", EXAMPLES)
-    made.add_argument("--size", default="small", choices=SIZES, help="of the model (default small: width 256)")
+    made.add_argument(
+        *("--model", "--size"),
+        dest="size",
+        type=cli.one_of(MODELS),
+        default="small",
+        metavar="MODEL",
+        help=f"one of {', '.join(MODELS)} (default small: a BART of width 256)",
+    )
     made.add_argument("--documents", type=cli.positive, default=200, help="(default 200)")
     made.add_argument(
         "--tokens", type=cli.numbers(1, count=2), default=(2_000, 6_000), help="fewest and most of a document"

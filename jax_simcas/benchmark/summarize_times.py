@@ -7,14 +7,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jax_simcas.backbones.bart.backbone import Bart
+from jax_simcas.backbones.families import backbone_for, replaced
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.benchmark import stages
 from jax_simcas.benchmark.worker import ProcessMemory
 from jax_simcas.common.errors import FlagError, UserError
@@ -26,11 +26,8 @@ from jax_simcas.evaluation.summarizer import Summarizer, Summary
 from jax_simcas.method.generate_config import DEFAULTS, GenerateConfig
 from jax_simcas.method.model import SimCAS, init_params
 
-SIZES = {
-    **stages.SIZES,
-    "small": replace(stages.SIZES["tiny"], d_model=256, encoder_layers=3, decoder_layers=3, encoder_ffn_dim=1024,
-                     decoder_ffn_dim=1024),
-}  # fmt: skip
+SMALL = replaced(stages.MODELS["tiny"], d_model=256, encoder_layers=3, decoder_layers=3, encoder_ffn_dim=1024,
+                 decoder_ffn_dim=1024)  # fmt: skip
 LONGEST = 8  # documents that memory is measured with
 
 Side = Callable[[list[str]], list[Summary]]
@@ -40,13 +37,19 @@ def words_of(count: int) -> list[str]:
     return [f"word-{i}" for i in range(count)]
 
 
+def shape_of(name: str) -> Shape:
+    return SMALL if name == "small" else stages.shape_of(name)
+
+
 def summarizer(arguments: Any) -> Summarizer:
     """A model with random weights and a word for every token."""
-    config = SIZES[arguments.size]
+    shape = shape_of(arguments.size)
     with tempfile.TemporaryDirectory() as folder:
-        word_level(words_of(config.vocab_size - 5), Path(folder) / "tokenizer")
+        word_level(words_of(shape.vocab_size - 5), Path(folder) / "tokenizer")
         tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-    model = SimCAS(Bart(replace(config, vocab_size=len(tokenizer))))
+    specials = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    shape = replaced(shape, vocab_size=len(tokenizer), **specials, decoder_start_token_id=tokenizer.eos_token_id)
+    model = SimCAS(backbone_for(shape))
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(arguments.seed), model)
     reading = PipelineConfig(arguments.chunk_length, arguments.tokens[1] + 2, 128, embedding_rows=len(tokenizer))
     generate = GenerateConfig(num_beams=arguments.num_beams, max_length=arguments.max_length).filled(DEFAULTS)
@@ -56,7 +59,7 @@ def summarizer(arguments: Any) -> Summarizer:
 def documents(arguments: Any) -> list[str]:
     """Random words, as many as tokens."""
     rng, (low, high) = np.random.default_rng(arguments.seed), arguments.tokens
-    words = np.array(words_of(SIZES[arguments.size].vocab_size - 5))
+    words = np.array(words_of(shape_of(arguments.size).vocab_size - 5))
     return [" ".join(rng.choice(words, (rng.integers(low, high + 1),))) for _ in range(arguments.documents)]
 
 

@@ -69,18 +69,19 @@ def worker_argv(task: Task, released: Released | None) -> list[str]:
     if task.side != "released":
         return [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(fields)]
     assert released is not None
-    fields["bart"] = {k: v for k, v in task.bart.to_hf().items() if k not in ("architectures", "model_type")}
+    fields["bart"] = {k: v for k, v in task.shape.to_hf().items() if k not in ("architectures", "model_type")}
     script = Path(__file__).with_name("released.py")
     return [released.python, str(script), json.dumps(fields), str(released.clone.resolve())]
 
 
 def worker_environment(task: Task) -> dict[str, str]:
     """Where the task's process computes. On a GPU it takes memory as it needs it, and only our side's JAX sees it."""
+    quiet = {"TRANSFORMERS_VERBOSITY": "error"}  # it warns of a head that is not tied
     if task.device == "cpu":
-        return {"JAX_PLATFORMS": "cpu"} | os.environ
+        return quiet | {"JAX_PLATFORMS": "cpu"} | os.environ
     platforms = "cuda,cpu" if task.side == "jax" else "cpu"
     own = {"JAX_PLATFORMS": platforms, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | os.environ | own  # one process per core is for a task alone
+    return quiet | {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | os.environ | own  # one process per core is for a task alone
 
 
 class Worker:

@@ -36,7 +36,7 @@ def inputs_of(task: Task) -> PeerInputs:
     """The same parameters and document as on our side."""
     choices, half = PEERS[task.side], task.dtype == "bfloat16"
     peer = Peer(
-        task.bart,
+        task.shape,
         jax.device_get(fresh_params(task)),
         autocast=half and not choices.bfloat16_weights,
         static_cache=choices.compiled,
@@ -75,17 +75,17 @@ def _encode(inputs: PeerInputs) -> Callable[[], Any]:
 
 
 def _select(inputs: PeerInputs) -> Callable[[], Any]:
-    hidden = inputs.random(*inputs.ids.shape, inputs.task.bart.d_model)
+    hidden = inputs.random(*inputs.ids.shape, inputs.task.shape.width)
     return lambda: inputs.peer.select(hidden)
 
 
 def _decode(inputs: PeerInputs) -> Callable[[], Any]:
-    states = inputs.random(inputs.task.selected, inputs.task.bart.d_model)
+    states = inputs.random(inputs.task.selected, inputs.task.shape.width)
     return lambda: inputs.peer.logits(states, inputs.target)
 
 
 def _reward(inputs: PeerInputs) -> Callable[[], Any]:
-    logits = inputs.random(inputs.task.target, inputs.task.bart.vocab_size)
+    logits = inputs.random(inputs.task.target, inputs.task.model.backbone.vocab_size)
     count = int(inputs.action.sum()) + 1
     attention = torch.full((count,), 1.0 / count)
     return lambda: rewards(logits, attention, inputs.action, inputs.target)
@@ -94,7 +94,7 @@ def _reward(inputs: PeerInputs) -> Callable[[], Any]:
 def _generate(inputs: PeerInputs) -> Callable[[], Any]:
     task = inputs.task
     config = GenerateConfig(num_beams=4, max_length=task.target, min_length=task.target)
-    selected = inputs.random(task.selected, task.bart.d_model)
+    selected = inputs.random(task.selected, task.shape.width)
     return lambda: inputs.peer.generate(selected, config)
 
 
