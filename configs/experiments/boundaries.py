@@ -4,7 +4,8 @@ python -m jax_simcas.experiments configs/experiments/boundaries.py --base=config
   --config.data.data_dir=DATA --config.pretrained=runs/reading_t5 --config.optimizer.label_smoothing=0.0 --limit=60
 
 Against reading the first chunk only, which is framed as the tokenizer frames a text in either case. runs/reading_t5 is
-what configs/reading_t5.py makes; a T5 of one's own does as well. 3 variants, 3 seeds, about 100 minutes on one CPU core.
+what configs/reading_t5.py makes; a T5 of one's own does as well. 3 variants, 3 seeds, about 100 minutes on one CPU
+core.
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA, or a published config.
 """
