@@ -145,7 +145,9 @@ class Peer(nn.Module):
         """As `logits`, and the mean cross-attention weight [1 + n] of every selected state; not with sdpa."""
         with self._precision():
             out = torch_model.decode(self.backbone, selected, target_ids, output_attentions=True)
-        attention = torch.stack([weights.float().mean((0, 1, 2)) for weights in out.cross_attentions]).mean(0)
+        # Shares of the selected states alone: in T5Gemma 2 they are some of what one softmax spreads over.
+        shares = (weights.float() / weights.float().sum(-1, keepdim=True) for weights in out.cross_attentions)
+        attention = torch.stack([share.mean((0, 1, 2)) for share in shares]).mean(0)
         return out.logits[0], attention
 
     def value(self, candidates: torch.Tensor, state: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
+from jax_simcas.backbones.families import FAMILIES, name_of
 from jax_simcas.backbones.protocol import Shape
 
 # The boundary states of all chunks, [K, 2, D] -> what takes their place.
@@ -35,8 +37,22 @@ def chunk_shift(boundary: torch.Tensor) -> torch.Tensor:
 EXCHANGES: dict[str, Exchange | None] = {"mean": chunk_mean, "shift": chunk_shift, "none": None}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its bars and tables: what is missing is told by its caller."""
+    usual = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(usual)
+
+
 def made(config: Shape, weights: Mapping[str, torch.Tensor]) -> Any:
     """The model of transformers with that config and those weights, which it ties as its family does.
+
+    Parameters that nothing here computes with, such as those that see images, it has only where they are given.
 
     Raises:
       ValueError: weights that it lacks, or that are missing.
@@ -44,10 +60,20 @@ def made(config: Shape, weights: Mapping[str, torch.Tensor]) -> Any:
     fields = {name: value for name, value in config.to_hf().items() if name != "architectures"}
     its_config = AutoConfig.for_model(**fields)
     kind: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(its_config)]
-    logging.disable_progress_bar()
-    model, info = kind.from_pretrained(None, config=its_config, state_dict=dict(weights), output_loading_info=True)
-    if wrong := {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys") if info[name]}:
+    with quiet():
+        model, info = kind.from_pretrained(None, config=its_config, state_dict=dict(weights), output_loading_info=True)
+    unused = FAMILIES[name_of(config)].passengers(dict.fromkeys(info["missing_keys"], np.empty(0)))
+    found = {"missing": set(info["missing_keys"]) - set(unused), "unexpected": info["unexpected_keys"]}
+    if wrong := {kind: sorted(names) for kind, names in found.items() if names}:
         raise ValueError(f"parameters do not fit: {wrong}")
+    for name in unused:
+        owner, _, own = name.rpartition(".")
+        delattr(model.get_submodule(owner), own)
+    # Loading forgets which tables are fixed, such as PEGASUS' sinusoids.
+    with torch.device("meta"):
+        learned = {name for name, value in kind(its_config).named_parameters() if value.requires_grad}
+    for name, value in model.named_parameters():
+        value.requires_grad_(name in learned)
     return model
 
 
