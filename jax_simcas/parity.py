@@ -1,6 +1,8 @@
-"""Holds the public functions against arrays that the authors' PyTorch code computed: every case, every quantity.
+"""Holds the public functions against arrays that PyTorch computed on the same weights: every case, every quantity.
 
-DIR holds config.json, weights in any layout, manifest.json and an .npz per case; tests/data/parity is one.
+DIR holds config.json of any family, weights in any layout, manifest.json and an .npz per case. In tests/data/parity the
+arrays are the authors' code's, on a BART; in tests/data/parity_t5, parity_t5gemma and parity_t5gemma2 those of the
+PyTorch peer, on models of transformers. tests/peer_arrays.py makes more of the second kind.
 """
 
 from __future__ import annotations

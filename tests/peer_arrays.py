@@ -2,18 +2,22 @@
 
     python tests/peer_arrays.py MODEL FOLDER
 
-MODEL is a folder with small weights; FOLDER gets them with a selector, manifest.json and an .npz per case. With few
-cases (--few) it is small enough to be kept. What the arrays are: tests/data/parity/README.md.
+MODEL is a folder with small weights, or a model_type, of which a random one is made (tests/peer_models.py); FOLDER gets
+them with a selector, manifest.json and an .npz per case. With few cases (--few) it is small enough to be kept. What the
+arrays are: tests/data/parity/README.md.
 """
 
 import argparse
 import json
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import torch
+from peer_models import SETTINGS, TINY, model_of
 
 from jax_simcas.backbones.families import replaced
 from jax_simcas.benchmark.torch_peer import Peer
@@ -26,9 +30,9 @@ from jax_simcas.method.reward import HYPER_LENGTH, REWARD_SCALE
 from jax_simcas.run import torch_model
 from jax_simcas.run.parity_cases import SELECTOR_LR
 
-CHUNK, TARGET, MINIBATCH, STEPS = 16, 12, 8, 10
+CHUNK, TARGET, MINIBATCH = 16, 12, 8
 RATES = {"max_lr": 0.01, "warmup_steps": 100}
-SETTINGS = (
+SEARCHES = (
     {"num_beams": 4, "length_penalty": 2.0, "no_repeat_ngram_size": 3, "min_length": 5, "max_length": 24,
      "early_stopping": True},
     {"num_beams": 1, "no_repeat_ngram_size": 3, "min_length": 1, "max_length": 20},
@@ -44,11 +48,25 @@ FORWARD = (
 )
 
 
+class Extent(NamedTuple):
+    """How much is written: forward passes, chunks of a document in PPO and generation, in each step, searches."""
+
+    forward: tuple = FORWARD
+    aligns: tuple = ("mean", "shift")
+    chunks: int = 4
+    steps: tuple = (4, 2, 1, 4, 2, 1, 4, 2, 1, 4)
+    searches: tuple = SEARCHES
+
+
+ALL = Extent()
+FEW = Extent(FORWARD[3:4], ("mean",), chunks=3, steps=(3, 3, 3), searches=SEARCHES[:1])
+
+
 class Maker:
     """Draws documents for a model, and runs them through the peer."""
 
-    def __init__(self, config, params, seed):
-        self.config, self.params = config, params
+    def __init__(self, config, params, seed, extent):
+        self.config, self.params, self.extent = config, params, extent
         self.rng = np.random.default_rng(seed)
 
     def peer(self, align):
@@ -103,7 +121,7 @@ class Maker:
         return made | {f"encoder_states_{i}": x[None] for i, x in enumerate(states)}
 
     def ppo(self, align):
-        ids, target, draws = self.document(4)
+        ids, target, draws = self.document(self.extent.chunks)
         peer, config = self.peer(align).eval(), PPOConfig(minibatch_size=MINIBATCH)
         draws = draws | ~draws.any(axis=1, keepdims=True)
         action = torch.tensor(draws).bool()
@@ -136,8 +154,8 @@ class Maker:
         optimizer = torch.optim.Adam(peer.backbone.parameters(), lr=1.0)
         schedule = inverse_sqrt(*RATES.values())
         made, rates, losses = {}, [], []
-        for step in range(STEPS):
-            ids, target, draws = self.document((4, 2, 1)[step % 3])
+        for step, chunks in enumerate(self.extent.steps):
+            ids, target, draws = self.document(chunks)
             names = ("input_ids", "target_ids", "sampled_actions")
             made |= {f"step{step + 1}/{name}": x for name, x in zip(names, (ids, target, draws), strict=True)}
             rates.append(float(schedule(step)))
@@ -148,12 +166,13 @@ class Maker:
             optimizer.step()
             losses.append(float(loss.detach()))
         made |= {"learning_rates": np.array(rates), "losses": np.array(losses)}
-        return made | {f"after/{name}": value for name, value in peer.backbone.state_dict().items()}
+        copies = {id(value): name for name, value in reversed(peer.backbone.state_dict(keep_vars=True).items())}
+        return made | {f"after/{name}": peer.backbone.state_dict()[name] for name in copies.values()}
 
     def generate(self, align):
         peer, made = self.peer(align).eval(), {}
-        for i, options in enumerate(SETTINGS):
-            ids, _, draws = self.document(1 if options["num_beams"] == 1 else 4)
+        for i, options in enumerate(self.extent.searches):
+            ids, _, draws = self.document(1 if options["num_beams"] == 1 else self.extent.chunks)
             with torch.no_grad():
                 selected = peer.select(peer.encode(torch.tensor(ids[0])), torch.tensor(draws).bool())
             sequence = peer.generate(selected.states, GenerateConfig(**options))
@@ -172,22 +191,30 @@ def layer_inputs(peer):
         handle.remove()
 
 
-def write(folder, config, params, seed=0, few=False):
-    """All cases of a model; with `few`, one alignment of each kind."""
+def write(folder, config, params, seed=0, extent=ALL):
+    """All cases of a model."""
     config = replaced(config, **dict.fromkeys(config.rates, 0.0))
-    maker, folder = Maker(config, jax.device_get(params), seed), Path(folder)
+    maker, folder = Maker(config, jax.device_get(params), seed, extent), Path(folder)
     save(folder, config, params)
-    aligns = ("mean",) if few else ("mean", "shift")
-    cases = {f"forward_{name}": ({"align": row[0]}, maker.forward(*row)) for name, *row in FORWARD}
-    for align in aligns:
+    cases = {f"forward_{name}": ({"align": row[0]}, maker.forward(*row)) for name, *row in extent.forward}
+    for align in extent.aligns:
         cases[f"ppo_{align}"] = {"align": align}, maker.ppo(align)
-        cases[f"train_{align}"] = {"align": align, **RATES, "steps": STEPS}, maker.train(align)
-        cases[f"generate_{align}"] = {"align": align, "settings": SETTINGS}, maker.generate(align)
+        cases[f"train_{align}"] = {"align": align, **RATES, "steps": len(extent.steps)}, maker.train(align)
+        cases[f"generate_{align}"] = {"align": align, "settings": extent.searches}, maker.generate(align)
     for name, (_, arrays) in cases.items():
         plain = {key: x.detach().numpy() if isinstance(x, torch.Tensor) else x for key, x in arrays.items()}
         np.savez_compressed(folder / f"{name}.npz", **plain)
     manifest = {name: {"source": "peer", **settings} for name, (settings, _) in cases.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def write_of(source, folder, seed=0, extent=ALL):
+    """All cases of the model in a folder, or of a tiny one of a model_type."""
+    with tempfile.TemporaryDirectory() as made:
+        if source in SETTINGS:
+            model_of(source, seed, TINY).save_pretrained(made)
+        loaded = from_pretrained(made if source in SETTINGS else source, jax.random.key(seed))
+    write(folder, loaded.config, loaded.params, seed, extent)
 
 
 def main():
@@ -197,8 +224,7 @@ def main():
     parser.add_argument("--few", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    loaded = from_pretrained(given.model, jax.random.key(given.seed))
-    write(given.folder, loaded.config, loaded.params, given.seed, given.few)
+    write_of(given.model, given.folder, given.seed, FEW if given.few else ALL)
 
 
 if __name__ == "__main__":

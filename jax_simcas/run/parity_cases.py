@@ -63,12 +63,45 @@ class Case(NamedTuple):
 
     @property
     def model(self) -> SimCAS:
-        return SimCAS(backbone_for(self.shape), align=ALIGNMENTS[self.settings["align"]], mask_padding=False)
+        if (align := self.settings["align"]) not in ALIGNMENTS:
+            raise UserError(f"case {self.name}: its align in the manifest is {align!r}, not {', '.join(ALIGNMENTS)}")
+        return SimCAS(backbone_for(self.shape), align=ALIGNMENTS[align], mask_padding=False)
+
+    def number(self, setting: str, *kinds: type) -> Any:
+        """A number of the manifest."""
+        if type(value := self.settings[setting]) not in kinds:
+            raise UserError(f"case {self.name}: its {setting} in the manifest is {value!r}, not a number")
+        return value
+
+    def tokens(self, name: str, axes: str) -> jax.Array:
+        """Token ids of one document: the array without its first axis.
+
+        Raises:
+          UserError: another shape, or tokens that the model has not.
+        """
+        ids, rows = self.arrays[name], self.shape.vocab_size
+        if ids.ndim != 1 + len(axes) or len(ids) != 1 or not ids.size:
+            raise UserError(f"case {self.name}: {name} has the shape {ids.shape}, not [1, {', '.join(axes)}]")
+        if ids.dtype.kind not in "iu":
+            raise UserError(f"case {self.name}: {name} holds {ids.dtype}, not tokens")
+        if wrong := [*ids[(ids < 0) | (ids >= rows)]]:
+            raise UserError(f"case {self.name}: {name} holds {wrong[0]}, and the model has {rows} tokens")
+        return jnp.asarray(ids[0], jnp.int32)
+
+    def draws(self, name: str, ids: jax.Array) -> jax.Array:
+        """What is kept of the candidates of a document [K, S].
+
+        Raises:
+          UserError: another shape.
+        """
+        draws, (chunks, length) = self.arrays[name], ids.shape
+        if draws.shape != (chunks, length - 1):
+            raise UserError(f"case {self.name}: {name} has the shape {draws.shape}, not {(chunks, length - 1)}")
+        return jnp.asarray(draws, bool)
 
     def example(self, prefix: str = "") -> Example:
         """One document and its target; PAD is real in it, as in the released code."""
-        ids = jnp.asarray(self.arrays[f"{prefix}input_ids"][0], jnp.int32)
-        target = jnp.asarray(self.arrays[f"{prefix}target_ids"][0], jnp.int32)
+        ids, target = self.tokens(f"{prefix}input_ids", "KS"), self.tokens(f"{prefix}target_ids", "T")
         document = Document(ids, jnp.ones(ids.shape, bool), jnp.ones(ids.shape[0], bool))
         # The start token may be PAD, as in T5.
         real = (target != self.shape.pad_token_id) | (jnp.arange(len(target)) == 0)
@@ -121,21 +154,22 @@ def without_key_biases(params: Any) -> Any:
     return {name: leaf for name, leaf in flat.items() if name[-2:] != ("k_proj", "bias")}
 
 
+@partial(jax.jit, static_argnames="model")
+def _forward(params: Any, example: Example, sampled: jax.Array, model: SimCAS) -> tuple:
+    """Inputs of layers, the forward pass, values and rewards."""
+    _, layer_inputs = encode(params, model, example.document)
+    out = forward(params, model, example, action=sampled)
+    states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
+    value = jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
+    rewards = model.credit(model.reward(params, model, example, out), out)
+    return layer_inputs, out, value, rewards
+
+
 def check_forward(case: Case) -> Iterator[Check]:
     """Encode, align, select, compact, decode, reward and loss of one document with given draws."""
-    arrays, model, example = case.arrays, case.model, case.example()
-    sampled = jnp.asarray(arrays["sampled_actions"], bool)
-
-    @jax.jit
-    def run(params: Any) -> tuple:
-        _, layer_inputs = encode(params, model, example.document)
-        out = forward(params, model, example, action=sampled)
-        states, seen = out.encoded.hidden[:, 1:], out.encoded.selection.state
-        value = jax.vmap(state_values, (None, 0, 0))(params["selector"], states, seen)
-        rewards = model.credit(model.reward(params, model, example, out), out)
-        return layer_inputs, out, value, rewards
-
-    layer_inputs, out, value, rewards = run(case.params)
+    arrays, example = case.arrays, case.example()
+    sampled = case.draws("sampled_actions", example.document.input_ids)
+    layer_inputs, out, value, rewards = _forward(case.params, example, sampled, case.model)
     _, selection, compacted = out.encoded
     for layer in range(case.model.backbone.encoder_depth):
         expected = arrays[f"encoder_states_{layer}"][0]
@@ -165,7 +199,7 @@ def check_ppo(case: Case) -> Iterator[Check]:
     config = PPOConfig(epochs=epochs, minibatch_size=int(arrays["minibatch_size"]))
     size = min(config.minibatch_size, per_chunk)
     batch = jax.tree.map(lambda x: x[None], example)
-    action = jnp.asarray(arrays["actions"], bool)[None]
+    action = case.draws("actions", example.document.input_ids)[None]
     keys = jax.random.split(jax.random.key(0), 1)
     collect = lambda params: steps.rollout(params, batch, model, config, keys, action=action)[0]
     experience: Rollout = jax.jit(collect)(case.params)
@@ -193,19 +227,19 @@ def check_ppo(case: Case) -> Iterator[Check]:
 
 def check_train(case: Case) -> Iterator[Check]:
     """The transformer's optimizer steps: rates, losses, and every parameter afterwards."""
-    arrays, settings = case.arrays, case.settings
-    rate = inverse_sqrt(settings["max_lr"], settings["warmup_steps"])
+    arrays = case.arrays
+    rate = inverse_sqrt(case.number("max_lr", int, float), case.number("warmup_steps", int))
     optimizer = adam(rate)
     params = jax.tree.map(jnp.asarray, case.params)
-    state = steps.init_state(params, optimizer, adam(SELECTOR_LR), jax.random.key(0))
+    state = steps.init_state(params, optimizer, optax.adam(SELECTOR_LR), jax.random.key(0))
     step = jax.jit(
         partial(steps.transformer_step, model=case.model, optimizer=optimizer, label_smoothing=LABEL_SMOOTHING)
     )
     rates, losses = [], []
-    for i in range(settings["steps"]):
-        batch = jax.tree.map(lambda x: x[None], case.example(f"step{i + 1}/"))
-        action = jnp.asarray(arrays[f"step{i + 1}/sampled_actions"], bool)[None]
-        state, metrics = step(state, batch, action=action)
+    for i in range(case.number("steps", int)):
+        example = case.example(f"step{i + 1}/")
+        action = case.draws(f"step{i + 1}/sampled_actions", example.document.input_ids)
+        state, metrics = step(state, jax.tree.map(lambda x: x[None], example), action=action[None])
         rates.append(float(rate(i)))
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     tiny = float(np.finfo(np.float32).tiny)
@@ -217,26 +251,27 @@ def check_train(case: Case) -> Iterator[Check]:
     yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
 
 
+@partial(jax.jit, static_argnames=("model", "config"))
+def _generate(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS, config: GenerateConfig) -> jax.Array:
+    """The sequence that a document of these draws gives."""
+    real = jnp.ones(ids.shape, bool)
+    encoded = encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action)
+    return generate(params, model, config, encoded.compacted).sequence
+
+
 def check_generate(case: Case) -> Iterator[Check]:
     """Generated sequences, token for token, in every setting."""
-    arrays = case.arrays
     for i, options in enumerate(case.settings["settings"]):
         try:
             config = GenerateConfig(**options)
         except (TypeError, ValueError) as error:
             raise UserError(f"{case.name}: setting {i} of the manifest: {error}") from None
-        ids = jnp.asarray(arrays[f"{i}/input_ids"][0], jnp.int32)
-        action = jnp.asarray(arrays[f"{i}/sampled_actions"], bool)
-
-        def run(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS, config: GenerateConfig) -> jax.Array:
-            real = jnp.ones(ids.shape, bool)
-            encoded = encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action)
-            return generate(params, model, config, encoded.compacted).sequence
-
-        sequence = jax.jit(run, static_argnums=(3, 4))(case.params, ids, action, case.model, config)
-        expected = np.full(sequence.shape, case.shape.pad_token_id)
-        given = arrays[f"{i}/sequences"][0]
-        expected[: len(given)] = given
+        ids = case.tokens(f"{i}/input_ids", "KS")
+        sequence = _generate(case.params, ids, case.draws(f"{i}/sampled_actions", ids), case.model, config)
+        expected = case.tokens(f"{i}/sequences", "T")
+        expected = jnp.pad(
+            expected, (0, max(0, len(sequence) - len(expected))), constant_values=case.shape.pad_token_id
+        )
         yield case.equal(f"sequence {i}, {config.num_beams} beams", sequence, expected)
 
 
@@ -278,12 +313,14 @@ def compare_case(case: Case) -> list[Check]:
     """All comparisons of a case.
 
     Raises:
-      UserError: it lacks an array or a setting.
+      UserError: it lacks an array or a setting, or has one that does not fit.
     """
     try:
         return list(KINDS[case.name.split("_")[0]](case))
     except KeyError as error:
         raise UserError(f"case {case.name}: no {error.args[0]!r} in its .npz or in the manifest") from None
+    except (ValueError, IndexError) as error:
+        raise UserError(f"case {case.name}: its arrays do not fit the model ({first_line(error)})") from None
 
 
 def shown_error(error: float) -> str:
