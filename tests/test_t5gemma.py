@@ -297,6 +297,10 @@ def test_a_folder_and_a_workdir_keep_what_sees_images(tmp_path):
     passengers = hub.read_passengers(kept)
     hub.save(tmp_path / "export", loaded.config, loaded.params, passengers=passengers)
     assert (tmp_path / "export/model.safetensors").read_bytes() == written
+    hub.save(tmp_path / "flax", loaded.config, loaded.params, "flax", passengers=passengers)
+    assert hub.load(tmp_path / "flax").passengers.keys() == passengers.keys()
+    hub.save(tmp_path / "flax", loaded.config, loaded.params, "flax")
+    assert not hub.load(tmp_path / "flax").passengers
     assert hub.read_passengers(tmp_path / "none") == {}
 
 

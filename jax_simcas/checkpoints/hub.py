@@ -30,6 +30,7 @@ from jax_simcas.checkpoints.repository import (
     GENERATION,
     HUB_BIN,
     MSGPACK,
+    PASSENGERS,
     RELEASED_BIN,
     SAFETENSORS,
     SAFETENSORS_INDEX,
@@ -198,7 +199,7 @@ def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat, StateDict]:
     readers: dict[str, Callable[[Path], tuple[Flat, StateDict]]] = {
         SAFETENSORS: of(_safetensors),
         SAFETENSORS_INDEX: of(partial(_sharded, _safetensors)),
-        MSGPACK: lambda path: (family.completed(_msgpack(path), config), {}),
+        MSGPACK: lambda path: (family.completed(_msgpack(path), config), read_passengers(path.with_name(PASSENGERS))),
         HUB_BIN: of(_torch),
         BIN_INDEX: of(partial(_sharded, _torch)),
         RELEASED_BIN: of(_torch),
@@ -292,7 +293,7 @@ def save(
       extra: content of jax_simcas.json.
       copy: further files (a tokenizer's) to copy beside them.
       texts: further files to write, name -> content.
-      passengers: further weights by PyTorch names, which only "hf" holds.
+      passengers: further weights by PyTorch names, which lie in a file of their own beside "flax".
 
     Raises:
       UserError: unknown layout, unwritable folder; for "released", another family than BART, or torch missing.
@@ -316,6 +317,9 @@ def save(
         target = folder / LAYOUTS[layout]
         unstacked = families.backbone_for(config).unstack(params)
         _replace(target, partial(_WRITERS[layout], config=config, params=unstacked, passengers=passengers))
+        (folder / PASSENGERS).unlink(missing_ok=True)
+        if layout == "flax":
+            save_passengers(folder / PASSENGERS, passengers)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); give a folder on a disk with space that you may "

@@ -25,6 +25,7 @@ HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
 INDEXES = SAFETENSORS_INDEX, BIN_INDEX = f"{SAFETENSORS}.index.json", f"{HUB_BIN}.index.json"
 # In the order in which they are looked for.
 WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, HUB_BIN, BIN_INDEX, RELEASED_BIN)
+PASSENGERS = "passengers.safetensors"  # weights that nothing here reads, where the file of weights cannot hold them
 CONFIG, EXTRA, GENERATION, CARD = "config.json", "jax_simcas.json", "generation_config.json", "README.md"
 # Of every tokenizer that transformers has: what it says of itself, vocabularies, merges, sentencepiece models.
 TOKENIZERS = (
@@ -84,7 +85,8 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     """Of the files of a repository those that a model needs here: one file of weights, or the list of their parts."""
     top = [name for name in names if "/" not in name]
     weights = next((name for name in WEIGHTS if name in top), None)
-    return [name for name in top if name in (CONFIG, GENERATION, EXTRA, weights) or is_tokenizer_file(name)]
+    ours = (CONFIG, GENERATION, EXTRA, PASSENGERS, weights)
+    return [name for name in top if name in ours or is_tokenizer_file(name)]
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from jax_simcas.checkpoints.hub import (
     read_generation,
     read_passengers,
 )
+from jax_simcas.checkpoints.repository import PASSENGERS
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.sharding import put, state_shardings
@@ -44,7 +45,7 @@ from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig
 from jax_simcas.run.overrides import overrides_of
-from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, PASSENGERS, TOKENIZER
+from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
 

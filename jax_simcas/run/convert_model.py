@@ -13,7 +13,7 @@ import jax_simcas
 from jax_simcas.backbones import families
 from jax_simcas.checkpoints import hub, repository
 from jax_simcas.checkpoints.hub import Pretrained
-from jax_simcas.checkpoints.repository import CARD, CONFIG, Repository
+from jax_simcas.checkpoints.repository import CARD, CONFIG, PASSENGERS, Repository
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.tables import MIB
@@ -71,6 +71,7 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     copy = [path for path in tokenizer if path.name not in texts and path.parent.resolve() != target.resolve()]
     weights = hub.save(target, found.config, found.params, layout, extra or None, copy, texts, found.passengers)
     names = [CONFIG, *([hub.EXTRA] if extra else []), *(path.name for path in tokenizer), *texts, weights.name]
+    names += [PASSENGERS] if (target / PASSENGERS).is_file() else []
     names += [CARD] if changed_card(target) else []
     found = found._replace(notes=(*found.notes, *notes, *more))
     return Converted(found, weights, tuple(dict.fromkeys(names)))

@@ -13,6 +13,7 @@ import jax
 
 from jax_simcas.backbones.families import replaced
 from jax_simcas.checkpoints.hub import GENERATION, save_passengers
+from jax_simcas.checkpoints.repository import PASSENGERS
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import files, metric_log
 from jax_simcas.common.errors import UserError
@@ -33,7 +34,7 @@ from jax_simcas.run import plan
 from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
-from jax_simcas.run.workdir import CONFIG, PASSENGERS, TOKENIZER, Workdir
+from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
 
 SAVED = "checkpoint"  # the split of metrics.jsonl with one line per checkpoint on disk
 # A resumed run may differ in these: they change how long and how often, not what a step does.

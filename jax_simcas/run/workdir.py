@@ -19,7 +19,6 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.metric_log import METRICS
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
-PASSENGERS = "passengers.safetensors"  # weights of the pretrained model that nothing here reads, for exports
 
 
 class Workdir(NamedTuple):
