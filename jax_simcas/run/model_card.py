@@ -25,7 +25,7 @@ from jax_simcas.run.provenance import LOCAL, data_in_words, hub_dataset, hub_mod
 
 FOLDER = "FOLDER"  # what a card calls the place of a model that is in a local folder
 FAMILIES = {"bart": "BART", "mbart": "mBART", "plbart": "PLBart", "mvp": "MVP", "pegasus": "PEGASUS", "led": "LED"}
-FAMILIES |= {"t5gemma": "T5Gemma", "t5gemma2": "T5Gemma 2"}
+FAMILIES |= {"t5": "T5", "mt5": "mT5", "umt5": "UMT5", "t5gemma": "T5Gemma", "t5gemma2": "T5Gemma 2"}
 FAMILIES |= {"marian": "Marian", "m2m_100": "M2M100", "blenderbot": "Blenderbot", "blenderbot-small": "Blenderbot"}
 TASKS = {"summarization": ("summarization", "Summarization"), "answers": ("question-answering", "Question answering")}
 METRICS = {"exact_match": "exact_match", "f1": "f1"}  # by the names that the hub has; others are ROUGE or BERTScore
@@ -177,10 +177,11 @@ def _body(subject: Subject) -> str:
 
 def _common(subject: Subject) -> dict[str, str]:
     config = subject.found.config
+    positions = config.to_hf().get("max_encoder_position_embeddings", config.positions)  # LED has fewer for targets
     return {
         "kind": FAMILIES.get(config.family, config.family),
-        "positions": "" if config.positions is None else f" of {config.positions:,} positions",
-        "reach": " of any length" if config.positions is None else f" of up to {config.positions:,} tokens",
+        "positions": "" if positions is None else f" of {positions:,} positions",
+        "reach": " of any length" if positions is None else f" of up to {positions:,} tokens",
         "address": subject.address,
     }
 
