@@ -24,11 +24,11 @@ NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 setup(
     name="jax_simcas",
     version=VERSION,
-    description="SimCAS (Chunk, Align, Select) in JAX/Flax: pretrained BART on documents of any length, at linear cost",
+    description="SimCAS (Chunk, Align, Select) in JAX/Flax: BART, T5 and kin on texts of any length, at linear cost",
     long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    keywords=["jax", "flax", "summarization", "long documents", "transformers", "bart", "reinforcement learning"],
+    keywords=["jax", "flax", "summarization", "long documents", "transformers", "bart", "t5", "reinforcement learning"],
     project_urls={
         "Paper": "https://arxiv.org/abs/2308.13191",
         "Released code of the paper": "https://github.com/xjw-nlp/SimCAS",

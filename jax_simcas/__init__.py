@@ -20,6 +20,10 @@ moved.register()
 _PUBLIC = {
     "Bart": "backbones.bart.backbone",
     "BartConfig": "backbones.bart.config",
+    "T5": "backbones.t5.backbone",
+    "T5Config": "backbones.t5.config",
+    "T5Gemma": "backbones.t5gemma.backbone",
+    "T5GemmaConfig": "backbones.t5gemma.config",
     "Backbone": "backbones.protocol",
     "backbone_for": "backbones.families",
     "Pretrained": "checkpoints.hub",
