@@ -54,6 +54,22 @@ def test_an_exchange_of_ones_own():
     np.testing.assert_array_equal(out[:, 1:-1], HIDDEN[:, 1:-1])
 
 
+@pytest.mark.parametrize("on", ["cpu", "tpu"])
+@every_alignment
+def test_wide_states_are_aligned_alike(monkeypatch, exchange, on):
+    """In value and gradient, with what a TPU runs as well."""
+    if on == "tpu":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, tpu, default: tpu(*x))
+
+    def both(wide):
+        run = partial(align, exchange=exchange, axis_name="chunk", wide=wide)
+        out, pull = jax.vjp(lambda x: jax.vmap(run, axis_name="chunk")(x, REAL), HIDDEN)
+        return out, pull(jnp.cos(out))[0]
+
+    for ours, theirs in zip(both(True), both(False), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
 @every_alignment
 def test_sharded_over_devices(exchange):
     mesh = Mesh(several_devices(4), ("devices",))

@@ -45,6 +45,7 @@ def align(
     exchange: Alignment | None,
     axis_name: AxisName,
     enabled: Bool[Array, ""] | bool = True,
+    wide: bool = False,
 ) -> Float[Array, "S D"]:
     """Replaces the first (BOS) and last (EOS) state of one chunk by what `exchange` makes of all chunks' boundaries.
 
@@ -54,10 +55,42 @@ def align(
       exchange: `chunk_mean`, `chunk_shift` or a function of your own; None returns `hidden`.
       axis_name: the axis (or axes) that the chunks of the document are mapped over.
       enabled: False returns `hidden` unchanged, inside a scan over layers.
+      wide: `hidden` is float32 among bfloat16 products. To read or write single rows of it, XLA:TPU copies all of them
+        into another layout, which costs more than to visit all rows.
     """
     if exchange is None:
         return hidden
-    boundary = jnp.stack([hidden[0], hidden[-1]])
+    read, write = (_read_among_all, _write_among_all) if wide else (_read, _write)
+    boundary = read(hidden)
     aligned = exchange(boundary, real, axis_name)
     boundary = jnp.where(jnp.logical_and(enabled, real), aligned, boundary)
+    return write(hidden, boundary)
+
+
+def _read(hidden: Float[Array, "S D"]) -> Float[Array, "2 D"]:
+    return jnp.stack([hidden[0], hidden[-1]])
+
+
+def _write(hidden: Float[Array, "S D"], boundary: Float[Array, "2 D"]) -> Float[Array, "S D"]:
     return hidden.at[0].set(boundary[0]).at[-1].set(boundary[1])
+
+
+def _read_among_all(hidden: Float[Array, "S D"]) -> Float[Array, "2 D"]:
+    def visited(hidden: Array) -> Array:
+        return jnp.stack([jnp.where(place, hidden, 0).sum(axis=0) for place in _ends(hidden)])
+
+    return lax.platform_dependent(hidden, tpu=visited, default=_read)
+
+
+def _write_among_all(hidden: Float[Array, "S D"], boundary: Float[Array, "2 D"]) -> Float[Array, "S D"]:
+    def visited(hidden: Array, boundary: Array) -> Array:
+        first, last = _ends(hidden)
+        return jnp.where(last, boundary[1], jnp.where(first, boundary[0], hidden))
+
+    return lax.platform_dependent(hidden, boundary, tpu=visited, default=_write)
+
+
+def _ends(hidden: Float[Array, "S D"]) -> tuple[Bool[Array, "S 1"], Bool[Array, "S 1"]]:
+    """Where the first row is, and the last one."""
+    place = jnp.arange(hidden.shape[0])[:, None]
+    return place == 0, place == hidden.shape[0] - 1

@@ -157,7 +157,8 @@ def encode(
         added = model.chunk_position(encoder_of(params, model.backbone), model.backbone, input_ids.shape[0])
 
     def between(hidden: Array, inner: Array) -> Array:
-        one_chunk = lambda x, real: align(x, real, model.align, CHUNK_AXIS, enabled=inner)
+        wide = hidden.dtype != jnp.dtype(model.dtype)
+        one_chunk = lambda x, real: align(x, real, model.align, CHUNK_AXIS, enabled=inner, wide=wide)
         return jax.vmap(one_chunk, axis_name=CHUNK_AXIS)(hidden, chunk_mask)
 
     return encode_chunks(
