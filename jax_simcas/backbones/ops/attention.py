@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Bool, Float
 
 from jax_simcas.backbones.ops.memory import CONTEXT, materialise
+from jax_simcas.backbones.ops.shared import Backward, Level, linear, mapped, one_by_one
 from jax_simcas.common.sharding import chunk_pieces
 
 CHUNKS_AT_ONCE = 4  # their scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
@@ -42,11 +43,23 @@ def by_distance(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
     return moved[:, :, : width + 1 - rows]
 
 
+def by_doubling(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
+    """`by_distance` where nothing is fused with it: fewer numbers move.
+
+    R rows become twice as many: those R numbers further on, above themselves.
+    """
+    every = bias[:, None]
+    while (count := every.shape[1]) < rows:
+        more = min(count, rows - count)
+        every = jnp.concatenate([every[:, :, more:], every[:, count - more :, :-more]], axis=1)
+    return every
+
+
 def sum_by_distance(pairs: Float[Array, "H T C"]) -> Float[Array, "H N"]:
-    """The transpose of `by_distance`."""
+    """The transpose of both: the lower half of the rows is added to the upper one, moved, over and over."""
     heads, rows, columns = pairs.shape
     bias = jax.ShapeDtypeStruct((heads, rows + columns - 1), pairs.dtype)
-    return jax.linear_transpose(partial(by_distance, rows=rows), bias)(pairs)[0]
+    return jax.linear_transpose(partial(by_doubling, rows=rows), bias)(pairs)[0]
 
 
 def scaled(products: Float[Array, ...], width: int, scale: float | None, cap: float | None) -> Array:
@@ -59,14 +72,22 @@ def masked_scores(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H C Dh"],
     mask: Bool[Array, "#T #C"],
-    bias: Float[Array, "H N"] | None = None,
+    bias: Float[Array, "H N"] | Float[Array, "H T C"] | None = None,
     *,
     scale: float | None = None,
     cap: float | None = None,
 ) -> Float[Array, "H T C"]:
-    """q k^T / sqrt(Dh) in float32, and float32's lowest number where the mask is False; `bias` is by distance."""
+    """q k^T / sqrt(Dh) in float32, and float32's lowest number where the mask is False.
+
+    `bias` is by distance, or that of every pair.
+    """
     scores = scaled(_products("htd,hcd->htc", query, key), query.shape[-1], scale, cap)
-    return _masked(scores, mask, None if bias is None else by_distance(bias, query.shape[1]))
+    return _masked(scores, mask, by_distance(bias, query.shape[1]) if bias is not None and bias.ndim == 2 else bias)
+
+
+def repeated(mask: Bool[Array, "_ C"], rows: int) -> Bool[Array, "_ C"]:
+    """The mask of all rows, where those of several queries of a token follow one another; a single row stays one."""
+    return mask if mask.shape[0] in (1, rows) else jnp.tile(mask, (rows // mask.shape[0], 1))
 
 
 def _masked(scores: Float[Array, "H T C"], mask: Array, bias: Float[Array, "H _ C"] | None) -> Float[Array, "H T C"]:
@@ -141,36 +162,64 @@ def _few_rows_context(
     return context.astype(value.dtype)
 
 
-def in_groups(function: Callable, chunks: bool) -> Callable:
+def in_groups(function: Callable, chunks: bool, prepared: Callable | None = None) -> Callable:
     """Identity on unbatched inputs. Under vmap, maps over groups of the batch so that their scores fit in fast memory.
 
     On a CPU the groups are single elements under every `vmap`; on a TPU they are `CHUNKS_AT_ONCE` elements, and only
     under the `vmap` over the `chunks` of a document.
+
+    Args:
+      prepared: makes the function's inputs of those given, on a TPU: what elements share, once for all groups.
     """
     some = _grouped(function) if chunks else function
-    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=some, default=function)
+    on_tpu = some if prepared is None else lambda *inputs: some(*prepared(*inputs))
+    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=on_tpu, default=function)
+
+
+class Groups(NamedTuple):
+    """How the chunks of a document are taken: `steps` groups in sequence, of each piece of the mesh axis "chunk"."""
+
+    pieces: int
+    steps: int
+
+    @classmethod
+    def of(cls, chunks: int) -> Groups:
+        """Groups of CHUNKS_AT_ONCE; a single one where that does not divide."""
+        pieces = chunk_pieces(chunks)
+        steps, rest = divmod(chunks // pieces, CHUNKS_AT_ONCE)
+        return cls(pieces, 1 if rest else max(steps, 1))
+
+    def split(self, x: Array) -> Array:
+        """[K, ...] -> [steps, pieces, some, ...]."""
+        return x.reshape(self.pieces, self.steps, -1, *x.shape[1:]).swapaxes(0, 1)
+
+    def join(self, x: Array) -> Array:
+        """The inverse of `split`."""
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
+
+    def each_piece(self, function: Callable) -> Callable:
+        """`vmap` over the pieces."""
+        return jax.vmap(function, spmd_axis_name="chunk" if self.pieces > 1 else None)
 
 
 def _grouped(function: Callable) -> Callable:
     """Under vmap, loops over groups of chunks; each piece of the mesh axis "chunk" has its own groups."""
 
     def under_vmap(size: int, batched: list[bool], *inputs: Array) -> tuple[Any, Any]:
-        pieces = chunk_pieces(size)
-        groups, rest = divmod(size // pieces, CHUNKS_AT_ONCE)
+        groups = Groups.of(size)
         each = jax.vmap(function, tuple(0 if mapped else None for mapped in batched))  # what chunks share stays one
-        if rest or groups < 2:
+        if groups.steps < 2:
             out = each(*inputs)
         else:
-            split = lambda x: x.reshape(pieces, groups, CHUNKS_AT_ONCE, *x.shape[1:]).swapaxes(0, 1)
-            own = tuple(split(x) for x, mapped in zip(inputs, batched, strict=True) if mapped)
+            own = tuple(groups.split(x) for x, mapped in zip(inputs, batched, strict=True) if mapped)
 
             def one_piece(*own: Array) -> Any:
                 mine = iter(own)
                 return each(*(next(mine) if mapped else x for x, mapped in zip(inputs, batched, strict=True)))
 
-            group = jax.vmap(one_piece, spmd_axis_name="chunk" if pieces > 1 else None)
+            group = groups.each_piece(one_piece)
             out = lax.map(lambda some: group(*some), own)
-            out = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[3:]), out)
+            out = jax.tree.map(groups.join, out)
         return out, jax.tree.map(lambda _: True, out)
 
     some = custom_vmap(function)
@@ -178,12 +227,11 @@ def _grouped(function: Callable) -> Callable:
     return some
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 6, 7))
 def attention(
     query: Float[Array, "H T Dh"],
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
-    mask: Bool[Array, "#T C"],
+    mask: Bool[Array, "_ C"],
     chunks: bool = False,
     bias: Float[Array, "H N"] | None = None,
     scale: float | None = None,
@@ -194,13 +242,16 @@ def attention(
     With S^T = K Q^T / sqrt(Dh), P^T = exp(S^T - log_z), and the cotangent G of the context O:
     dV = P^T G, dS^T = P^T (V G^T - rowsum(G O)), dK = dS^T Q / sqrt(Dh), dQ^T = K^T dS^T / sqrt(Dh),
     so that no [T, C] array is ever transposed, and all products take their operands in the dtype of the states.
-    The gradient of a bias is dS^T summed by distance within each chunk: no [T, C] array of it leaves the pass either.
+    The gradient of a bias is dS^T, summed over the chunks at hand and then by distance.
 
     Args:
+      mask: of one row, of all, or of some that repeat, as `repeated` has it.
       chunks: True within a chunk of the encoder, which `vmap` maps over the chunks of a document.
       bias: by distance.
     """
-    return _attention_forward(query, key, value, mask, chunks, bias, scale, cap)[0]
+    if bias is None:
+        return _attention(query, key, value, mask, chunks, scale, cap)
+    return _biased_attention(query, key, value, mask, bias, chunks, scale, cap)
 
 
 def _attention_forward(
@@ -209,14 +260,15 @@ def _attention_forward(
     value: Array,
     mask: Array,
     chunks: bool,
-    bias: Array | None,
     scale: float | None,
     cap: float | None,
+    bias: Array | None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
     def forward(query: Array, key: Array, value: Array, mask: Array, *bias: Array) -> tuple[Array, Array]:
         # Together with the query, which differs per layer: alone, XLA would hoist the mask of all scores, and the bias
         # of all pairs, out of the loop over layers and keep them in memory.
         query, mask, *bias = materialise((query, mask, *bias))
+        mask = repeated(mask, query.shape[1])
         scores = masked_scores(query, key, mask, *bias, scale=scale, cap=cap)
         highest = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
@@ -227,46 +279,164 @@ def _attention_forward(
         return (context / total).astype(value.dtype), (highest + jnp.log(total))[..., 0]
 
     inputs = (query, key, value, mask, *(() if bias is None else (bias,)))
-    context, log_z = in_groups(forward, chunks)(*inputs)
+    prepared = None if bias is None else lambda *inputs: (*inputs[:4], by_doubling(inputs[4], query.shape[1]))
+    context, log_z = in_groups(forward, chunks, prepared)(*inputs)
     context, log_z = (checkpoint_name(x, CONTEXT) for x in (context, log_z))
     return context, (query, key, value, mask, context, log_z, *inputs[4:])
+
+
+def _score_gradients(
+    inputs: Sequence[Array], bias: Array | None, scale: float | None, cap: float | None
+) -> tuple[Array, Array]:
+    """The gradients of the scores, [H, C, T] before mask, scale and cap, and of the values.
+
+    Args:
+      inputs: query, key, value, mask, context, log_z and the cotangent of the context.
+      bias: as that of keys to queries.
+    """
+    query, key, value, mask, context, log_z, cotangent = inputs
+    scores = masked_scores(key, query, mask.T, bias, scale=scale, cap=cap)
+    weights = jnp.exp(scores - log_z[:, None, :])
+    inner = (cotangent.astype(jnp.float32) * context.astype(jnp.float32)).sum(axis=-1)
+    d_value = _products("hct,htd->hcd", weights.astype(query.dtype), cotangent)
+    return weights * (_products("hcd,htd->hct", value, cotangent) - inner[:, None, :]), d_value
+
+
+def _scaled_gradients(d_scores: Array, query: Array, key: Array, scale: float | None, cap: float | None) -> Array:
+    """The gradients of the products q k^T."""
+    width = query.shape[-1]
+    if cap is not None:
+        capped = scaled(_products("htd,hcd->htc", key, query), width, scale, cap)  # XLA does not compute it twice
+        d_scores = d_scores * (1.0 - jnp.square(capped / cap))
+    return d_scores * (width**-0.5 if scale is None else scale)
+
+
+def _operand_gradients(d_products: Array, query: Array, key: Array) -> tuple[Array, Array]:
+    d_key = _products("hct,htd->hcd", d_products, query)
+    d_query = _products("hdc,hct->hdt", key.swapaxes(1, 2), d_products).swapaxes(1, 2)
+    return d_query.astype(query.dtype), d_key.astype(query.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attention(
+    query: Array, key: Array, value: Array, mask: Array, chunks: bool, scale: float | None, cap: float | None
+) -> Array:
+    return _attention_forward(query, key, value, mask, chunks, scale, cap)[0]
 
 
 def _attention_backward(
     chunks: bool, scale: float | None, cap: float | None, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array | None, ...]:
-    def backward(
-        query: Array,
-        key: Array,
-        value: Array,
-        mask: Array,
-        context: Array,
-        log_z: Array,
-        cotangent: Array,
-        *bias: Array,
-    ) -> tuple[Array, ...]:
-        dtype, width = query.dtype, query.shape[-1]
-        reversed_bias = [x[:, ::-1] for x in bias]  # by the distance from key to query
-        scores = masked_scores(key, query, mask.T, *reversed_bias, scale=scale, cap=cap)
-        weights = jnp.exp(scores - log_z[:, None, :])
-        inner = (cotangent.astype(jnp.float32) * context.astype(jnp.float32)).sum(axis=-1)
-        d_value = _products("hct,htd->hcd", weights.astype(dtype), cotangent)
-        d_scores = weights * (_products("hcd,htd->hct", value, cotangent) - inner[:, None, :])
-        d_bias = [sum_by_distance(jnp.where(mask.T, d_scores, 0.0))[:, ::-1].astype(x.dtype) for x in bias]
-        if cap is not None:
-            capped = scaled(_products("htd,hcd->htc", key, query), width, scale, cap)  # XLA does not compute it twice
-            d_scores = d_scores * (1.0 - jnp.square(capped / cap))
-        d_scores = d_scores * (width**-0.5 if scale is None else scale)
-        d_scores = jnp.where(mask.T, d_scores, 0.0).astype(dtype)
-        d_key = _products("hct,htd->hcd", d_scores, query)
-        d_query = _products("hdc,hct->hdt", key.swapaxes(1, 2), d_scores).swapaxes(1, 2)
-        return (d_query.astype(dtype), d_key.astype(dtype), d_value.astype(dtype), *d_bias)
+    def backward(query: Array, key: Array, value: Array, mask: Array, *rest: Array) -> tuple[Array, ...]:
+        mask = repeated(mask, query.shape[1])
+        d_scores, d_value = _score_gradients((query, key, value, mask, *rest), None, scale, cap)
+        d_scores = _scaled_gradients(d_scores, query, key, scale, cap)
+        d_scores = jnp.where(mask.T, d_scores, 0.0).astype(query.dtype)
+        return *_operand_gradients(d_scores, query, key), d_value.astype(query.dtype)
 
-    d_query, d_key, d_value, *d_bias = in_groups(backward, chunks)(*saved[:6], cotangent, *saved[6:])
-    return d_query, d_key, d_value, None, *(d_bias or (None,))
+    return *in_groups(backward, chunks)(*saved, cotangent), None
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5, 6, 7))
+def _biased_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    bias: Array,
+    chunks: bool,
+    scale: float | None,
+    cap: float | None,
+) -> Array:
+    return _attention_forward(query, key, value, mask, chunks, scale, cap, bias)[0]
+
+
+@_biased_attention.defjvp
+def _biased_derivative(
+    chunks: bool, scale: float | None, cap: float | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    query, key, value, mask, bias = primals
+    context, saved = _attention_forward(query, key, value, mask, chunks, scale, cap, bias)
+
+    def tangent(*operands: Array) -> Array:
+        query, key, value, mask, _, _, bias, *moves = operands
+        mask = repeated(mask, query.shape[1])
+        plain = lambda query, key, value, bias: attend_with_weights(
+            query, key, value, mask, bias, scale=scale, cap=cap
+        )[0]
+        return jax.jvp(plain, (query, key, value, bias), tuple(moves))[1]
+
+    transpose = partial(_biased_transpose, chunks=chunks, scale=scale, cap=cap)
+    result = jax.ShapeDtypeStruct(context.shape, context.dtype)
+    return context, linear(tangent, transpose, saved, [*tangents[:3], tangents[4]], result)
+
+
+def _biased_transpose(levels: Sequence[Level], chunks: bool, scale: float | None, cap: float | None) -> Backward:
+    """The backward pass under these `vmap`s: gradients of query, key, value and bias."""
+
+    def with_pairs(*inputs: Array) -> tuple[Array, ...]:
+        """The bias is that of transposed pairs or, by distance, from key to query; so is its gradient."""
+        query, key, value, mask, context, log_z, bias, cotangent = inputs
+        mask = repeated(mask, query.shape[1])
+        inputs = (query, key, value, mask, context, log_z, cotangent)
+        d_scores, d_value = _score_gradients(inputs, bias, scale, cap)
+        # In the dtype of the products' operands, which it is: written once, and read by them and by the sum.
+        d_scores = materialise(jnp.where(mask.T, d_scores, 0.0).astype(query.dtype))
+        d_products = _scaled_gradients(d_scores, query, key, scale, cap).astype(query.dtype)
+        return *_operand_gradients(d_products, query, key), d_value.astype(query.dtype), d_scores
+
+    def summed(pairs: Float[Array, "H C T"]) -> Float[Array, "H N"]:
+        return sum_by_distance(pairs.astype(jnp.float32))[:, ::-1]
+
+    def alone(*inputs: Array) -> tuple[Array, ...]:
+        *saved, bias, cotangent = inputs
+        *gradients, pairs = with_pairs(*saved, bias[:, ::-1], cotangent)
+        return *gradients, summed(pairs).astype(bias.dtype)
+
+    def grouped(backward: Backward, level: Level) -> Backward:
+        return _sums_in_groups(with_pairs, summed, level) if chunks and not level.saved[-1] else mapped(alone, level)
+
+    def under(innermost: Callable, others: Callable) -> Backward:
+        backward = alone
+        for number, level in enumerate(reversed(levels)):
+            backward = (others if number else innermost)(backward, level)
+        return backward
+
+    loops = under(one_by_one, one_by_one), under(grouped, mapped), under(mapped, mapped)
+    return lambda *inputs: lax.platform_dependent(*inputs, **dict(zip(("cpu", "tpu", "default"), loops, strict=True)))
+
+
+def _sums_in_groups(with_pairs: Callable, summed: Callable, level: Level) -> Backward:
+    """A loop over groups of chunks that share a bias: the gradients of its pairs are summed over chunks first."""
+    groups, axes = Groups.of(level.size), level.axes
+
+    def run(*inputs: Array) -> tuple[Array, ...]:
+        *saved, bias, cotangent = inputs
+        pairs = by_doubling(bias[:, ::-1], saved[1].shape[-2])  # once for all groups
+        inputs = (*saved, pairs, cotangent)
+        each = jax.vmap(with_pairs, axes)
+
+        def one_piece(total: Array, *own: Array) -> tuple[Array, list[Array]]:
+            mine = iter(own)
+            given = (x if axis is None else next(mine) for x, axis in zip(inputs, axes, strict=True))
+            *gradients, d_pairs = each(*given)
+            if len(d_pairs) > CHUNKS_AT_ONCE:
+                return total + d_pairs.sum(axis=0, dtype=jnp.float32), gradients
+            for one in d_pairs:  # one after the other: XLA:TPU is slower with a sum over all
+                total = total + one
+            return total, gradients
+
+        def step(total: Array, own: Sequence[Array]) -> tuple[Array, list[Array]]:
+            return groups.each_piece(one_piece)(total, *own)
+
+        own = [groups.split(x) for x, axis in zip(inputs, axes, strict=True) if axis is not None]
+        total, gradients = lax.scan(step, jnp.zeros((groups.pieces, *pairs.shape), jnp.float32), own)
+        return *map(groups.join, gradients), jax.vmap(summed)(total).sum(axis=0).astype(bias.dtype)
+
+    return run
 
 
 def fused_attention(

@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention
+from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention, repeated
 from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, drop, few_rows
 from jax_simcas.backbones.ops.matmul import Dimensions, product
 from jax_simcas.backbones.ops.memory import PRODUCT, SUM
@@ -104,8 +104,7 @@ def decoder_window(config: T5GemmaConfig, back: Int[Array, "*T"], sliding: Flag)
 
 def in_rows(mask: Bool[Array, "#T C"], config: StackConfig) -> Bool[Array, "#R_T C"]:
     """The mask of all rows of a group."""
-    groups = config.num_attention_heads // config.num_key_value_heads
-    return mask if mask.shape[0] == 1 or groups == 1 else jnp.tile(mask, (groups, 1))
+    return repeated(mask, mask.shape[0] * config.num_attention_heads // config.num_key_value_heads)
 
 
 def heads_of(count: int, rest: str | None = "width") -> Dimensions:
@@ -201,13 +200,13 @@ class Layer(NamedTuple):
         chunks: bool = False,
     ) -> Float[Array, "G R_T Dh"]:
         """softmax(q k^T) v; with dropout of the weights by a slower way, which keeps all of them."""
-        mask, (scale, cap) = in_rows(mask, self.stack), (self.limits["scale"], self.limits["cap"])
+        scale, cap = self.limits["scale"], self.limits["cap"]
         if self.key is not None and self.config.attention_dropout:
-            weights = attend_with_weights(query, key, value, mask, scale=scale, cap=cap)[1]
+            weights = attend_with_weights(query, key, value, in_rows(mask, self.stack), scale=scale, cap=cap)[1]
             return self.weighted(weights, value, place)
-        if cap is None:
-            return self.attend(query, key, value, mask, chunks, scale=scale)
-        return attention(query, key, value, mask, chunks, None, scale, cap)  # the one that has a cap
+        if cap is None and self.attend is not attention:
+            return self.attend(query, key, value, in_rows(mask, self.stack), chunks, scale=scale)
+        return attention(query, key, value, mask, chunks, None, scale, cap)  # repeats the mask within, and has a cap
 
     def weighted(
         self, weights: Float[Array, "G R_T C"], value: Float[Array, "G C Dh"], place: int = 0
