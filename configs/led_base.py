@@ -6,6 +6,8 @@ DATA as for configs/govreport.py. On arXiv's articles: --config=configs/arxiv.py
 --config.pretrained=allenai/led-base-16384
 PRIMERA: --config.pretrained=allenai/PRIMERA. A chunk has at most half of the checkpoint's attention window; the default
 length is lowered to it.
+Accelerator memory, a document at a time: 3.8 GiB (compiled for a TPU v5e with a capacity of 2,048; see
+docs/performance.md).
 Rates and lengths are those of the published runs of BART-base: for LED they were not tuned.
 """
 

@@ -5,6 +5,8 @@ python -m jax_simcas.train --config=configs/t5gemma2_270m.py --workdir=runs/t5ge
 DATA as for configs/govreport.py. On arXiv's articles: --config=configs/arxiv.py with
 --config.pretrained=google/t5gemma-2-270m-270m
 Its licence must be accepted on the hub first (`hf auth login`).
+Accelerator memory, a document at a time: 8.5 GiB (compiled for a TPU v5e with a capacity of 2,048; see
+docs/performance.md).
 Rates and lengths are those of the published runs of BART-base: for T5Gemma 2 they were not tuned.
 """
 
