@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jax_simcas import check
 
 pytest.importorskip("torch")
-from tiny_models import TYPES, Folders
+from tiny_models import DEEP, TYPES, Folders
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,13 @@ def test_a_model_does_here_what_it_does_in_transformers(kind, folders, tmp_path,
     }
     assert out.strip().splitlines()[-1].endswith("does here what it does in transformers: all 16 comparisons hold")
     assert "guessing has 5.7" in err  # random weights predict nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DEEP)
+def test_so_does_a_model_of_as_many_layers_as_are_published(kind, folders, capsys):
+    code, out, err = checked(capsys, folders[kind])
+    assert code == 0, out + err
 
 
 @pytest.mark.parametrize(

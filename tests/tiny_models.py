@@ -59,6 +59,22 @@ TYPES = {
         "image_token_index": IMAGE["image_token_index"],
     },
 }
+DEPTH = 12
+DEEP_STACK = STACK | {"num_hidden_layers": DEPTH, "layer_types": ["sliding_attention", "full_attention"] * (DEPTH // 2)}
+# As many layers as base models have: by name, the tenth comes before the second.
+DEEP = {
+    "deep bart": BART | {"model_type": "bart", "encoder_layers": DEPTH, "decoder_layers": DEPTH},
+    "deep m2m_100": BART | {"model_type": "m2m_100", "encoder_layers": DEPTH, "decoder_layers": DEPTH},
+    "deep t5": TYPES["flan-t5"] | {"num_layers": DEPTH, "num_decoder_layers": DEPTH},
+    "deep umt5": TYPES["umt5"] | {"model_type": "umt5", "num_layers": DEPTH, "num_decoder_layers": DEPTH},
+    "deep t5gemma": {"model_type": "t5gemma", "encoder": DEEP_STACK, "decoder": DEEP_STACK},
+    "deep t5gemma2": TYPES["t5gemma2"]
+    | {
+        "model_type": "t5gemma2",
+        "encoder": {"text_config": DEEP_STACK, "vision_config": VISION, **IMAGE},
+        "decoder": DEEP_STACK,
+    },
+}
 
 
 def save_tokenizer(folder, config):
@@ -85,7 +101,7 @@ def save_tokenizer(folder, config):
 def save_model(kind, folder):
     """A random model of that type with generation settings, and its tokenizer."""
     torch.manual_seed(0)
-    settings = {"model_type": kind, "vocab_size": VOCABULARY} | TYPES[kind]
+    settings = {"model_type": kind, "vocab_size": VOCABULARY} | (TYPES | DEEP)[kind]
     config = transformers.AutoConfig.for_model(**settings)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config)
     model.generation_config.update(max_length=20, min_length=6, num_beams=3, no_repeat_ngram_size=3, length_penalty=2.0)

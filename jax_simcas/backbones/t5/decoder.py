@@ -20,7 +20,7 @@ from jax_simcas.backbones.ops.caches import (
 )
 from jax_simcas.backbones.ops.layers import TRANSPOSED, few_rows
 from jax_simcas.backbones.ops.matmul import product
-from jax_simcas.backbones.ops.stacks import checkpointed
+from jax_simcas.backbones.ops.stacks import apart, checkpointed
 from jax_simcas.backbones.t5.config import T5Config
 from jax_simcas.backbones.t5.layers import (
     SCALE,
@@ -39,7 +39,7 @@ from jax_simcas.backbones.t5.layers import (
     self_attention,
     summed,
 )
-from jax_simcas.backbones.t5.trees import layers_and_tables, unstacked
+from jax_simcas.backbones.t5.trees import BLOCKS, layers_and_tables, unstacked
 from jax_simcas.common.sharding import constrain
 
 HEAD = "head"  # the output head of a tree for generation, [V, D]
@@ -145,7 +145,8 @@ def cross_cache(
         key, value = keys_values(block["layer"]["1"]["EncDecAttention"], states, config, dtype)
         return key.swapaxes(1, 2), value
 
-    key, value = zip(*map(project, unstacked(params["decoder"], config)["block"].values()), strict=True)
+    # `apart` goes by number: jit sorts the names of blocks, and "10" stands before "2".
+    key, value = zip(*map(project, apart(params["decoder"][BLOCKS])), strict=True)
     return CrossCache(key, value, states_mask)
 
 
