@@ -73,9 +73,13 @@ class Reference:
     def frame(self, text: Text) -> Framed:
         """The tokens of the text and of its target."""
         assert self._tokenizer is not None
-        document, target = self._tokenizer(text.document), self._tokenizer(text_target=text.target)
-        bare = not self._tokenizer.num_special_tokens_to_add()
-        return Framed(tuple(document["input_ids"]), tuple(target["input_ids"]), bare=bare)
+        document = self._tokenizer(text.document)["input_ids"]
+        made = self._tokenizer(text_target=text.target, return_special_tokens_mask=True)
+        bare, target = not self._tokenizer.num_special_tokens_to_add(), made["input_ids"]
+        if not bare and not (mask := made["special_tokens_mask"])[-1]:  # Gemma's: a target is content and an end
+            content = [token for token, is_special in zip(target, mask, strict=True) if not is_special]
+            target = [*content, self._tokenizer.eos_token_id]
+        return Framed(tuple(document), tuple(target), bare=bare)
 
     @torch.no_grad()
     def read(self, given: Given, searches: Sequence[Mapping[str, Any]]) -> Reading:
