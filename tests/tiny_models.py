@@ -63,7 +63,8 @@ DEPTH = 12
 DEEP_STACK = STACK | {"num_hidden_layers": DEPTH, "layer_types": ["sliding_attention", "full_attention"] * (DEPTH // 2)}
 # As many layers as base models have: by name, the tenth comes before the second.
 DEEP = {
-    "deep bart": BART | {"model_type": "bart", "encoder_layers": DEPTH, "decoder_layers": DEPTH},
+    # Weights of 0.3 say the same at every place after twelve layers: beams of equal score, to the last digit.
+    "deep bart": BART | {"model_type": "bart", "encoder_layers": DEPTH, "decoder_layers": DEPTH, "init_std": 0.1},
     "deep m2m_100": BART | {"model_type": "m2m_100", "encoder_layers": DEPTH, "decoder_layers": DEPTH},
     "deep t5": TYPES["flan-t5"] | {"num_layers": DEPTH, "num_decoder_layers": DEPTH},
     "deep umt5": TYPES["umt5"] | {"model_type": "umt5", "num_layers": DEPTH, "num_decoder_layers": DEPTH},
