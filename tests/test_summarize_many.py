@@ -62,6 +62,13 @@ def test_the_size_of_batches_changes_nothing(size, model):
     assert [facts(s) for s in model.summarize(TEXTS, batch_size=size)] == [facts(s) for s in model.summarize(TEXTS)]
 
 
+def test_so_does_each_of_many(model):
+    """Whose chunks and states are padded in finer steps than those of few."""
+    assert len(TEXTS * 3) > batched.FEW_DOCUMENTS >= len(TEXTS)
+    alone = [facts(model.summarize(text)) for text in TEXTS]
+    assert [facts(summary) for summary in model.summarize(TEXTS * 3)] == alone * 3
+
+
 def test_a_list_of_one_and_of_none(model):
     assert model.summarize([]) == []
     [summary] = model.summarize(TEXTS[1:2])

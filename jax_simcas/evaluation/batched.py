@@ -3,7 +3,7 @@
 Generation reads all weights for every token, once for a whole batch. So a batch is one program of `generate_batch`; its
 documents are encoded side by side on an accelerator, and one after another on a CPU, whose caches hold no more. While a
 batch is generated, which keeps no CPU busy, the next one is encoded. The first batches need the most memory; few sizes
-(`half_step`, `quarter_step`) mean few programs to compile.
+(`half_step`, and `quarter_step` of many documents) mean few programs to compile.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from jax_simcas.method.select import Compacted, Selection
 
 MOST_DOCUMENTS = 8  # of a batch: more gain little on a CPU
 MOST_TOKENS = 1 << 16  # of a batch, padding included; a longer document is a batch of its own
+FEW_DOCUMENTS = 16  # up to here compiling for finer steps costs more than the padding that it saves
 
 
 class Predicted(NamedTuple):
@@ -74,6 +75,7 @@ def predict_in_batches(
       on_note: told once if the device's memory holds only smaller batches, which then follow.
     """
     lengths = [int(features["token_mask"].sum()) for features in documents]
+    step = half_step if len(documents) <= FEW_DOCUMENTS else quarter_step
     waiting = sorted(range(len(documents)), key=lambda number: -lengths[number])
     most = batch_size
     running: Running | None = None
@@ -85,7 +87,7 @@ def predict_in_batches(
                 size = batch_of(documents[waiting[0]]["input_ids"].size, batch_size)
                 size = min(size, most or size)
                 numbers, waiting = waiting[:size], waiting[size:]
-                started = start_batch(predictor, documents, numbers, key, size, attention)
+                started = start_batch(predictor, documents, numbers, key, size, attention, step)
             if running:
                 yield from running.results()
             running = started
@@ -113,16 +115,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def start_batch(
-    predictor: Predictor, documents: Sequence[Features], numbers: list[int], key: jax.Array, size: int, attention: bool
+    predictor: Predictor,
+    documents: Sequence[Features],
+    numbers: list[int],
+    key: jax.Array,
+    size: int,
+    attention: bool,
+    step: Callable[[int], int],
 ) -> Running:
-    """Encodes the documents of a batch that was meant for `size` of them, and lets their generation begin."""
+    """Encodes the documents of a batch that was meant for `size` of them, and lets their generation begin.
+
+    Args:
+      step: the chunks, and the states, that a number of them is padded to.
+    """
     model, params = predictor.model, predictor.params
     together = 1 if jax.default_backend() == "cpu" else len(numbers)
     groups = [numbers[start : start + together] for start in range(0, len(numbers), together)]
-    parts = [select_together(predictor, [documents[number] for number in group], key) for group in groups]
+    parts = [select_together(predictor, [documents[number] for number in group], key, step) for group in groups]
     most = max(int(part.selection.action.sum(axis=(1, 2)).max()) for part in parts)
-    # Finer steps than for one document: many documents pay for the compilation, and padding is read for every token.
-    capacity = capacity_for(most, model.capacity, quarter_step)
+    capacity = capacity_for(most, model.capacity, step)
     started, rows = time.monotonic(), min(size, bucket(len(numbers)))  # few sizes are compiled
     joined = joined_rows([part.compacted(capacity) for part in parts], size=rows)
     sources = joined_tokens([source_tokens(part.document, predictor.generate) for part in parts], size=rows)
@@ -179,10 +190,12 @@ class Selected(NamedTuple):
         return compact_batch(self.hidden, self.document.chunk_mask, self.selection, capacity=capacity)
 
 
-def select_together(predictor: Predictor, documents: Sequence[Features], key: jax.Array) -> Selected:
+def select_together(
+    predictor: Predictor, documents: Sequence[Features], key: jax.Array, step: Callable[[int], int]
+) -> Selected:
     """Encodes and selects, with all documents padded to the chunks of the longest."""
     started, model, size = time.monotonic(), predictor.model, bucket(len(documents))
-    chunks = half_step(max(len(features["input_ids"]) for features in documents))
+    chunks = step(max(len(features["input_ids"]) for features in documents))
     reading = replace(predictor.reading, chunk_buckets=(min(chunks, predictor.reading.most_chunks),))
     batch = batches.pad_batch(documents, reading, special_id(predictor.tokenizer, "pad"), size)
     document = jax.tree.map(jnp.asarray, batches.as_example(batch).document)
