@@ -17,8 +17,7 @@ from jax_simcas.common.cli import cache_dir
 from jax_simcas.data.rows import Fields
 from jax_simcas.data.text_files import JsonlSource
 from jax_simcas.data.tokenizer import save_tokenizer, train_on_rows
-
-VOCABULARY = 8_192  # as in configs/reading.py
+from jax_simcas.run.presets import reading_config
 
 
 def framed_as_t5(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -40,7 +39,8 @@ def main() -> None:
     parser.add_argument("--to", required=True, type=Path, help="the folder to write")
     arguments = parser.parse_args()
     rows = JsonlSource(arguments.folder / "train.jsonl.gz", Fields(), cache_dir())
-    tokenizer = framed_as_t5(train_on_rows(rows, VOCABULARY, cache_dir()).backend_tokenizer)
+    vocab_size = reading_config().data.vocab_size
+    tokenizer = framed_as_t5(train_on_rows(rows, vocab_size, cache_dir()).backend_tokenizer)
     save_tokenizer(tokenizer, arguments.to)
     print(f"{arguments.to}: {len(tokenizer)} tokens")
 
