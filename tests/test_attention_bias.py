@@ -14,11 +14,9 @@ from jax_simcas.backbones.ops.attention import (
     attend_to_rows,
     attend_with_weights,
     attention,
-    by_distance,
-    by_doubling,
     fused_attention,
-    sum_by_distance,
 )
+from jax_simcas.backbones.ops.distance import by_distance, by_doubling, sum_by_distance
 
 CHUNKS, HEADS, WIDTH = 9, 2, 4  # chunks that no group of them divides
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_batching import custom_vmap, sequential_vmap
 from jaxtyping import Array, Bool, Float
 
+from jax_simcas.backbones.ops.distance import by_distance, by_doubling, sum_by_distance
+from jax_simcas.backbones.ops.groups import CHUNKS_AT_ONCE, Groups, in_groups
 from jax_simcas.backbones.ops.memory import CONTEXT, materialise
 from jax_simcas.backbones.ops.shared import Backward, Level, linear, mapped, one_by_one
-from jax_simcas.common.sharding import chunk_pieces
-
-CHUNKS_AT_ONCE = 4  # their scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
 
 # (query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> context [H, T, Dh]. `chunks` is True
 # within a chunk of the encoder, which `vmap` maps over the chunks of a document; an implementation may ignore it.
@@ -29,37 +27,6 @@ Attend = Callable[..., Array]
 #   cap: a bound of the scaled products x, which become cap tanh(x / cap); None: no bound.
 #   bias: added to scores, after the cap. By distance it is [H, N], N = T + C - 1, the pair of query t and key c gets
 #     number c - t + T - 1.
-
-
-def by_distance(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
-    """One bias per distance, as one per pair of a query and a key: row t begins at number T - 1 - t.
-
-    A broadcast and reshapes, which XLA fuses with what reads the result; their transpose sums by distance.
-    """
-    heads, width = bias.shape
-    spare = jnp.pad(bias, ((0, 0), (0, 1)))  # rows one longer than the step from row to row: each moves left by one
-    every = jnp.broadcast_to(spare[:, None], (heads, rows, width + 1)).reshape(heads, -1)
-    moved = every[:, rows - 1 : rows - 1 + rows * width].reshape(heads, rows, width)
-    return moved[:, :, : width + 1 - rows]
-
-
-def by_doubling(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
-    """`by_distance` where nothing is fused with it: fewer numbers move.
-
-    R rows become twice as many: those R numbers further on, above themselves.
-    """
-    every = bias[:, None]
-    while (count := every.shape[1]) < rows:
-        more = min(count, rows - count)
-        every = jnp.concatenate([every[:, :, more:], every[:, count - more :, :-more]], axis=1)
-    return every
-
-
-def sum_by_distance(pairs: Float[Array, "H T C"]) -> Float[Array, "H N"]:
-    """The transpose of both: the lower half of the rows is added to the upper one, moved, over and over."""
-    heads, rows, columns = pairs.shape
-    bias = jax.ShapeDtypeStruct((heads, rows + columns - 1), pairs.dtype)
-    return jax.linear_transpose(partial(by_doubling, rows=rows), bias)(pairs)[0]
 
 
 def scaled(products: Float[Array, ...], width: int, scale: float | None, cap: float | None) -> Array:
@@ -160,71 +127,6 @@ def _few_rows_context(
     scores = _masked(scaled(products, value.shape[-1], scale, cap), mask, bias)
     context = _products("htc,hcd->htd", jax.nn.softmax(scores, axis=-1).astype(value.dtype), value)
     return context.astype(value.dtype)
-
-
-def in_groups(function: Callable, chunks: bool, prepared: Callable | None = None) -> Callable:
-    """Identity on unbatched inputs. Under vmap, maps over groups of the batch so that their scores fit in fast memory.
-
-    On a CPU the groups are single elements under every `vmap`; on a TPU they are `CHUNKS_AT_ONCE` elements, and only
-    under the `vmap` over the `chunks` of a document.
-
-    Args:
-      prepared: makes the function's inputs of those given, on a TPU: what elements share, once for all groups.
-    """
-    some = _grouped(function) if chunks else function
-    on_tpu = some if prepared is None else lambda *inputs: some(*prepared(*inputs))
-    return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=on_tpu, default=function)
-
-
-class Groups(NamedTuple):
-    """How the chunks of a document are taken: `steps` groups in sequence, of each piece of the mesh axis "chunk"."""
-
-    pieces: int
-    steps: int
-
-    @classmethod
-    def of(cls, chunks: int) -> Groups:
-        """Groups of CHUNKS_AT_ONCE; a single one where that does not divide."""
-        pieces = chunk_pieces(chunks)
-        steps, rest = divmod(chunks // pieces, CHUNKS_AT_ONCE)
-        return cls(pieces, 1 if rest else max(steps, 1))
-
-    def split(self, x: Array) -> Array:
-        """[K, ...] -> [steps, pieces, some, ...]."""
-        return x.reshape(self.pieces, self.steps, -1, *x.shape[1:]).swapaxes(0, 1)
-
-    def join(self, x: Array) -> Array:
-        """The inverse of `split`."""
-        return x.swapaxes(0, 1).reshape(-1, *x.shape[3:])
-
-    def each_piece(self, function: Callable) -> Callable:
-        """`vmap` over the pieces."""
-        return jax.vmap(function, spmd_axis_name="chunk" if self.pieces > 1 else None)
-
-
-def _grouped(function: Callable) -> Callable:
-    """Under vmap, loops over groups of chunks; each piece of the mesh axis "chunk" has its own groups."""
-
-    def under_vmap(size: int, batched: list[bool], *inputs: Array) -> tuple[Any, Any]:
-        groups = Groups.of(size)
-        each = jax.vmap(function, tuple(0 if mapped else None for mapped in batched))  # what chunks share stays one
-        if groups.steps < 2:
-            out = each(*inputs)
-        else:
-            own = tuple(groups.split(x) for x, mapped in zip(inputs, batched, strict=True) if mapped)
-
-            def one_piece(*own: Array) -> Any:
-                mine = iter(own)
-                return each(*(next(mine) if mapped else x for x, mapped in zip(inputs, batched, strict=True)))
-
-            group = groups.each_piece(one_piece)
-            out = lax.map(lambda some: group(*some), own)
-            out = jax.tree.map(groups.join, out)
-        return out, jax.tree.map(lambda _: True, out)
-
-    some = custom_vmap(function)
-    some.def_vmap(under_vmap)
-    return some
 
 
 def attention(
