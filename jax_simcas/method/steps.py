@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jax_simcas.common.sharding import constrain, over_documents
@@ -175,19 +176,42 @@ def transformer_step(
 
     (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(transformer)
     norm = optax.tree.norm(grads)
-    updates, optimizer_state = optimizer.update(grads, state.transformer_optimizer, transformer)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    keep = partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
-    transformer = keep(optax.apply_updates(transformer, updates), transformer)
+    transformer, optimizer_state = updated_if(finite, optimizer, grads, transformer, state.transformer_optimizer)
     metrics |= {"grad_norm": (norm, jnp.ones(())), "skipped": (_total(~finite), jnp.ones(()))}
     state = state.replace(
         step=state.step + 1,
         skipped=state.skipped + ~finite,
         skipped_in_row=jnp.where(finite, 0, state.skipped_in_row + 1),
         params={**transformer, "selector": selector},
-        transformer_optimizer=keep(optimizer_state, state.transformer_optimizer),
+        transformer_optimizer=optimizer_state,
     )
     return state, metrics
+
+
+def updated_if(
+    finite: Bool[Array, ""],
+    optimizer: optax.GradientTransformation,
+    grads: Params,
+    params: Params,
+    optimizer_state: optax.OptState,
+) -> tuple[Params, optax.OptState]:
+    """Parameters and optimizer state after an update; those given unless `finite`.
+
+    A CPU branches: to choose between old and new takes it three times as long as the update itself.
+    """
+
+    def update(grads: Params, params: Params, optimizer_state: optax.OptState) -> tuple[Params, optax.OptState]:
+        updates, optimizer_state = optimizer.update(grads, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state
+
+    def branch(grads: Params, *old: Any) -> tuple[Params, optax.OptState]:
+        return lax.cond(finite, update, lambda _, *old: old, grads, *old)
+
+    def choice(grads: Params, *old: Any) -> tuple[Params, optax.OptState]:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(grads, *old), old)
+
+    return lax.platform_dependent(grads, params, optimizer_state, cpu=branch, default=choice)
 
 
 def rollout(
@@ -215,7 +239,7 @@ def rollout(
         return Rollout(hidden, selection.state, *done), reward, out.encoded
 
     in_axes = (0, 0, None if action is None else 0)
-    return jax.lax.stop_gradient(over_documents(one, in_axes)(batch, keys, action))
+    return lax.stop_gradient(over_documents(one, in_axes)(batch, keys, action))
 
 
 def selector_step(
