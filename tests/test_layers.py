@@ -9,6 +9,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from jax_simcas.backbones.ops.attention import attend_with_weights, attention
+from jax_simcas.backbones.ops.layers import drop
 from jax_simcas.backbones.ops.matmul import product
 from jax_simcas.backbones.ops.memory import with_materialised_cotangent
 from jax_simcas.backbones.ops.stacks import stack_layers, unstack_layers
@@ -136,3 +137,27 @@ def test_stacked_layers_hold_the_same_model():
     (loss, plain), (same, grads) = gradient(params), gradient(stacked)
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unstack_layers(grads), plain)
+
+
+@pytest.mark.parametrize("shape", [(512, 96), (3, 130, 65), (1, 4096)])
+def test_dropout_keeps_its_share_and_the_mean(shape):
+    x = jnp.ones(shape)
+    y = np.asarray(drop(x, 0.3, jax.random.key(1)))
+    share, error = (y != 0).mean(), 5 * (0.21 / x.size) ** 0.5
+    assert abs(share - 0.7) < error
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-4)
+    gradient = jax.grad(lambda x: drop(x, 0.3, jax.random.key(1)).sum())(x)
+    np.testing.assert_array_equal(gradient, y)
+
+
+def test_dropout_draws_each_value_by_itself():
+    """The four that share a byte, neighbours, and chunks with keys of their own agree as often as chance has it."""
+    keys = jax.random.split(jax.random.key(2), 3)
+    kept = np.asarray(jax.vmap(lambda key: drop(jnp.ones((256, 128)), 0.5, key))(keys)) != 0
+    blocks = kept[0].reshape(4, 64, 128)
+    pairs = [(kept[0], kept[1]), (kept[0], kept[2]), (kept[0, :, 1:], kept[0, :, :-1]), (kept[0, 1:], kept[0, :-1])]
+    pairs += [(a, b) for i, a in enumerate(blocks) for b in blocks[:i]]
+    for a, b in pairs:
+        assert abs((a == b).mean() - 0.5) < 5 * 0.5 / a.size**0.5
+    again = drop(jnp.ones((256, 128)), 0.5, keys[0]) != 0
+    np.testing.assert_array_equal(again, kept[0])

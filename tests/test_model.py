@@ -211,6 +211,17 @@ def test_remat_changes_no_gradient(remat):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", ["layer", "sums", "dots"])
+def test_the_backward_pass_keeps_no_second_copy_of_the_weights(remat):
+    params = stacks.stack_layers(tiny_params())
+    doc, model = document(0, chunks=4).document, MODEL.replace(remat=remat)
+    _, backward = jax.vjp(lambda params: encode(params, model, doc)[0], params)
+    weights = jax.tree.leaves(encoder_of(params, model.backbone)["layers"])
+    kernels = {x.unsafe_buffer_pointer(): x.shape for x in weights if x.ndim == 3}
+    kept = [x for x in jax.tree.leaves(backward) if x.shape in kernels.values()]
+    assert kept and not [x.shape for x in kept if x.unsafe_buffer_pointer() not in kernels]
+
+
 @every_alignment
 def test_chunks_sharded_over_devices(align):
     model = MODEL.replace(align=align)

@@ -6,6 +6,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import TINY, document, model_of, stack, tiny_params
 
@@ -19,6 +20,7 @@ from jax_simcas.method.steps import (
     smoothed_cross_entropy,
     split_params,
     transformer_step,
+    updated_if,
 )
 from jax_simcas.run.method_config import UpdateConfig
 from jax_simcas.run.parity_cases import largest_gap
@@ -110,6 +112,19 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted():
     state, metrics = update_selector()(start, BATCH)
     assert metrics["selector_skipped"][0] == 1
     assert largest_gap(split_params(state.params)[1], split_params(start.params)[1]) == 0
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_an_update_is_made_or_left_out_whole(monkeypatch, devices):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)  # a single one branches
+    params, grads, optimizer = {"w": jnp.arange(4.0)}, {"w": jnp.full(4, 0.5)}, optax.adam(0.1)
+    state = optimizer.init(params)
+    run = jax.jit(lambda finite: updated_if(finite, optimizer, grads, params, state))
+    jax.tree.map(np.testing.assert_array_equal, run(jnp.array(False)), (params, state))
+    updates, state_after = optimizer.update(grads, state, params)
+    expected = (optax.apply_updates(params, updates), state_after)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), run(jnp.array(True)), expected)
+    assert ("cond" in str(jax.make_jaxpr(run)(jnp.array(True)))) == (devices == 1)
 
 
 def test_the_same_key_gives_the_same_step_and_another_step_another_draw():

@@ -122,10 +122,14 @@ def encode_chunks(
     def one_chunk(layer: Params, x: Array, mask: Array, key: Array | None) -> Array:
         return backbone.encoder_layer(layer, x, mask, dtype, key)
 
+    def every_chunk(layer: Params, x: Array, key: Array | None) -> Array:
+        run = checkpointed(partial(one_chunk, layer), remat)  # chunks that take turns are recomputed in turn
+        return each_chunk(run, x, visible, key)
+
     def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
         layer, index, key = inputs
-        run = checkpointed(partial(one_chunk, layer), remat)
-        x_next = constrain(each_chunk(run, x, visible, key), "chunks", None, None)
+        # Once more, around the branches of `each_chunk`: what they save `scan` stacks, the layer's weights too.
+        x_next = constrain(checkpointed(every_chunk, remat)(layer, x, key), "chunks", None, None)
         return between(x_next, index < depth - 1), x
 
     x = constrain(jax.vmap(start)(input_ids, added, start_keys), "chunks", None, None)

@@ -198,7 +198,8 @@ def updated_if(
 ) -> tuple[Params, optax.OptState]:
     """Parameters and optimizer state after an update; those given unless `finite`.
 
-    A CPU branches: to choose between old and new takes it three times as long as the update itself.
+    A CPU that is the only device branches: to choose between old and new takes it three times as long as the update
+    itself. Several must not: the compiler may move collectives into a branch, in which XLA:CPU can wait forever.
     """
 
     def update(grads: Params, params: Params, optimizer_state: optax.OptState) -> tuple[Params, optax.OptState]:
@@ -211,7 +212,10 @@ def updated_if(
     def choice(grads: Params, *old: Any) -> tuple[Params, optax.OptState]:
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(grads, *old), old)
 
-    return lax.platform_dependent(grads, params, optimizer_state, cpu=branch, default=choice)
+    given = (grads, params, optimizer_state)
+    if jax.device_count() > 1:
+        return choice(*given)
+    return lax.platform_dependent(*given, cpu=branch, default=choice)
 
 
 def rollout(

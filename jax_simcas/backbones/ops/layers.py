@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import flax.linen as nn
@@ -10,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jax.extend.random import threefry2x32_p
+from jaxtyping import Array, Float, UInt8
 
 from jax_simcas.backbones.ops.matmul import Dimensions, product
-from jax_simcas.backbones.ops.memory import DROPOUT_MASK, PRODUCT, materialise, with_materialised_cotangent
+from jax_simcas.backbones.ops.memory import DROPOUT_MASK, PRODUCT, with_materialised_cotangent
 
 TRANSPOSED = "kernel_transposed"  # what a dense layer has in place of `kernel` when its inputs have few rows
 LAYER_NORM_EPSILON = 1e-5
@@ -112,7 +116,28 @@ def dropout(module: nn.Module, x: Float[Array, ...], rate: float, deterministic:
     return x if deterministic or rate == 0.0 else drop(x, rate, module.make_rng("dropout"))
 
 
-def drop(x: Float[Array, ...], rate: float, key: Array) -> Float[Array, ...]:
-    """Inverted dropout with an explicit key."""
-    keep = checkpoint_name(materialise(jax.random.bernoulli(key, 1.0 - rate, x.shape)), DROPOUT_MASK)
-    return jnp.where(keep, with_materialised_cotangent(x) / (1.0 - rate), 0.0).astype(x.dtype)
+def drop(x: Float[Array, "... T D"], rate: float, key: Array) -> Float[Array, "... T D"]:
+    """Inverted dropout with an explicit key; a value stays with probability 1 - rate, rounded to a multiple of 2^-16.
+
+    The mask is kept in memory as bits: of x cut into four blocks of rows, row r of them shares a row of bytes.
+    """
+    limit = max(round((1.0 - rate) * 2**16), 1)
+    masks = checkpoint_name(lax.optimization_barrier(_masks(key, x.shape, limit)), DROPOUT_MASK)
+    block = lax.broadcasted_iota(jnp.uint8, (4, masks.shape[-2], 1), 0).reshape(-1, 1)
+    bits = jnp.concatenate([masks] * 4, axis=-2) & (jnp.uint8(1) << block)
+    keep = bits[..., : x.shape[-2], :] != 0
+    return jnp.where(keep, with_materialised_cotangent(x) * (2**16 / limit), 0.0).astype(x.dtype)
+
+
+def _masks(key: Array, shape: tuple[int, ...], limit: int) -> UInt8[Array, "... _ D"]:
+    """Four masks of independent bits that are set with probability limit / 2^16, as bytes.
+
+    One call of threefry gives four numbers of 16 bits; `jax.random.bernoulli` calls it for each value.
+    """
+    shape = (*shape[:-2], -(-shape[-2] // 4), shape[-1])
+    place = lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    seed = jax.random.bits(key, (2,))
+    words = threefry2x32_p.bind(*seed, jnp.zeros_like(place), place)
+    numbers = [number for word in words for number in (word & 0xFFFF, word >> 16)]
+    bits = [(number < limit).astype(jnp.uint32) << bit for bit, number in enumerate(numbers)]
+    return reduce(operator.or_, bits).astype(jnp.uint8)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 PRODUCT = "product"  # what a dense layer gave
 CONTEXT = "context"  # what attention gave
 SUM = "sum"  # what the norm of a sublayer takes in
-DROPOUT_MASK = "dropout_mask"  # which values dropout keeps
+DROPOUT_MASK = "dropout_mask"  # which values dropout keeps, a bit each
 
 
 def materialise(tree: Any) -> Any:

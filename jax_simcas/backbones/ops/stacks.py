@@ -16,9 +16,9 @@ Params = Any  # nested dict of arrays
 # What the backward pass of a layer saves for each choice of `remat`, by name; it recomputes the rest.
 REMAT: dict[str, tuple[str, ...] | None] = {
     "none": None,  # everything
-    "dots": (CONTEXT, PRODUCT),
+    "dots": (CONTEXT, PRODUCT, DROPOUT_MASK),
     "sums": (CONTEXT, SUM, DROPOUT_MASK),
-    "layer": (CONTEXT,),
+    "layer": (CONTEXT, DROPOUT_MASK),
 }
 TOKENS_AT_ONCE = 1024  # tokens of one document that a layer processes together on a CPU
 
