@@ -6,7 +6,7 @@ DATA as for configs/govreport.py. On arXiv's articles: --config=configs/arxiv.py
 --config.pretrained=google/flan-t5-base
 Its positions are relative: a chunk may have any length. Boundaries: `</s>` at both ends of each of several chunks;
 --config.simcas.chunk_start='<extra_id_0>' is the alternative (docs/backbones.md).
-Accelerator memory, a document at a time: 6.3 GiB (compiled for a TPU v5e with a capacity of 2,048; see
+Accelerator memory, a document at a time: 6.5 GiB (compiled for a TPU v5e with a capacity of 2,048; see
 docs/performance.md).
 Rates and lengths are those of the published runs of BART-base: for Flan-T5 they were not tuned.
 """

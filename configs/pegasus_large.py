@@ -6,7 +6,7 @@ DATA as for configs/govreport.py. On arXiv's articles: --config=configs/arxiv.py
 --config.pretrained=google/pegasus-large
 Fine-tuned checkpoints, such as google/pegasus-arxiv, load the same way; each brings its own limits of length and its
 length penalty, which the lines on generation below override.
-Accelerator memory, a document at a time: 12.7 GiB (compiled for a TPU v5e with a capacity of 2,048; see
+Accelerator memory, a document at a time: 12.9 GiB (compiled for a TPU v5e with a capacity of 2,048; see
 docs/performance.md).
 Rates and lengths are those of the published runs of BART-base: for PEGASUS they were not tuned.
 """
