@@ -18,7 +18,8 @@ from states import assert_same, flip, make_state, remove, restored_step, steps_i
 from states import folder as folder
 from states import two_steps as two_steps
 
-from jax_simcas.checkpoints.run_state import Checkpointer, array_digest, load_params
+from jax_simcas.checkpoints.run_state import Checkpointer, load_params
+from jax_simcas.checkpoints.state_arrays import array_digest
 from jax_simcas.common.errors import UserError
 
 

@@ -25,8 +25,7 @@ Attend = Callable[..., Array]
 # What all functions below may be given beside a mask:
 #   scale: factor of q k^T; None: Dh ** -0.5.
 #   cap: a bound of the scaled products x, which become cap tanh(x / cap); None: no bound.
-#   bias: added to scores, after the cap. By distance it is [H, N], N = T + C - 1, the pair of query t and key c gets
-#     number c - t + T - 1.
+#   bias: added to scores, after the cap; [H, N] by distance, as distance.py numbers them, or [H, T, C].
 
 
 def scaled(products: Float[Array, ...], width: int, scale: float | None, cap: float | None) -> Array:
