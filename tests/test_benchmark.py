@@ -256,7 +256,9 @@ def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_p
     pytest.importorskip("torch")
     for name, text in CLONE.items():
         (tmp_path / name).write_text(text)
-    worker = timing.Worker(small(stage, side="released"), timing.Released(tmp_path, sys.executable))
+    worker = timing.Worker(
+        small(stage, side="released"), timing.Others(released=timing.Released(tmp_path, sys.executable))
+    )
     try:
         assert worker.read()["peak_bytes"] > 1e8
         assert worker.run() > 0
@@ -290,6 +292,35 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path, capfd):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     assert benchmark.main([f"--model={tmp_path}", f"--output={tmp_path / 'out'}"]) == 1
     assert f"error: {tmp_path}/config.json: model_type is 'gpt2', expected one of " in capfd.readouterr().err
+
+
+def python_of(path, command):
+    path.write_text(f"#!/bin/sh\n{command}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_peer_can_run_in_another_python(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)  # from where this package is not found
+    other = python_of(tmp_path / "python", f'echo "$@" >> {tmp_path}/calls; exec {sys.executable} "$@"')
+    timing.check_torch(["torch"], other)
+    worker = timing.Worker(small("encode", side="torch"), timing.Others(torch_python=other))
+    try:
+        assert worker.read()["peak_bytes"] > 0 and worker.run() > 0
+    finally:
+        worker.close()
+    assert "jax_simcas.benchmark.worker" in (tmp_path / "calls").read_text().splitlines()[1]
+    assert timing.worker_argv(small("encode"), timing.Others(torch_python=other))[0] == sys.executable
+
+
+def test_a_python_without_torch_is_one_line(tmp_path, capfd):
+    flags = ["--sides=jax,torch", f"--output={tmp_path / 'out'}"]
+    assert benchmark.main([*flags, "--torch-python=/nowhere/python"]) == 1
+    assert "error: --torch-python=/nowhere/python: No such file" in capfd.readouterr().err
+    bare = python_of(tmp_path / "python", "echo 'No module named torch' >&2; exit 1")
+    assert benchmark.main([*flags, f"--torch-python={bare}"]) == 1
+    assert f"{bare}: lacks PyTorch or what jax_simcas needs (No module named torch)" in capfd.readouterr().err
 
 
 def test_stages_that_a_side_lacks_are_named(tmp_path, capfd):

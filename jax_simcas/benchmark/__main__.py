@@ -79,6 +79,13 @@ def parser() -> cli.Parser:
         "--released-python", metavar="PY", default=sys.executable, help="a Python with torch and transformers 4.42.4"
     )
     made.add_argument(
+        "--torch-python",
+        metavar="PY",
+        default=sys.executable,
+        help="a Python with torch and what jax_simcas needs, for the torch sides: a CPU build of torch may be at hand "
+        "for another Python than the one of the newest jax (default: this one)",
+    )
+    made.add_argument(
         "--lengths", type=cli.numbers(1), default=(8_192, 16_384, 32_768, 65_536), help="tokens of the document"
     )
     add_models(made, ["base"])

@@ -11,19 +11,19 @@ from typing import Any
 from jax_simcas.backbones import families
 from jax_simcas.benchmark import gpu, growth
 from jax_simcas.benchmark.stages import PEERS, RELEASED, SIDES, Task, shape_of
-from jax_simcas.benchmark.timing import Released, check_torch, machine, time_tasks
+from jax_simcas.benchmark.timing import Others, Released, check_torch, machine, time_tasks
 from jax_simcas.common import cli, files, plots, tables
 from jax_simcas.common.errors import FlagError, UserError
 
 
-def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Released | None]:
-    """The sides that can run, and the released code; what is skipped is named on stderr.
+def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Others]:
+    """The sides that can run, and what runs them; what is skipped is named on stderr.
 
     Raises:
       UserError: PyTorch is missing.
     """
     sides = list(arguments.sides)
-    check_torch(sides)
+    check_torch(sides, arguments.torch_python)
     released = Released(Path(arguments.released), arguments.released_python) if arguments.released else None
     if released:
         sides = list(dict.fromkeys([*sides, "released"]))
@@ -40,7 +40,7 @@ def choose_sides(arguments: Any, stages: Sequence[str]) -> tuple[list[str], Rele
         lacking = [stage for stage in stages if stage not in SIDES[side]]
         if lacking:
             print(f"skipped: side {side} has no stage {', '.join(lacking)}", file=sys.stderr)
-    return sides, released
+    return sides, Others(arguments.torch_python, released)
 
 
 def check_room(size: str, chunk_length: int, target: int) -> None:
@@ -110,10 +110,10 @@ def run(arguments: Any) -> int:
         raise UserError("the benchmark reads peak memory from /proc and so needs Linux")
     card = gpu.card() if arguments.device == "gpu" else None
     stages = arguments.stages
-    sides, released = choose_sides(arguments, stages)
+    sides, others = choose_sides(arguments, stages)
     tasks = tasks_of(arguments, sides, stages)
     folder = files.make_folder(Path(arguments.output), "--output")
-    results = time_tasks(tasks, arguments.repeats, released, arguments.together, arguments.seconds)
+    results = time_tasks(tasks, arguments.repeats, others, arguments.together, arguments.seconds)
     if not results:
         raise UserError("every process ended before it was measured; their messages are above")
     print_results(results, folder, f"{card.name}, {machine()}" if card else machine(), card)

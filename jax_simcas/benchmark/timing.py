@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax_simcas
 from jax_simcas.benchmark.stages import PEERS, Task, flops_of
 from jax_simcas.common import progress
 from jax_simcas.common.errors import UserError
@@ -42,15 +43,46 @@ class Released:
         return None
 
 
-def check_torch(sides: Sequence[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Others:
+    """What runs the sides that are not ours: torch_python the PyTorch peer, released the authors' code."""
+
+    torch_python: str = sys.executable
+    released: Released | None = None
+
+
+OURS = Others()
+
+
+def check_torch(sides: Sequence[str], python: str = sys.executable) -> None:
     """Checks that the PyTorch peer can run if it is to be measured.
 
     Raises:
-      UserError: PyTorch is not installed.
+      UserError: `python` lacks PyTorch, or what this package needs.
     """
     peers = [side for side in sides if side in PEERS]
-    if peers and importlib.util.find_spec("torch") is None:
-        raise UserError(f"--sides={peers[0]}: needs PyTorch; pip install 'jax_simcas[torch]'")
+    if not peers:
+        return
+    if python == sys.executable:
+        if importlib.util.find_spec("torch") is None:
+            raise UserError(f"--sides={peers[0]}: needs PyTorch; pip install 'jax_simcas[torch]'")
+        return
+    command = [python, "-c", "import torch, jax_simcas.benchmark.torch_peer_stages"]
+    try:
+        probe = subprocess.run(command, capture_output=True, text=True, check=False, env=package_environment(python))
+    except OSError as error:
+        raise UserError(f"--torch-python={python}: {error.strerror}") from None
+    if probe.returncode:
+        line = (probe.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"--torch-python={python}: lacks PyTorch or what jax_simcas needs ({line})")
+
+
+def package_environment(python: str) -> dict[str, str]:
+    """The environment in which another Python imports this very package."""
+    if python == sys.executable:
+        return dict(os.environ)
+    paths = [str(Path(jax_simcas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def machine() -> str:
@@ -63,38 +95,47 @@ def machine() -> str:
     return f"{models.group(1) if models else platform.machine()}, {os.cpu_count()} cores"
 
 
-def worker_argv(task: Task, released: Released | None) -> list[str]:
+def python_of(task: Task, others: Others) -> str:
+    """The Python of the task's process."""
+    if task.side == "released":
+        assert others.released is not None
+        return others.released.python
+    return others.torch_python if task.side in PEERS else sys.executable
+
+
+def worker_argv(task: Task, others: Others) -> list[str]:
     """The command of the task's process."""
-    fields = dataclasses.asdict(task)
+    fields, python = dataclasses.asdict(task), python_of(task, others)
     if task.side != "released":
-        return [sys.executable, "-m", "jax_simcas.benchmark.worker", json.dumps(fields)]
-    assert released is not None
+        return [python, "-m", "jax_simcas.benchmark.worker", json.dumps(fields)]
+    assert others.released is not None
     fields["bart"] = {k: v for k, v in task.shape.to_hf().items() if k not in ("architectures", "model_type")}
     script = Path(__file__).with_name("released.py")
-    return [released.python, str(script), json.dumps(fields), str(released.clone.resolve())]
+    return [python, str(script), json.dumps(fields), str(others.released.clone.resolve())]
 
 
-def worker_environment(task: Task) -> dict[str, str]:
+def worker_environment(task: Task, others: Others) -> dict[str, str]:
     """Where the task's process computes. On a GPU it takes memory as it needs it, and only our side's JAX sees it."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error"}  # it warns of a head that is not tied
+    inherited = dict(os.environ) if task.side == "released" else package_environment(python_of(task, others))
     if task.device == "cpu":
-        return quiet | {"JAX_PLATFORMS": "cpu"} | os.environ
+        return quiet | {"JAX_PLATFORMS": "cpu"} | inherited
     platforms = "cuda,cpu" if task.side == "jax" else "cpu"
     own = {"JAX_PLATFORMS": platforms, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return quiet | {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | os.environ | own  # one process per core is for a task alone
+    return quiet | {"TORCHINDUCTOR_COMPILE_THREADS": "4"} | inherited | own  # one process per core is for a task alone
 
 
 class Worker:
     """A process that holds one compiled task."""
 
-    def __init__(self, task: Task, released: Released | None = None) -> None:
+    def __init__(self, task: Task, others: Others = OURS) -> None:
         self.task = task
         self._process = subprocess.Popen(
-            worker_argv(task, released),
+            worker_argv(task, others),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=worker_environment(task),
+            env=worker_environment(task, others),
         )
 
     def read(self, end: float | None = None) -> dict[str, float]:
@@ -139,7 +180,7 @@ class Worker:
 def time_tasks(
     tasks: Sequence[Task],
     repeats: int,
-    released: Released | None = None,
+    others: Others = OURS,
     together: int = 1,
     seconds: float | None = None,
 ) -> list[dict[str, Any]]:
@@ -159,7 +200,7 @@ def time_tasks(
         with progress.Progress(len(tasks) * (repeats + 1), unit="runs") as bar:
             running = []
             for first in range(0, len(tasks), together):
-                beside = [Worker(task, released) for task in tasks[first : first + together]]
+                beside = [Worker(task, others) for task in tasks[first : first + together]]
                 workers += beside
                 for worker in beside:
                     running += _first_figures(worker, ready)
