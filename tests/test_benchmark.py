@@ -8,28 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from jax_simcas.backbones.t5gemma.config import StackConfig, T5GemmaConfig
 from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.benchmark import checkpoint, growth, save_times, summarize_speed, timing
 from jax_simcas.benchmark import input as input_side
 from jax_simcas.benchmark.stages import SIDES, STAGES, TRAINING_STAGES, Task, compiled, prepare_task
 
+# The types of transformers of which tiny_models.py has sizes.
+KINDS = (
+    *("bart", "mbart", "pegasus", "plbart", "mvp", "marian", "m2m_100", "blenderbot", "led"),
+    *("t5", "flan-t5", "mt5", "umt5", "t5gemma", "t5gemma2"),
+)
+
 
 def small(stage, size="tiny", **changes):
     return Task(stage, size=size, length=128, chunk_length=32, target=8, selected=16, **changes)
-
-
-@pytest.fixture(scope="module")
-def t5gemma(tmp_path_factory):
-    """A folder with the config.json of a small T5Gemma 2."""
-    folder = tmp_path_factory.mktemp("t5gemma")
-    stack = StackConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        intermediate_size=48,
-    )  # fmt: skip
-    config = T5GemmaConfig(stack, stack, vocab_size=200, model_type="t5gemma")
-    (folder / "config.json").write_text(json.dumps(config.to_hf()))
-    return str(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -181,15 +173,19 @@ def test_the_peers_stages_run(stage):
         assert torch.isfinite(out.states if stage == "select" else out).all()
 
 
-@pytest.mark.parametrize("size", ["tiny-t5", "t5gemma"])
-def test_both_sides_encode_the_same_with_the_same_weights(size, t5gemma):
+@pytest.mark.filterwarnings("ignore")  # transformers' own
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_sides_encode_the_same_with_the_same_weights(kind, tmp_path):
+    """Of every family, by its config.json."""
     pytest.importorskip("torch")
+    from tiny_models import save_config
+
     from jax_simcas.benchmark.torch_peer_stages import prepared
 
-    size = t5gemma if size == "t5gemma" else size
+    size = str(save_config(kind, tmp_path))
     ours, _ = compiled(small("encode", size))
     theirs = prepared(small("encode", size, side="torch"))
-    np.testing.assert_allclose(ours(), theirs(), atol=1e-4)
+    np.testing.assert_allclose(ours(), theirs(), atol=1e-4, rtol=1e-4)
 
 
 def test_without_pytorch_the_peer_is_one_line(monkeypatch, capsys, tmp_path):

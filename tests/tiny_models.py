@@ -99,11 +99,21 @@ def save_tokenizer(folder, config):
     transformers.PreTrainedTokenizerFast(tokenizer_object=made, **tokens).save_pretrained(folder)
 
 
+def config_of(kind):
+    """A small config of that type."""
+    return transformers.AutoConfig.for_model(**{"model_type": kind, "vocab_size": VOCABULARY} | (TYPES | DEEP)[kind])
+
+
+def save_config(kind, folder):
+    """A folder with the config.json of a random model alone."""
+    config_of(kind).save_pretrained(folder)
+    return folder
+
+
 def save_model(kind, folder):
     """A random model of that type with generation settings, and its tokenizer."""
     torch.manual_seed(0)
-    settings = {"model_type": kind, "vocab_size": VOCABULARY} | (TYPES | DEEP)[kind]
-    config = transformers.AutoConfig.for_model(**settings)
+    config = config_of(kind)
     model = transformers.AutoModelForSeq2SeqLM.from_config(config)
     model.generation_config.update(max_length=20, min_length=6, num_beams=3, no_repeat_ngram_size=3, length_penalty=2.0)
     model.save_pretrained(folder)

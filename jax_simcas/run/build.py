@@ -37,7 +37,7 @@ from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.evaluation.summarizer import Summarizer
-from jax_simcas.method.generate_config import DEFAULTS, NOTHING, GenerateConfig
+from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
@@ -48,6 +48,8 @@ from jax_simcas.run.overrides import overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
+# The fields of a shape that name its special tokens.
+ROLES = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", *FORCED)
 
 
 class Model(NamedTuple):
@@ -122,13 +124,32 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
         return _from_pretrained(settings, key, mesh, saved)
     tokenizer = saved or make_tokenizer(settings, cache)
     tokenizer_lib.set_languages(tokenizer, *languages)
-    settings = in_language(settings, tokenizer)
+    settings = in_language(with_tokens_of(settings, tokenizer), tokenizer)
     sized = partial(replaced, settings.shape, vocab_size=len(tokenizer))
     settings = settings.with_shape(config_lib.made(sized, f"config.{settings.family}"))
     settings = config_lib.check(generating(settings, defaults(settings.shape)), sizes_known=True)
     fresh = partial(init_params, model=settings.model())
     shardings = state_shardings(mesh, jax.eval_shape(fresh, key), settings.model().sharding_rules)
-    return Model(settings, jax.jit(fresh, out_shardings=shardings)(key), tokenizer, ())
+    notes = check_vocabulary(tokenizer, settings, f"config.{settings.family}")
+    return Model(settings, jax.jit(fresh, out_shardings=shardings)(key), tokenizer, notes)
+
+
+def with_tokens_of(settings: Settings, tokenizer: TextTokenizer) -> Settings:
+    """The settings of a model from scratch whose special tokens are the tokenizer's where they are the family's own.
+
+    A token that starts, begins or ends a target stays what it is in the family: T5's decoder starts with PAD, BART's
+    with EOS. Ids that the settings give stay, and so does a token that the family does without.
+    """
+    shape: Any = settings.shape
+    usual: Any = type(shape)()
+    roles = {getattr(usual, f"{role}_token_id"): role for role in ("pad", "eos", "bos")}
+    ids = {role: tokenizer_lib.special_id(tokenizer, role) for role in roles.values()}
+    changes = {
+        name: ids[roles[getattr(usual, name)]]
+        for name in ROLES
+        if getattr(usual, name) is not None and getattr(shape, name) == getattr(usual, name)
+    }
+    return settings.with_shape(replaced(shape, **changes))
 
 
 def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: TextTokenizer | None) -> Model:
@@ -269,7 +290,8 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     ends = tokens.ends or (tokens.eos,)
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
-        return (f"warning: {where}: targets end in {given}, generation ends at {' '.join(map(str, ends))}",)
+        told = f"targets end in token {given}, generation ends at {' '.join(map(str, ends))}"
+        return (f"warning: {where}: {told}: summaries are as long as max_length lets them be",)
     return ()
 
 

@@ -26,12 +26,11 @@ from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
 from jax_simcas.data.rows import First, RowSource, told
-from jax_simcas.method.generate_config import FORCED
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
 from jax_simcas.run import plan
-from jax_simcas.run.build import Model, new_model, open_source, pipeline_config
+from jax_simcas.run.build import ROLES, Model, new_model, open_source, pipeline_config
 from jax_simcas.run.config import Settings
 from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
 from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
@@ -139,8 +138,9 @@ def as_begun(model: Model, workdir: Path) -> Model:
         return model
     begun = config_lib.read_json(path)
     settings = config_lib.made(lambda: plan.as_recorded(model.settings, begun), "config.optimizer")
-    tokens = {name: getattr(begun.shape, name) for name in ("decoder_start_token_id", "eos_token_ids", *FORCED)}
-    settings = settings.with_shape(replaced(settings.shape, **tokens))
+    if begun.family == settings.family:
+        tokens = {name: getattr(begun.shape, name) for name in ("eos_token_ids", *ROLES)}
+        settings = settings.with_shape(replaced(settings.shape, **tokens))
     if not model.has_selector and not settings.loop.selector_every:
         policies = {name: getattr(begun.simcas, name) for name in ("policy", "train_policy", "budget")}
         settings = dataclasses.replace(settings, simcas=settings.simcas.replace(**policies))

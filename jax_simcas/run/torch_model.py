@@ -6,6 +6,7 @@ states as `encoder_outputs`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +58,8 @@ def made(config: Shape, weights: Mapping[str, torch.Tensor]) -> Any:
     Raises:
       ValueError: weights that it lacks, or that are missing.
     """
-    fields = {name: value for name, value in config.to_hf().items() if name != "architectures"}
+    as_in_file = json.loads(json.dumps(config.to_hf()))  # lists, where ours are tuples, which its fields refuse
+    fields = {name: value for name, value in as_in_file.items() if name != "architectures"}
     its_config = AutoConfig.for_model(**fields)
     kind: Any = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[type(its_config)]
     with quiet():
