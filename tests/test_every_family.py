@@ -1,5 +1,6 @@
 """Every program does its work on a tiny checkpoint of every family, as transformers writes it."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -75,12 +76,17 @@ def run(program, *arguments):
 
 
 class Families(dict):
-    """By kind, each made when it is asked for."""
+    """By kind, each made when it is asked for; the programs of those before are forgotten.
+
+    Of all families together they take more memory maps than a process may have (conftest.py).
+    """
 
     def __init__(self, folder):
         self.folder, self.models = folder, Folders(folder / "models")
 
     def __missing__(self, kind):
+        jax.clear_caches()
+        gc.collect()
         self[kind] = Family(self.models[kind], self.folder / kind)
         return self[kind]
 
