@@ -5,7 +5,7 @@
 # the data set has. Seen: through `as_data_source` a text that was prepared as array_record comes as bytes, a mocked
 # one as str. A loader tested on mocks fails, or writes b'...', on the first real row.
 . "$(dirname "${BASH_SOURCE[0]}")/packages.sh"
-packages tensorflow-datasets==4.9.10 array-record importlib_resources
+packages tensorflow-datasets==4.9.10 array-record==0.8.6 importlib_resources==7.1.0
 check <<'PY'
 import logging
 

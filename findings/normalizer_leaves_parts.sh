@@ -6,7 +6,7 @@
 # with a combining mark, do in sentencepiece only. Text from a Mac's file names or a PDF has these forms: with the fast
 # tokenizer it falls into other pieces, or unknown ones, than the model was trained on.
 . "$(dirname "${BASH_SOURCE[0]}")/packages.sh"
-packages tokenizers==0.23.3 sentencepiece==0.2.3 protobuf
+packages tokenizers==0.23.3 sentencepiece==0.2.3 protobuf==7.36.2
 check <<'PY'
 import io
 

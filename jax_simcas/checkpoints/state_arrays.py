@@ -60,6 +60,7 @@ def to_arrays(state: Any) -> tuple[dict[str, Array], dict[str, dict[str, Any]]]:
 
 
 def check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any]) -> None:
+    """Raises UserError if the checkpoint in `folder`, whose record is `body`, has other arrays than `target`."""
     stored = {name: spec["is"] for name, spec in body["arrays"].items()}
     expected = {name: _described(leaf) for name, leaf in target.items()}
     differing = [

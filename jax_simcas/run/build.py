@@ -138,7 +138,7 @@ def with_tokens_of(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     """The settings of a model from scratch whose special tokens are the tokenizer's where they are the family's own.
 
     A token that starts, begins or ends a target stays what it is in the family: T5's decoder starts with PAD, BART's
-    with EOS. Ids that the settings give stay, and so does a token that the family does without.
+    with EOS. Other ids than the family's stay, as they come from the user, and a token that the family lacks stays out.
     """
     shape: Any = settings.shape
     usual: Any = type(shape)()
