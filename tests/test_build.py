@@ -84,3 +84,5 @@ def test_a_run_that_began_with_other_tokens_keeps_them(cache, tmp_path):
     earlier = model.settings.with_shape(build.replaced(model.settings.shape, eos_token_id=1, pad_token_id=0))
     (tmp_path / "config.json").write_text(build.config_lib.to_json(earlier))
     assert as_begun(model, tmp_path).settings.shape == earlier.shape
+    other = model._replace(settings=model.settings.with_shape(build.replaced(model.settings.shape, eos_token_id=5)))
+    assert as_begun(other, tmp_path).settings.shape.eos_token_id == 5  # so that the change is refused, not lost

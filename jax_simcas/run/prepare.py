@@ -139,7 +139,13 @@ def as_begun(model: Model, workdir: Path) -> Model:
     begun = config_lib.read_json(path)
     settings = config_lib.made(lambda: plan.as_recorded(model.settings, begun), "config.optimizer")
     if begun.family == settings.family:
-        tokens = {name: getattr(begun.shape, name) for name in ("eos_token_ids", *ROLES)}
+        # One that is not the tokenizer's was given for this start: `check_same_run` tells it.
+        given = {
+            f"{role}_token_id"
+            for role in ("pad", "bos", "eos")
+            if getattr(settings.shape, f"{role}_token_id") != tokenizer_lib.special_id(model.tokenizer, role)
+        }
+        tokens = {name: getattr(begun.shape, name) for name in ("eos_token_ids", *ROLES) if name not in given}
         settings = settings.with_shape(replaced(settings.shape, **tokens))
     if not model.has_selector and not settings.loop.selector_every:
         policies = {name: getattr(begun.simcas, name) for name in ("policy", "train_policy", "budget")}
