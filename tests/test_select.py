@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_simcas.method import select as select_lib
 from jax_simcas.method.select import POLICIES, Policy, compact, init_selector, select
 
 K, S, D = 4, 6, 8
@@ -53,6 +54,35 @@ def test_all_keeps_everything():
 def test_exactly_the_budget_is_kept(policy, budget):
     mask = ALL.at[0, :3].set(False)
     assert int(run(policy, mask, budget=jnp.array(budget)).action.sum()) == min(budget, int(mask.sum()))
+
+
+@pytest.mark.parametrize("chunks", [5, 6])  # blocks of one and of two
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_document_of_several_blocks_is_read_as_one(monkeypatch, policy, chunks):
+    hidden = jax.random.normal(jax.random.key(2), (chunks, S, D))
+    mask = jnp.ones((chunks, N), bool).at[2, 3:].set(False)
+    whole, blocks = (
+        jax.jit(lambda: select(SELECTOR, hidden, mask, mask.any(axis=1), policy=POLICIES[policy], key=KEY, budget=9))
+        for _ in range(2)
+    )
+    expected = whole()
+    monkeypatch.setattr(select_lib, "BLOCK", 2)
+    got = blocks()
+    np.testing.assert_array_equal(got.action, expected.action)
+    for a, b in zip(got[1:4], expected[1:4], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_width_of_the_policy():
+    def temporaries(chunks):
+        shapes = ((chunks, 16, D), jnp.float32), ((chunks, 15), bool), ((chunks,), bool)
+        run = jax.jit(lambda *document: select(SELECTOR, *document, policy=POLICIES["greedy"]))
+        compiled = run.lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    many = 16 * select_lib.BLOCK
+    per_token = (temporaries(8 * many) - temporaries(many)) / (7 * many * 16)
+    assert per_token < 4 * D  # W1 h alone would take 8 bytes a number
 
 
 def test_first_are_first():

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from jax_simcas.common.sharding import Rule, chunk_pieces, constrain
 
 Params = Any
+BLOCK = 32  # chunks whose W1 h is in memory together: at 16,384 tokens, all
 SHARDING_RULES: tuple[Rule, ...] = (
     (r"(actor|critic)/\w+/kernel", (None, None)),  # small, and needed whole at every chunk
     (r"(actor|critic)/\w+/bias", (None,)),
@@ -277,7 +278,6 @@ def _scan_chunks(
     keys = jax.random.split(key, hidden.shape[0])
     noise = jax.vmap(lambda key: jax.random.uniform(key, candidate_mask.shape[1:]))(keys)
     actor, params = _actor(selector), {"params": selector["actor"]}
-    candidate_part = actor.apply(params, hidden.astype(jnp.float32), method="candidate_part")
 
     def step(carry: tuple, inputs: tuple) -> tuple:
         total, count = carry
@@ -298,13 +298,27 @@ def _scan_chunks(
         total = total + action.astype(jnp.float32) @ states.astype(jnp.float32)
         return (total, count + action.sum()), Selection(action, log_prob, keep_prob, state, mask)
 
+    def block(carry: tuple, inputs: tuple) -> tuple:
+        candidate_part = actor.apply(params, inputs[0].astype(jnp.float32), method="candidate_part")
+        return lax.scan(step, carry, (candidate_part, *inputs))
+
     carry = (document_state(hidden, chunk_mask), jnp.ones(()))
     per_candidate = ((candidate_mask, False), (noise, 1.0), (planned, False))
     with_bos = [jnp.pad(x, ((0, 0), (1, 0)), constant_values=fill) for x, fill in per_candidate]
     spread = (constrain(x, None, "tokens") for x in with_bos)
-    inputs = (candidate_part, hidden, *spread, tokens, jnp.arange(hidden.shape[0]))
-    scanned: Selection = lax.scan(step, carry, inputs)[1]
+    inputs = (hidden, *spread, tokens, jnp.arange(hidden.shape[0]))
+    scanned: Selection = _scan_blocks(block, carry, inputs)[1]
     return scanned
+
+
+def _scan_blocks(block: Callable[[Any, Any], tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
+    """`block` on BLOCK chunks after the other, or on as many as divide their number; like `lax.scan` otherwise."""
+    chunks = jax.tree.leaves(inputs)[0].shape[0]
+    size = max(size for size in range(1, min(chunks, BLOCK) + 1) if chunks % size == 0)
+    if size == chunks:
+        return block(carry, inputs)
+    carry, out = lax.scan(block, carry, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), inputs))
+    return carry, jax.tree.map(lambda x: x.reshape(chunks, *x.shape[2:]), out)
 
 
 def most_probable(selection: Selection, limit: int) -> Bool[Array, "K N"]:

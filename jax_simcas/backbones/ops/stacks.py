@@ -20,6 +20,8 @@ REMAT: dict[str, tuple[str, ...] | None] = {
     "sums": (CONTEXT, SUM, DROPOUT_MASK),
     "layer": (CONTEXT, DROPOUT_MASK),
 }
+# To write a few rows of a bfloat16 array in a loop, earlier XLA:CPU converts all of it: the loop holds float32 there.
+CONVERTS_WHOLE_ARRAYS = jax.__version_info__ < (0, 12)
 TOKENS_AT_ONCE = 1024  # tokens of one document that a layer processes together on a CPU
 
 
@@ -46,11 +48,10 @@ def each_chunk(function: Callable, states: Float[Array, "K S D"], *inputs: Any) 
         return everything(states, *inputs)
 
     def in_groups(states: Array, *inputs: Any) -> Array:
-        # float32 in and out of the loop: to write a few rows of a bfloat16 array, XLA:CPU converts all of it.
-        dtype, wide = states.dtype, jnp.float32
-        one = lambda x: function(x[0].astype(dtype), *x[1:]).astype(wide)
+        dtype, inside = states.dtype, jnp.float32 if CONVERTS_WHOLE_ARRAYS else states.dtype
+        one = lambda x: function(x[0].astype(dtype), *x[1:]).astype(inside)
         size = at_once if at_once > 1 else None
-        return lax.map(one, (states.astype(wide), *inputs), batch_size=size).astype(dtype)
+        return lax.map(one, (states.astype(inside), *inputs), batch_size=size).astype(dtype)
 
     return lax.platform_dependent(states, *inputs, cpu=in_groups, default=everything)
 
