@@ -127,7 +127,7 @@ def test_topologies_are_parsed_and_unknown_ones_name_the_known():
     chip, sides = topology.parse_topology("v5e:4x16")
     assert (chip, sides) == (topology.CHIPS["v5e"], (4, 16))
     for name in ("v9:2x2", "v5e", "v5e-256", "v5e:", "tpu"):
-        with pytest.raises(UserError, match=r"v4, v5e, v5p, v6e, tpu7x .*v5e:16x16"):
+        with pytest.raises(UserError, match=r"v4, v5e, v5p, v6e, tpu7x, h100 .*v5e:16x16"):
             topology.parse_topology(name)
     for name in ("v5p:4x4", "v5e:2x2x2", "v5e:0x4"):
         with pytest.raises(UserError, match=r"comes as .*N"):
@@ -138,14 +138,28 @@ def test_the_assumed_clocks_fit_the_peaks():
     """Matrix units a device: 4 of 128 x 128 (v5e), 8 (v4, v5p); v6e and tpu7x do as much a cycle as 4 of 256 x 256."""
     a_cycle = {"v4": 8 * 2 * 128**2, "v5e": 4 * 2 * 128**2, "v5p": 8 * 2 * 128**2}
     for generation, chip in topology.CHIPS.items():
+        if chip.gpu:
+            continue
         implied = chip.peak / a_cycle.get(generation, 4 * 2 * 256**2)
         assert chip.clock == pytest.approx(implied, rel=0.01), generation
 
 
-def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
+@pytest.mark.parametrize(("name", "extra"), [("v5e:2x2", "tpu"), ("h100:8", "cuda13")])
+def test_without_the_compiler_the_error_says_what_to_install(monkeypatch, name, extra):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'jax_simcas\[tpu\]'"):
-        topology.describe("v5e:2x2")
+    with pytest.raises(UserError, match=rf"pip install 'jax_simcas\[{extra}\]'"):
+        topology.describe(name)
+
+
+def test_a_gpu_is_described_as_the_compiler_reads_it():
+    chip, sides = topology.parse_topology("h100:8")
+    assert sides == (8,) and (chip.platform, topology.CHIPS["v5e"].platform) == ("cuda", "tpu")
+    with pytest.raises(UserError, match="comes as h100:N,"):
+        topology.parse_topology("h100:2x4")
+    text = chip.gpu.description(cuda=13)
+    assert text.startswith("gpu_device_info { threads_per_block_limit: 1024 ")
+    assert 'cuda_compute_capability { major: 9 minor: 0 } } platform_name: "CUDA" ' in text
+    assert text.endswith('runtime_version { major: 13 } device_description_str: "NVIDIA H100 80GB HBM3"')
 
 
 def test_the_programs_are_traced_with_the_configs_shapes():
@@ -201,6 +215,14 @@ def test_what_fits_and_what_does_not():
     assert not gone.fits and output.stage_cells(gone)["fits"] == "NO"
     assert output.remarks(gone) == ["train: not compiled: needs 20.05G of 15.75G memory"]
     assert output.as_json(gone, 3)["fits"] is False
+
+
+def test_without_an_estimate_the_largest_arrays_are_told():
+    array = cost.Scheduled("a", "fusion", "f32[256,1024]{1,0}", 1, None, 2**20, "step (x.py:1)", "forward", "")
+    untimed = result(analysis=cost.Analysis((array,), (), (), (), (("fusion", 1),)), seconds=None, utilisation=None)
+    table, *rest = output.printed_lines([untimed], 1, None)
+    assert "| train |  yes |" in table and output.stage_cells(untimed)["estimate ms"] is None
+    assert rest[0].strip() == "train: the largest arrays" and "step (x.py:1)" in rest[1] and len(rest) == 2
 
 
 def test_remarks_name_what_the_estimate_excludes():
@@ -271,3 +293,25 @@ def test_what_does_not_fit_exits_with_1():
     done = run("--config=configs/arxiv.py", "--topology=v5e:1x1", "--stages=train", "--tokens=8388608", *TWO_LAYERS)
     assert done.returncode == 1
     assert "NO" in done.stdout and "of 15.75G memory" in done.stdout
+
+
+needs_cuda = pytest.mark.skipif(
+    not any(map(importlib.util.find_spec, topology.CUDA_PLUGINS)),
+    reason="jax's plugin for CUDA is not installed: pip install 'jax_simcas[cuda13]'",
+)
+
+
+@needs_cuda
+@pytest.mark.slow
+@pytest.mark.parametrize(("attention", "squares"), [("xla", True), ("cudnn", False)])
+def test_cudnns_attention_leaves_no_array_of_all_pairs_on_a_gpu(tmp_path, attention, squares):
+    path = tmp_path / "check.json"
+    flags = ("--config.simcas.dtype=bfloat16", f"--config.simcas.attention={attention}", f"--json={path}")
+    done = run("--config=configs/arxiv.py", "--topology=h100:2", "--stages=train", "--tokens=2048", "--target=32",
+               *TWO_LAYERS, *flags)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no estimate of time" in done.stderr and "excludes" not in done.stdout
+    (train,) = json.loads(path.read_text())["stages"]
+    assert train["fits"] and train["seconds"] is None and 0 < train["temporaries"] < train["memory"]
+    assert any(collective["group"] == 2 for collective in train["collectives"])
+    assert any("512,512]" in array["shape"] for array in train["largest"]) == squares

@@ -11,7 +11,7 @@ from helpers import TINY
 from jax_simcas.backbones.ops import attention as ops
 from jax_simcas.backbones.ops.attention import attend_with_weights, attention, fused_attention
 from jax_simcas.common.errors import UserError
-from jax_simcas.run.method_config import SimcasConfig, backbone_of
+from jax_simcas.run.method_config import SimcasConfig, backbone_of, check_machine
 
 on_gpu = pytest.mark.skipif(not ops.has_cudnn(), reason="needs an NVIDIA GPU with cuDNN")
 # cuDNN's kernel runs on a GPU; that what surrounds it is right, XLA's can show anywhere.
@@ -102,4 +102,4 @@ def test_an_attention_that_cannot_be_had_is_named():
     assert backbone_of("bart", TINY, "xla").attend is attention
     if not ops.has_cudnn():
         with pytest.raises(UserError, match="'cudnn' needs an NVIDIA GPU"):
-            backbone_of("bart", TINY, "cudnn")
+            check_machine(SimcasConfig(attention="cudnn", dtype="bfloat16"))

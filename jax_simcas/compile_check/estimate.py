@@ -42,11 +42,13 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
 def summary_line(settings: Settings, shape: BatchShape, target: Topology) -> str:
     """The slice, the mesh on it and the batch, in one line."""
     sizes = mesh_sizes(settings, shape, len(target.devices))
+    chip = target.chip
+    clock = f"clock assumed {chip.clock / 1e9:g} GHz" if chip.clock else "no estimate of time"
     mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
     return (
         f"{target.name}, {len(target.devices)} devices ({mesh}); "
         f"{shape.documents} documents of {shape.tokens} tokens, {shape.target} target tokens; "
-        f"clock assumed {target.chip.clock / 1e9:g} GHz, peak {target.chip.peak / 1e12:g} TFLOP/s"
+        f"{clock}, peak {chip.peak / 1e12:g} TFLOP/s"
     )
 
 

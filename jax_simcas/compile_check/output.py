@@ -30,7 +30,7 @@ def stage_cells(result: Result) -> dict[str, Any]:
         "temporaries GiB": result.temporaries / GIB,
         "peak GiB": result.peak / GIB if result.peak else None,
         "model TFLOP": result.flops / 1e12,
-        "estimate ms": 1e3 * result.seconds,
+        "estimate ms": None if result.seconds is None else 1e3 * result.seconds,
         "utilisation": result.utilisation,
         "collectives": sum(collective.executions for collective in collectives),
         "collective MiB": sum(collective.total_bytes for collective in collectives) / MIB,
@@ -38,14 +38,14 @@ def stage_cells(result: Result) -> dict[str, Any]:
     }
 
 
-def printed_lines(results: Sequence[Result], slowest: int, clock: float) -> Iterator[str]:
-    """The table, the remarks, and for each stage the `slowest` places and instructions."""
+def printed_lines(results: Sequence[Result], slowest: int, clock: float | None) -> Iterator[str]:
+    """The table, the remarks, and for each stage the `slowest` places and instructions, and the largest arrays."""
     yield tables.markdown_table([stage_cells(result) for result in results], COLUMNS)
     for result in results:
         yield from remarks(result)
     for result in results:
         if slowest and result.analysis is not None:
-            yield f"\n{result.stage}: where the estimated time goes\n"
+            yield f"\n{result.stage}: {'where the estimated time goes' if clock else 'the largest arrays'}\n"
             yield slowest_tables(result.analysis, slowest, clock)
 
 
@@ -53,6 +53,8 @@ def remarks(result: Result) -> list[str]:
     """What the estimate leaves out, and what it assumes."""
     if result.analysis is None:
         return [f"{result.stage}: not compiled: {result.problem}"]
+    if result.seconds is None:
+        return []
     notes = []
     if result.analysis.kernels:
         notes.append(f"excludes the time of Pallas kernels: {_listed(result.analysis.kernels)}")
@@ -72,8 +74,18 @@ def _listed(counts: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts)
 
 
-def slowest_tables(analysis: cost.Analysis, count: int, clock: float) -> str:
-    """The slowest places in the program, the slowest instructions, and the largest arrays."""
+def slowest_tables(analysis: cost.Analysis, count: int, clock: float | None) -> str:
+    """The slowest places in the program, the slowest instructions, and the largest arrays: these alone if no clock."""
+    arrays = [
+        {"MiB": each.bytes / MIB, "opcode": each.opcode, "phase": each.phase, "place": each.source, "shape": each.shape}
+        for each in analysis.largest(count)
+    ]
+    timed = _timed_rows(analysis, count, clock) if clock else ()
+    return "\n\n".join(tables.markdown_table(rows, list(rows[0])) for rows in (*timed, arrays) if rows)
+
+
+def _timed_rows(analysis: cost.Analysis, count: int, clock: float) -> tuple[list[dict[str, Any]], ...]:
+    """The slowest places, and the slowest instructions."""
     total = max(analysis.cycles, 1)
     places = [
         {"ms": 1e3 * p.cycles / clock, "%": 100 * p.cycles / total, "phase": p.phase, "place": p.source}
@@ -91,11 +103,7 @@ def slowest_tables(analysis: cost.Analysis, count: int, clock: float) -> str:
         }
         for each in analysis.slowest(count)
     ]
-    arrays = [
-        {"MiB": each.bytes / MIB, "opcode": each.opcode, "phase": each.phase, "place": each.source, "shape": each.shape}
-        for each in analysis.largest(count)
-    ]
-    return "\n\n".join(tables.markdown_table(rows, list(rows[0])) for rows in (places, instructions, arrays) if rows)
+    return places, instructions
 
 
 def as_json(result: Result, count: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from jax_simcas.common.sharding import (
 )
 from jax_simcas.compile_check import cost, flops
 from jax_simcas.compile_check.published import PUBLISHED
-from jax_simcas.compile_check.topology import Topology
+from jax_simcas.compile_check.topology import Chip, Topology
 from jax_simcas.method.beam_search import generate
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import encode_and_select, init_params
@@ -70,6 +70,7 @@ class Result:
 
     problem: why it was not compiled; the rest is zeros then.
     peak: bytes alive at once, arguments included; 0: this jaxlib does not report it.
+    seconds, utilisation: None where the compiler estimates no time.
     """
 
     stage: str
@@ -79,8 +80,8 @@ class Result:
     peak: int = 0
     memory: int = 0
     flops: float = 0.0
-    seconds: float = 0.0
-    utilisation: float = 0.0
+    seconds: float | None = 0.0
+    utilisation: float | None = 0.0
     compile_seconds: float = 0.0
     analysis: cost.Analysis | None = None
 
@@ -182,6 +183,11 @@ def generate_program(settings: Settings, shape: BatchShape) -> Program:
     )
 
 
+# Without a GPU its compiler cannot try out which algorithm is the fastest.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpu": {},
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 STAGES = {"train": train_program, "ppo": ppo_program, "generate": generate_program}
 
 
@@ -223,13 +229,13 @@ def compile_stage(stage: str, settings: Settings, shape: BatchShape, target: Top
     started = time.monotonic()
     mesh = make_mesh(mesh_sizes(settings, shape, len(target.devices)), target.devices)
     try:
-        compiled = _compile(program, mesh)
+        compiled = _compile(program, mesh, target.chip)
     except jax.errors.JaxRuntimeError as error:
         return Result(stage, problem=problem_of(str(error)), memory=target.chip.memory)
     statistics, text = compiled.memory_analysis(), compiled.as_text()
     assert statistics is not None and text is not None
     analysis = cost.analyze(text)
-    seconds = analysis.cycles / target.chip.clock
+    seconds = analysis.cycles / target.chip.clock if target.chip.clock else None
     model_flops = program.flops * shape.documents / len(target.devices)
     outputs = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
     return Result(
@@ -240,14 +246,14 @@ def compile_stage(stage: str, settings: Settings, shape: BatchShape, target: Top
         memory=target.chip.memory,
         flops=model_flops,
         seconds=seconds,
-        utilisation=model_flops / (seconds * target.chip.peak),
+        utilisation=model_flops / (seconds * target.chip.peak) if seconds else None,
         compile_seconds=time.monotonic() - started,
         analysis=analysis,
     )
 
 
-def _compile(program: Program, mesh: Mesh) -> Any:
-    """The program compiled for the TPUs of a mesh."""
+def _compile(program: Program, mesh: Mesh, chip: Chip) -> Any:
+    """The program compiled for the devices of a mesh."""
     model, batch = on_mesh(program, mesh)
     options: Any = {}
     if program.donate:  # a step: its state keeps its shardings
@@ -257,7 +263,7 @@ def _compile(program: Program, mesh: Mesh) -> Any:
         }
     with jax.set_mesh(mesh):
         traced = jax.jit(program.function, **options).trace(model, batch)
-        return traced.lower(lowering_platforms=("tpu",)).compile()
+        return traced.lower(lowering_platforms=(chip.platform,)).compile(compiler_options=OPTIONS[chip.platform])
 
 
 def problem_of(message: str) -> str:

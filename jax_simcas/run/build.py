@@ -43,7 +43,7 @@ from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
 from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
-from jax_simcas.run.method_config import SimcasConfig
+from jax_simcas.run.method_config import SimcasConfig, check_machine
 from jax_simcas.run.overrides import overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
@@ -115,6 +115,7 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     Raises:
       UserError: weights, vocabulary or lengths that do not fit together.
     """
+    check_machine(settings.simcas)
     key = jax.random.key(settings.loop.seed)
     languages = settings.data.src_lang, settings.data.tgt_lang
     saved = None
@@ -416,8 +417,13 @@ def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summa
 
 
 def predictor(model: Model) -> Predictor:
-    """The part of a model that predicting needs."""
+    """The part of a model that predicting needs.
+
+    Raises:
+      UserError: it asks for what this machine does not have.
+    """
     settings = model.settings
+    check_machine(settings.simcas)
     return Predictor(
         model.params,
         settings.model(),

@@ -284,15 +284,9 @@ def backbone_of(name: str, config: Shape, attention_name: str = "auto") -> Backb
     """The backbone of that name, of the sizes and tokens in `config`.
 
     Raises:
-      UserError: a name that cannot be resolved; an attention that this machine does not have; one's own attention or
-        backbone that lacks something.
+      UserError: a name that cannot be resolved; one's own attention or backbone that lacks something.
     """
     attend = resolve(attention_name, ATTENTIONS, "config.simcas.attention")
-    if attend is fused_attention and not has_cudnn():
-        raise UserError(
-            "config.simcas.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or higher; "
-            "'auto' chooses what the machine has"
-        )
     if attention_name not in ATTENTIONS:
         (heads, width), length = config.encoder_heads, config.positions or TRIED_LENGTH
         states = jax.ShapeDtypeStruct((TRIED_CHUNKS, heads, length, width), jnp.float32)
@@ -304,6 +298,19 @@ def backbone_of(name: str, config: Shape, attention_name: str = "auto") -> Backb
         what = "jax_simcas.backbones.protocol.Backbone, which names what it must have"
         raise UserError(f"config.backbone={name!r}: returned {backbone!r}, expected a {what}")
     return _hashable("config.backbone", name, backbone)
+
+
+def check_machine(config: SimcasConfig) -> None:
+    """Checks that models can run here as the config asks; that they can be compiled for another machine is no matter.
+
+    Raises:
+      UserError: an attention that this machine does not have.
+    """
+    if ATTENTIONS.get(config.attention) is fused_attention and not has_cudnn():
+        raise UserError(
+            "config.simcas.attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or higher; "
+            "'auto' chooses what the machine has"
+        )
 
 
 def warmup_of(steps: int) -> int:
