@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from jax_simcas import check
 
-pytest.importorskip("torch")
-from tiny_models import DEEP, TYPES, Folders
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from tiny_models import DEEP, TYPES, Folders  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,17 @@ def test_a_model_does_here_what_it_does_in_transformers(kind, folders, tmp_path,
 @pytest.mark.parametrize("kind", DEEP)
 def test_so_does_a_model_of_as_many_layers_as_are_published(kind, folders, capsys):
     code, out, err = checked(capsys, folders[kind])
+    assert code == 0, out + err
+
+
+@pytest.mark.slow
+def test_weights_in_bfloat16_are_compared_in_float32(folders, tmp_path, capsys):
+    """Each part of T5Gemma 2's config names its own type."""
+    folder = tmp_path / "model"
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folders["t5gemma2"], dtype=torch.bfloat16)
+    shutil.copytree(folders["t5gemma2"], folder)
+    model.save_pretrained(folder)
+    code, out, err = checked(capsys, folder)
     assert code == 0, out + err
 
 

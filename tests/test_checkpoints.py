@@ -204,13 +204,22 @@ def added_tokens(folder):
     model.save_pretrained(folder)
 
 
+def no_frame(folder):
+    """A tokenizer that puts nothing around a text, as transformers 5 makes Blenderbot's of its two files."""
+    tokenizer = byte_level(folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B")
+    names = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **names).save_pretrained(folder)
+    save_model(folder, "Bart", len(tokenizer))
+
+
 def norms_that_transformers_does_not_read(folder):
     plain(folder)
     changes = {"normalize_before": True, "add_final_layer_norm": True, "normalize_embedding": True}
     rewritten(folder / "config.json", lambda config: config.update(changes))
 
 
-FAST = (without_a_row_for_mask, settings_of_transformers_4, no_settings, more_settings, mbart_25, mbart_50)
+FAST = (without_a_row_for_mask, settings_of_transformers_4, no_settings, more_settings, mbart_25, mbart_50, no_frame)
 SLOW = (
     *(
         first_name_of_a_forced_bos,
@@ -263,10 +272,11 @@ def test_a_token_without_a_row_is_refused_where_it_occurs(tmp_path, capsys):
 def test_what_a_checkpoint_asks_for_and_we_lack_is_told(tmp_path):
     plain(tmp_path, max_length=500, min_length=3)
     asked = {"do_sample": True, "top_k": 5, "num_beam_groups": 2, "num_return_sequences": 1, "use_cache": True}
+    asked |= {"forced_eos_token_id": [2, 3]}
     rewritten(tmp_path / "generation_config.json", lambda settings: settings.update(asked))
     told = [note for note in build.load_model(str(tmp_path)).notes if note.startswith("warning: ")]
     assert "max_length=500 exceeds the model's 130 positions" in told[0]
-    assert "asks for do_sample=True, num_beam_groups=2, which" in told[1] and len(told) == 2
+    assert "asks for do_sample=True, num_beam_groups=2, forced_eos_token_id=[2, 3], which" in told[1] and len(told) == 2
 
 
 @pytest.mark.parametrize(
@@ -304,6 +314,24 @@ def test_settings_survive_every_layout(make, tmp_path, capsys):
         source = target
     assert of_transformers(tmp_path / "hf", TEXT) == of_transformers(tmp_path / "source", TEXT)
     assert "transformers reads it plainly, without chunks and without selection" in (target / "README.md").read_text()
+
+
+def test_targets_end_where_the_tokenizer_puts_nothing_around_them(tmp_path):
+    no_frame(tmp_path)
+    ours = build.load_model(str(tmp_path))
+    features = featurize(Row("1", TEXT, "The roof."), ours.tokenizer, build.pipeline_config(ours.settings))
+    tokens = lambda text: ours.tokenizer(text).input_ids
+    np.testing.assert_array_equal(features["input_ids"][features["token_mask"]], tokens(TEXT))
+    np.testing.assert_array_equal(features["target_ids"], [2, *tokens("The roof."), 2])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_told(name, tmp_path, capsys):
+    plain(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "text.txt").write_text("The committee met on Tuesday.")
+    assert summarize.main([f"--model={tmp_path}", str(tmp_path / "text.txt")]) == 1
+    assert f"{name}: a pointer of Git LFS" in one_line_error(capsys.readouterr().err)
 
 
 def test_sharded_torch_weights(tmp_path):

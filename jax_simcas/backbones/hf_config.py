@@ -72,7 +72,8 @@ def generation_tokens(
     tokens = {"decoder_start_token_id": next(token for token in starts if token is not None)}
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
         token = generation.get(name)
-        tokens[name] = token[0] if isinstance(token, list) and len(token) == 1 else token
+        several = isinstance(token, list) and len(token) != 1  # a warning tells of them
+        tokens[name] = None if several else token[0] if isinstance(token, list) else token
     if forces_bos(generation, in_config):
         tokens["forced_bos_token_id"] = generation.get("bos_token_id")
     for name, token in tokens.items():

@@ -214,6 +214,7 @@ def _safetensors(path: Path) -> StateDict:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    files.check_no_pointer(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,6 +229,7 @@ def _sharded(read: Callable[[Path], StateDict], path: Path) -> StateDict:
 
 
 def _msgpack(path: Path) -> Flat:
+    files.check_no_pointer(path)
     try:
         flat = trees.by_path(serialization.msgpack_restore(path.read_bytes()))
     except Exception as error:  # msgpack raises many kinds on damage
@@ -246,6 +248,7 @@ def _import_torch(what: str, remedy: str) -> Any:
 
 
 def _torch(path: Path) -> StateDict:
+    files.check_no_pointer(path)
     torch = _import_torch(f"{path}: reading it", "convert the weights to safetensors")
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")

@@ -16,6 +16,8 @@ from jax_simcas.common.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 @contextmanager
 def writing(path: PathLike) -> Iterator[None]:
@@ -75,6 +77,23 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[i
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
+
+
+def check_no_pointer(path: Path) -> None:
+    """Checks that a file is what it is called, and not the few lines that Git LFS puts in the place of a large one.
+
+    Raises:
+      UserError: it is; or it is not there.
+    """
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if is_pointer:
+        raise UserError(f"{path}: a pointer of Git LFS, not the file itself: run `git lfs pull` in its folder")
 
 
 def read_json(path: Path, missing: str) -> Any:

@@ -17,6 +17,7 @@ import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from jax_simcas.common import files
 from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.data.rows import RowSource
 
@@ -99,9 +100,9 @@ def frame_of(tokenizer: Tokenizer) -> Frame:
 def probe_frame(tokenizer: Tokenizer) -> Frame:
     """How the tokenizer itself frames a text: `<s> ... </s>`, `[CLS] ... [SEP]`, `en_XX ... </s>`, `... </s> en_XX`.
 
-    A tokenizer that adds nothing, as one of words, is used with its BOS and EOS. Where it ends no text, as Gemma's, a
-    target is content and EOS, since a summary must end. Not while another thread tokenises:
-    mBART's tokenizers are changed for a moment.
+    Where it ends no text, as Gemma's, a target is content and EOS, since a summary must end. The words of `word_level`,
+    which adds nothing, are framed by BOS and EOS. Not while another thread tokenises: mBART's tokenizers are changed
+    for a moment.
     """
     probe = next((text for text in PROBES if len(tokenize(tokenizer, text).ids)), PROBES[0])
     encoding = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
@@ -110,11 +111,18 @@ def probe_frame(tokenizer: Tokenizer) -> Frame:
         encoded = tokenizer(text_target=probe, return_special_tokens_mask=True)
         target = _around(encoded["input_ids"], encoded["special_tokens_mask"])
     bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
-    if not any(source):
+    if not any(source) and _has_our_words(tokenizer):
         source = target = ((bos,), (eos,))
     if not target[1]:
         target = (), (eos,)
     return Frame(*source, *target, pad, source[0] or (bos,), source[1] or (eos,))
+
+
+def _has_our_words(tokenizer: Tokenizer) -> bool:
+    """Whether `word_level` made it: models were trained with a frame that such tokenizers do not tell."""
+    backend = tokenizer.backend_tokenizer
+    ours = [backend.token_to_id(token) for token in SPECIALS] == [*range(len(SPECIALS))]
+    return isinstance(backend.model, models.WordLevel) and backend.post_processor is None and ours
 
 
 def _around(ids: Sequence[int], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -207,6 +215,8 @@ def _from_pretrained(name: str) -> Any:
     """
     from transformers import AutoTokenizer  # takes seconds: imported only where needed
 
+    for path in (*Path(name).glob("*.json"), *Path(name).glob("*.model"), *Path(name).glob("*.spm")):
+        files.check_no_pointer(path)
     kind = _class_name(name)
     try:
         if kind == "PLBartTokenizer":
@@ -222,7 +232,7 @@ def _from_pretrained(name: str) -> Any:
         # Without that package, transformers takes its files for tiktoken's, and says that tiktoken is missing.
         if "`tiktoken` is required" in str(error) and find_spec("sentencepiece") is None:
             raise UserError(
-                f"{name}: its tokenizer is a model of SentencePiece, as mBART-50's: pip install sentencepiece"
+                f"{name}: its tokenizer is a model of SentencePiece, without tokenizer.json: pip install sentencepiece"
             ) from None
         raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
 

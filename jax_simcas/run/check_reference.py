@@ -55,7 +55,8 @@ def load(folder: Path) -> Any:
         )
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder}: transformers finds no {first_of(missing)} in the weights, and would draw them")
-    return model.eval()
+    # `dtype` does not reach a part whose own config names another, as T5Gemma 2's encoder (transformers 5.24).
+    return model.float().eval()
 
 
 class Reference:
