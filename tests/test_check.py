@@ -72,11 +72,14 @@ def test_so_does_a_model_of_as_many_layers_as_are_published(kind, folders, capsy
 
 @pytest.mark.slow
 def test_weights_in_bfloat16_are_compared_in_float32(folders, tmp_path, capsys):
-    """Each part of T5Gemma 2's config names its own type."""
+    """The type of T5Gemma 2's encoder is in the config of its text part, and counts whatever is asked for."""
     folder = tmp_path / "model"
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folders["t5gemma2"], dtype=torch.bfloat16)
     shutil.copytree(folders["t5gemma2"], folder)
     model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder"]["text_config"]["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config))
     code, out, err = checked(capsys, folder)
     assert code == 0, out + err
 
