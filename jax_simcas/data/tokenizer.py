@@ -122,7 +122,7 @@ def _has_our_words(tokenizer: Tokenizer) -> bool:
     """Whether `word_level` made it: models were trained with a frame that such tokenizers do not tell."""
     backend = tokenizer.backend_tokenizer
     ours = [backend.token_to_id(token) for token in SPECIALS] == [*range(len(SPECIALS))]
-    return isinstance(backend.model, models.WordLevel) and backend.post_processor is None and ours
+    return isinstance(backend.model, models.WordLevel) and ours
 
 
 def _around(ids: Sequence[int], special: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
