@@ -68,9 +68,9 @@ def test_rouge_of_long_texts_is_quick():
     rng = np.random.default_rng(0)
     draw = lambda: "\n".join(" ".join(f"word{i}" for i in rng.integers(0, 500, 25)) for _ in range(20))
     metrics.rouge(draw(), draw())
-    started = time.monotonic()
+    started = time.process_time()
     metrics.rouge(draw(), draw())
-    assert time.monotonic() - started < 5  # a tenth of a second on an idle core
+    assert time.process_time() - started < 5  # a tenth of a second on an idle core
 
 
 # As the released code prepares texts
@@ -139,9 +139,9 @@ def test_sentences_lose_nothing_but_white_space(text):
 
 @pytest.mark.parametrize("unit", [".", ". ", "A. ", ".'", "' ", "x"])
 def test_splitting_takes_linear_time(unit):
-    started = time.monotonic()
+    started = time.process_time()
     metrics.split_sentences(unit * 30_000)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 # Answers
