@@ -69,7 +69,8 @@ def save_model(folder, kind, vocabulary, seed=0, generation=None, **changes):
     """A model of `kind` with random weights; `generation` are settings of generation_config.json."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{kind}Config")(vocab_size=vocabulary, **(SIZES | changes))
-    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    model = getattr(transformers, "MarianMTModel" if kind == "Marian" else f"{kind}ForConditionalGeneration")(config)
+    model.eval()
     for name, value in (SHORT if generation is None else generation).items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """PLBart's checkpoints with the files that they have: a sentencepiece model, no tokenizer.json.
 
-tests/data/plbart/make.py wrote what sentencepiece and transformers' PLBartTokenizer give.
+tests/data/sentencepiece/make.py wrote what sentencepiece and transformers' PLBartTokenizer give.
 """
 
 import json
@@ -25,7 +25,7 @@ from jax_simcas.run import build
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-DATA = Path(__file__).parent / "data/plbart"
+DATA = Path(__file__).parent / "data/sentencepiece"
 EXPECTED = {kind: json.loads((DATA / f"{kind}.json").read_text()) for kind in ("bpe", "unigram")}
 KINDS = [(kind, codes) for kind in EXPECTED for codes in ("base", "multi")]
 TEXT = "def getValue ( self ) : NEW_LINE INDENT return self . value </s> the value <pad> of \u2026 2024"

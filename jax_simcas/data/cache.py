@@ -37,7 +37,7 @@ from jax_simcas.data.features import (
     target_ids,
 )
 from jax_simcas.data.rows import RowSource
-from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
+from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer, cutters
 from jax_simcas.method.chunk import chunk_at
 
 FORMAT = 2  # of records and of how they are framed; a new number makes new folders
@@ -134,7 +134,9 @@ def key_of(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> st
     """A hash of all that tokens depend on: rows, tokenizer and its library, settings."""
     tokens = (tokenizer.backend_tokenizer.to_str(), special_ids(tokenizer, config), tokenizers.__version__)
     settings = sorted((field.name, getattr(config, field.name)) for field in dataclasses.fields(FeatureConfig))
-    parts = (FORMAT, source.fingerprint, tokens, settings)
+    parts: tuple[Any, ...] = (FORMAT, source.fingerprint, tokens, settings)
+    if any(own := cutters(tokenizer)):
+        parts += ([cutter and (type(cutter).__name__, cutter.backend.to_str()) for cutter in own],)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 

@@ -146,7 +146,7 @@ def target_content(text: str, tokenizer: Tokenizer, config: FeatureConfig) -> tu
     """A target's tokens without specials, and how many the limit cuts."""
     frame = frame_of(tokenizer)
     room = config.max_target_len - 1 - len(frame.target_prefix) - len(frame.target_suffix)
-    ids = tokenize(tokenizer, text).ids
+    ids = tokenize(tokenizer, text, target=True).ids
     return ids[: max(room, 0)], max(len(ids) - room, 0)
 
 

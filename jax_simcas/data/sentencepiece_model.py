@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
@@ -13,6 +14,7 @@ from jax_simcas.common.errors import UserError
 SPACE = "\u2581"  # stands for a space in pieces
 UNIGRAM, BPE = 1, 2  # trainer_spec.model_type
 NORMAL, UNKNOWN, CONTROL = 1, 2, 3  # types of pieces
+UNSEEN = "\ufdd0"  # no character, so in no text: a run of unknown characters in the model of a `Cutter`
 
 
 def read_model(content: bytes) -> Any:
@@ -92,3 +94,97 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     if spec.remove_extra_whitespaces:  # at the end also what the text itself has of them
         steps.append(normalizers.Replace(Regex(rf"{space}+\z"), ""))
     return normalizers.Sequence(steps)
+
+
+class Cut(NamedTuple):
+    """The pieces of a text, and its characters [start, end) of each."""
+
+    pieces: list[str]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts texts into the pieces that sentencepiece cuts them into, for a vocabulary other than the model's own.
+
+    takes_codes: what stands between `>>` and `<<` at the start of a text is one piece with them, as for Marian.
+
+    As there, a run of characters that no piece has is a piece of its own. Source: `sentencepiece_processor.cc`.
+    """
+
+    backend: tokenizers.Tokenizer
+    takes_codes: bool = False
+
+    @classmethod
+    def of(cls, model: Any, takes_codes: bool = False) -> Cutter:
+        """Cuts as the model does; its control pieces are in no text."""
+        pieces = [UNSEEN, *(piece.piece for piece in model.pieces if piece.type == NORMAL)]
+        return cls(backend(model, {piece: i for i, piece in enumerate(pieces)}, UNSEEN), takes_codes)
+
+    def __call__(self, text: str) -> Cut:
+        """In time linear in the text."""
+        if self.takes_codes and text.startswith(">>") and (close := text.find("<<")) > 0:
+            end = close + len("<<")
+            pieces, offsets = replace(self, takes_codes=False)(text[end:])
+            return Cut([text[:end], *pieces], [(0, end), *((end + a, end + b) for a, b in offsets)])
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        pieces, offsets = encoding.tokens, encoding.offsets
+        if UNSEEN not in pieces:  # always so where the model is unigram, whose tokens are what was found
+            return Cut(pieces, offsets)
+        size = self.backend.get_vocab_size(with_added_tokens=False)
+        added = [place for place, token in enumerate(encoding.ids) if token >= size]
+        named, start = [], 0
+        for place in (*added, None):
+            named += self._pieces(text[start : None if place is None else offsets[place][0]])
+            if place is not None:
+                named.append(pieces[place])
+                start = offsets[place][1]
+        return Cut(named, offsets)
+
+    def _pieces(self, text: str) -> list[str]:
+        """The pieces of a text without added tokens, by where they are in the text that has been normalised."""
+        normal = self.backend.normalizer.normalize_str(text)
+        words = self.backend.pre_tokenizer.pre_tokenize_str(normal) if self.backend.pre_tokenizer else [(normal, None)]
+        found = ((word.encode(), *token.offsets) for word, _ in words for token in self.backend.model.tokenize(word))
+        return [word[start:end].decode() for word, start, end in found]
+
+
+@dataclass(frozen=True)
+class Joiner:
+    """Makes text of pieces as sentencepiece does.
+
+    kinds: the types of the model's pieces; others are text as they are.
+    surface: the text of the model's unknown piece.
+    strips, strips_all: the first space is not text, nor are those right behind it.
+
+    Source: `SentencePieceProcessor::Decode`.
+    """
+
+    kinds: Mapping[str, int]
+    surface: str
+    strips: bool
+    strips_all: bool
+
+    @classmethod
+    def of(cls, model: Any) -> Joiner:
+        """Joins as the model does."""
+        rules = model.normalizer_spec
+        strips_all = rules.remove_extra_whitespaces
+        kinds = {piece.piece: piece.type for piece in model.pieces}
+        return cls(kinds, model.trainer_spec.unk_surface, strips_all or rules.add_dummy_prefix, strips_all)
+
+    def __call__(self, pieces: Iterable[str]) -> str:
+        """The text of consecutive pieces."""
+        text, strips = "", self.strips
+        shown: list[str] = []
+        for piece in pieces:
+            kind = self.kinds.get(piece)
+            if kind == NORMAL:
+                spaced = strips and piece.startswith(SPACE)
+                text = (piece[1:] if spaced else piece).replace(SPACE, " ")
+                strips = strips and not text and (self.strips_all or not spaced)
+            else:
+                text = {None: piece, UNKNOWN: self.surface, CONTROL: ""}[kind]
+                strips = strips and not text
+            shown.append(text)
+        return "".join(shown)

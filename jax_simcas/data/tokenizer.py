@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from jax_simcas.common import files
 from jax_simcas.common.errors import UserError, first_line
 from jax_simcas.data.rows import RowSource
+from jax_simcas.data.sentencepiece_model import Cutter
 
 # BART's, at BART's ids.
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -35,7 +37,10 @@ class Tokenized(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What features need of a tokenizer, under transformers' names."""
+    """What features need of a tokenizer, under transformers' names.
+
+    It may have a `cutter` of documents and a `target_cutter`: then `backend_tokenizer` has the ids of their pieces.
+    """
 
     @property
     def backend_tokenizer(self) -> tokenizers.Tokenizer: ...
@@ -153,6 +158,8 @@ class LightTokenizer:
     eos_token_id: int
     pad_token_id: int
     frame: Frame | None = None
+    cutter: Cutter | None = None
+    target_cutter: Cutter | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> LightTokenizer:
@@ -160,13 +167,30 @@ class LightTokenizer:
         if isinstance(tokenizer, LightTokenizer):
             return tokenizer
         bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
-        return cls(tokenizer.backend_tokenizer, bos, eos, pad, frame_of(tokenizer))
+        return cls(tokenizer.backend_tokenizer, bos, eos, pad, frame_of(tokenizer), *cutters(tokenizer))
 
 
-def tokenize(tokenizer: Tokenizer, text: str) -> Tokenized:
-    """Tokens of a text of any length, in time linear in it."""
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    return Tokenized(np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int64).reshape(-1, 2))
+def cutters(tokenizer: Tokenizer) -> tuple[Cutter | None, Cutter | None]:
+    """What cuts documents and targets; None: the tokenizer's backend."""
+    return getattr(tokenizer, "cutter", None), getattr(tokenizer, "target_cutter", None)
+
+
+def tokenize(tokenizer: Tokenizer, text: str, target: bool = False) -> Tokenized:
+    """Tokens of a text of any length, in time linear in it.
+
+    Args:
+      target: it is a target, which a tokenizer like Marian's cuts otherwise.
+    """
+    backend, cutter = tokenizer.backend_tokenizer, cutters(tokenizer)[target]
+    if cutter is None:
+        encoding = backend.encode(text, add_special_tokens=False)
+        ids, offsets = encoding.ids, encoding.offsets
+    else:
+        pieces, offsets = cutter(text)
+        unknown: Any = backend.token_to_id(backend.model.unk_token)
+        found = (backend.token_to_id(piece) for piece in pieces)
+        ids = [unknown if token is None else token for token in found]
+    return Tokenized(np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2))
 
 
 def count_unknown(
@@ -207,8 +231,16 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     return tokenizer
 
 
+# Classes of transformers' names in modules that import transformers, which takes seconds.
+OWN = {
+    "PLBartTokenizer": "jax_simcas.data.plbart",
+    "M2M100Tokenizer": "jax_simcas.data.m2m100",
+    "MarianTokenizer": "jax_simcas.data.marian",
+}
+
+
 def _from_pretrained(name: str) -> Any:
-    """What transformers makes of the files; PLBart's are read here.
+    """What transformers makes of the files; those of which it makes slow tokenizers are read here, where they can be.
 
     Raises:
       UserError: one line of what is wrong with them, and what to do.
@@ -219,10 +251,9 @@ def _from_pretrained(name: str) -> Any:
         files.check_no_pointer(path)
     kind = _class_name(name)
     try:
-        if kind == "PLBartTokenizer":
-            from jax_simcas.data.plbart import PLBartTokenizer
-
-            return PLBartTokenizer.from_pretrained(name)
+        if kind in OWN:
+            own = getattr(import_module(OWN[kind]), kind)
+            return own.from_pretrained(name)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
@@ -284,6 +315,12 @@ def set_languages(tokenizer: Any, src_lang: str = "", tgt_lang: str = "", named:
         setattr(tokenizer, name, code)
         tokenizer.init_kwargs[name] = code  # what save_pretrained writes
         tokenizer.frame = probe_frame(tokenizer)
+
+
+def language_id(tokenizer: Any, code: str) -> int:
+    """The id of the token of this language; M2M100's `de` is the token `__de__`."""
+    own = getattr(tokenizer, "lang_code_to_id", {})
+    return int(own[code] if code in own else tokenizer.convert_tokens_to_ids(code))
 
 
 def language_codes(tokenizer: Any) -> list[str]:

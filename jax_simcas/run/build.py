@@ -218,13 +218,14 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     """The settings with summaries that begin in the target language, where one is named, or with a token named by text.
 
     Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
-    begins a target with it (mBART-50, NLLB), or the model does not wrap targets around, it is the forced first token.
+    begins a target with it (mBART-50, NLLB, M2M100), or the model does not wrap targets around, it is the forced first
+    token.
     """
     settings = _with_ids(settings, "generate", ("forced_bos_token_id",), tokenizer)
     settings = _with_ids(settings, "simcas", ("chunk_start", "chunk_end"), tokenizer)
     if not settings.data.tgt_lang:
         return settings
-    frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer.convert_tokens_to_ids(settings.data.tgt_lang)
+    frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer_lib.language_id(tokenizer, settings.data.tgt_lang)
     changes: dict[str, Any] = {}
     if settings.shape.wraps_targets:
         changes["decoder_start_token_id"] = (*frame.target_prefix, *frame.target_suffix)[-1]
