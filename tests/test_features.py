@@ -300,3 +300,38 @@ def test_a_template_has_the_document_once(template):
     else:
         with pytest.raises(ValueError, match=r"input_template=.*expected '\{document\}' in it, once"):
             check_template(template)
+
+
+@pytest.mark.parametrize("chunking", ["fixed", "sentences"])
+@pytest.mark.parametrize("end", [" ", ""])
+def test_of_a_huge_document_only_the_start_is_tokenised(bpe, chunking, end, monkeypatch):
+    rng = np.random.default_rng(0)
+    letters = rng.choice([*"thefoxanddog.\n"], 4_000_000).tolist()
+    text = "".join(letters) if not end else end.join("".join(letters[i : i + 5]) for i in range(0, len(letters), 5))
+    config = dataclasses.replace(CONFIG, chunking=chunking, chunk_length=100, max_input_len=2_000)
+    read, tokenize = [], tokenizer_lib.tokenize
+    monkeypatch.setattr(tokenizer_lib, "tokenize", lambda *args: read.append(len(args[1])) or tokenize(*args))
+    found = featurize(Row("1", text, "the fox"), bpe, config)
+    assert sum(read) < len(text) / 4
+    short = featurize(Row("1", text[:20_000], "the fox"), bpe, config)
+    for name in ("input_ids", "token_mask", "content_mask", "token_offsets", "target_ids"):
+        np.testing.assert_array_equal(found[name], short[name])
+    whole = len(tokenize(bpe, text).ids)
+    assert abs(found["content_mask"].sum() + found["cut_tokens"] - whole) < 0.1 * whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_the_first_tokens_are_those_of_the_whole_text(bpe, words, data):
+    pieces = ["the", " fox", "\n", " ", "\u00e9", "</s>", "w1 ", ".", "\U0001f600", "dog" * 30]
+    text = "".join(data.draw(st.lists(st.sampled_from(pieces), min_size=1, max_size=400)))
+    limit = data.draw(st.integers(0, 100))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LONG", 64), ("SETTLED", 20), ("SAMPLE", 8)):
+            patch.setattr(tokenizer_lib, name, value)
+        for tokenizer in (bpe, words):
+            whole = tokenizer_lib.tokenize(tokenizer, text)
+            (ids, offsets), cut = tokenizer_lib.tokenize_start(tokenizer, text, limit)
+            np.testing.assert_array_equal(ids, whole.ids[:limit])
+            np.testing.assert_array_equal(offsets, whole.offsets[:limit])
+            assert (cut > 0) == (len(whole.ids) > limit)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int, Int32
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer, frame_of, tokenize
+from jax_simcas.data.tokenizer import SETTLED, LightTokenizer, Tokenizer, frame_of, tokenize_start
 from jax_simcas.method.chunk import Chunks, chunk_at, chunk_sentences, chunk_tokens, most_chunks
 
 Features = dict[str, Any]
@@ -98,7 +98,7 @@ def featurize(
     input_ids, token_mask [K, S]; content_mask [K, S], tokens that are neither special nor PAD; token_offsets [K, S, 2],
     characters of the document, -1 elsewhere; evidence_mask [K, S], tokens that overlap the row's evidence; target_ids
     [T]: decoder start, and the target as the tokenizer frames it; cut_tokens, cut_target: number of tokens beyond the
-    limits.
+    limits, an estimate for texts of more than half a million characters.
 
     Args:
       rng: training's random choices, see `shuffle_parts` and `draw_answer`; None for evaluation.
@@ -146,8 +146,8 @@ def target_content(text: str, tokenizer: Tokenizer, config: FeatureConfig) -> tu
     """A target's tokens without specials, and how many the limit cuts."""
     frame = frame_of(tokenizer)
     room = config.max_target_len - 1 - len(frame.target_prefix) - len(frame.target_suffix)
-    ids = tokenize(tokenizer, text, target=True).ids
-    return ids[: max(room, 0)], max(len(ids) - room, 0)
+    tokenized, cut = tokenize_start(tokenizer, text, max(room, 0), target=True)
+    return tokenized.ids, cut
 
 
 def target_ids(content: Int[np.ndarray, " n"], tokenizer: Tokenizer, config: FeatureConfig) -> Int32[np.ndarray, " T"]:
@@ -174,17 +174,16 @@ def _from_text(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Conten
         raise UserError(f"row {row.id}: its document is empty")
     before, after = _around_document(row, config.input_template)
     text = before + row.document + after
-    tokenized = tokenize(tokenizer, text)
-    limit = config.max_input_len - 2
-    ids, offsets = tokenized.ids[:limit], tokenized.offsets[:limit]
+    (ids, offsets), cut = tokenize_start(tokenizer, text, config.max_input_len - 2)
     special = special_ids(tokenizer, config)
     if config.chunking == "sentences":
-        ends = np.array([match.end() for match in SENTENCE_END.finditer(text)], np.int64)
+        read = text[: offsets[-1, 1] + SETTLED] if cut else text
+        ends = np.array([match.end() for match in SENTENCE_END.finditer(read)], np.int64)
         # A sentence ends before the first token that starts at or after the character that follows it.
         chunks = chunk_sentences(ids, np.searchsorted(offsets[:, 0], ends).tolist(), config.chunk_length, **special)
     else:
         chunks = chunk_tokens(ids, config.chunk_length, **special)
-    return _Content(chunks, _within(offsets - len(before), len(row.document)), len(tokenized.ids) - len(ids))
+    return _Content(chunks, _within(offsets - len(before), len(row.document)), cut)
 
 
 def _around_document(row: Row, template: str) -> list[str]:

@@ -28,6 +28,11 @@ SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SMALLEST_VOCABULARY = 256 + len(SPECIALS)  # all bytes and the specials
 
 
+LONG = 1 << 19  # characters of a text that is always tokenised whole
+SETTLED = 1_000  # characters
+SAMPLES, SAMPLE = 16, 1 << 14  # number; characters of each
+
+
 class Tokenized(NamedTuple):
     """A text's tokens without specials, and the characters [start, end) of each."""
 
@@ -191,6 +196,40 @@ def tokenize(tokenizer: Tokenizer, text: str, target: bool = False) -> Tokenized
         found = (backend.token_to_id(piece) for piece in pieces)
         ids = [unknown if token is None else token for token in found]
     return Tokenized(np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2))
+
+
+def tokenize_start(tokenizer: Tokenizer, text: str, limit: int, target: bool = False) -> tuple[Tokenized, int]:
+    """The first `limit` tokens of a text, and the number of those behind them.
+
+    Of a text of more than `LONG` characters, only as much is tokenised as these tokens need, and the number of the
+    others is estimated from samples, to two digits. The first tokens are those of the whole text, since what stands
+    `SETTLED` characters behind a token does not change it (but for words as long as that).
+    """
+    length = max(LONG, 16 * limit)
+    while length < len(text):
+        start = tokenize(tokenizer, text[:length], target)
+        unsettled = np.flatnonzero(start.offsets[:, 1] > length - SETTLED)
+        count = int(unsettled[0]) if len(unsettled) else len(start.ids)
+        if count > limit:
+            rest = text[start.offsets[count - 1, 1] :]
+            cut = count - limit + _estimated_count(tokenizer, rest, target)
+            return _first(start, limit), round(float(f"{cut:.1e}"))
+        length *= 2
+    whole = tokenize(tokenizer, text, target)
+    return _first(whole, limit), max(len(whole.ids) - limit, 0)
+
+
+def _first(tokenized: Tokenized, count: int) -> Tokenized:
+    return Tokenized(tokenized.ids[:count], tokenized.offsets[:count])
+
+
+def _estimated_count(tokenizer: Tokenizer, text: str, target: bool) -> int:
+    """The number of a text's tokens, by that of samples spread evenly over it."""
+    if len(text) <= SAMPLES * SAMPLE:
+        return len(tokenize(tokenizer, text, target).ids)
+    starts = np.linspace(0, len(text) - SAMPLE, SAMPLES, dtype=int).tolist()
+    found = sum(len(tokenize(tokenizer, text[start : start + SAMPLE], target).ids) for start in starts)
+    return round(found * len(text) / (SAMPLES * SAMPLE))
 
 
 def count_unknown(

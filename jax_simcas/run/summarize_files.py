@@ -24,6 +24,8 @@ from jax_simcas.run.config_file import with_flags
 from jax_simcas.run.pages import Pages
 from jax_simcas.run.summary_input import Given, is_rows
 
+MANY_TOKENS = 50_000  # of a text with more, what is cut may be an estimate (`tokenizer.tokenize_start`)
+
 
 def check_flags(settings: Settings, arguments: Any) -> Settings:
     """The settings with the flags applied, checked as far as can be without the sizes of the model.
@@ -67,7 +69,8 @@ def warnings(summary: Summary, capacity: int | None) -> Iterator[str]:
     """What is lost of a document."""
     if summary.cut_tokens:
         whole = summary.tokens + summary.cut_tokens
-        yield f"{summary.tokens} of {plural(whole, 'token')} are read; --max-input-len={whole + 2} reads all"
+        about = "about " if whole > MANY_TOKENS else ""
+        yield f"{summary.tokens} of {about}{plural(whole, 'token')} are read; --max-input-len={whole + 2} reads all"
     if summary.unknown_tokens > MANY_UNKNOWN * summary.tokens:
         yield unknown_line(summary.unknown_tokens / summary.tokens)
     if summary.overflow > MANY_WITHOUT_A_PLACE * (summary.kept + summary.overflow):
