@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 1_000  # characters of a message
+
 
 class UserError(Exception):
-    """Something the user can fix: names the file, field or flag, what was given and what was expected."""
+    """Something the user can fix: names the file, field or flag, what was given and what was expected.
+
+    Of a long message, such as one with a whole document in place of a number, the middle is left out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        long = len(message) > LONGEST
+        super().__init__(f"{message[: 2 * LONGEST // 3]} ... {message[-LONGEST // 4 :]}" if long else message)
 
 
 class FlagError(UserError):

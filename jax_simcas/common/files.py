@@ -108,7 +108,7 @@ def read_json(path: Path, missing: str) -> Any:
         raise UserError(f"{path}: {missing}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
 
 

@@ -33,7 +33,7 @@ def read_metrics(path: PathLike) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("split"), str):
             rows.append(row)

@@ -147,7 +147,7 @@ class VocabularyTokenizer(SpmTokenizer):
         name = "vocab.json"
         try:
             ids = {str(token): int(i) for token, i in json.loads(content).items()}
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, RecursionError, AttributeError, TypeError):
             raise UserError(f"{name} is not a JSON object of tokens and ids") from None
         if sorted(ids.values()) != [*range(len(ids))]:
             raise UserError(f"{name} has ids other than 0 to {len(ids) - 1}, each once")

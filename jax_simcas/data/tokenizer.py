@@ -185,10 +185,16 @@ def tokenize(tokenizer: Tokenizer, text: str, target: bool = False) -> Tokenized
 
     Args:
       target: it is a target, which a tokenizer like Marian's cuts otherwise.
+
+    Raises:
+      UserError: a text that the tokenizer refuses, as one without a token for unknown words may.
     """
     backend, cutter = tokenizer.backend_tokenizer, cutters(tokenizer)[target]
     if cutter is None:
-        encoding = backend.encode(text, add_special_tokens=False)
+        try:
+            encoding = backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # what a damaged vocabulary makes the library raise
+            raise UserError(f"the tokenizer cannot read the text ({first_line(error)})") from None
         ids, offsets = encoding.ids, encoding.offsets
     else:
         pieces, offsets = cutter(text)
@@ -256,18 +262,29 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     tokenizer = _from_pretrained(name)
     if not tokenizer.is_fast:
         raise UserError(f"{name}: {_slow(type(tokenizer).__name__)}")
+    try:
+        _prepare(tokenizer, name)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except Exception as error:  # settings of a damaged file that transformers reads only now
+        raise UserError(f"{name}: the tokenizer cannot be used ({first_line(error)})") from None
+    set_languages(tokenizer, src_lang, tgt_lang)
+    return tokenizer
+
+
+def _prepare(tokenizer: Any, name: str) -> None:
+    """Checks that the tokenizer can be used, and finds its frame."""
     # Without its files the library silently makes an empty tokenizer.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(f"{name}: the tokenizer has no vocabulary, only special tokens{_listing(name)}")
+        raise UserError(f"the tokenizer has no vocabulary, only special tokens{_listing(name)}")
     # tokenizer.json may ask for these; documents must not be cut silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     try:
-        tokenizer.frame = probe_frame(tokenizer)
+        special_id(tokenizer, "eos")
     except UserError:
-        raise UserError(f"{name}: the tokenizer has no eos_token_id: a summary needs a token that ends it") from None
-    set_languages(tokenizer, src_lang, tgt_lang)
-    return tokenizer
+        raise UserError("the tokenizer has no eos_token_id: a summary needs a token that ends it") from None
+    tokenizer.frame = probe_frame(tokenizer)
 
 
 # Classes of transformers' names in modules that import transformers, which takes seconds.

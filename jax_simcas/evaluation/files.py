@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ from jax_simcas.common.files import json_ready, read_json, replace_file
 from jax_simcas.evaluation.documents import Evaluated, Scoring, references
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
+GROUPS = ("scores", "lead", "evidence")  # of scores.json: measures with their intervals
+NUMBER = (int, float, type(None))  # JSON's; null where it is not finite
+FIELDS: dict[str, tuple[type, ...]] = dict.fromkeys((*GROUPS, "nll"), (dict,))
+FIELDS |= dict.fromkeys(("documents", "documents_scored", "documents_cut", "empty_predictions"), (int,))
+FIELDS |= dict.fromkeys(("unknown_share", "kept_share", "overflow_share", "states"), NUMBER)
+FIELDS |= {"split": (str,), "rouge_tokenizer": (str,), "score_warnings": (list,)}
+SCORE = {"mean": NUMBER, "low": NUMBER, "high": NUMBER, "count": (int,)}
 
 
 def record_of(item: Evaluated, by: Scoring) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def _remedy(folder: Path, name: str, otherwise: str) -> str:
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with an id")
@@ -91,6 +99,19 @@ def read_scores(folder: Path) -> dict[str, Any]:
       UserError: there is none, or it holds something else.
     """
     scores = read_json(folder / SCORES, f"not found; {_remedy(folder, SCORES, 'run jax_simcas.evaluate first')}")
-    if not isinstance(scores, dict):
-        raise UserError(f"{folder / SCORES}: expected an object; run jax_simcas.evaluate again")
+    wrong = "no object" if not isinstance(scores, dict) else next(_wrong(scores), "")
+    if wrong:
+        raise UserError(f"{folder / SCORES}: {wrong}; run jax_simcas.evaluate again")
     return scores
+
+
+def _wrong(scores: dict[str, Any]) -> Iterator[str]:
+    """What is in scores.json that `write` does not write; an earlier version may have written less."""
+    for name, kinds in FIELDS.items():
+        if name in scores and not isinstance(scores[name], kinds):
+            yield f"{name} is {scores[name]!r}"
+    groups = {name: scores.get(name, {}) for name in GROUPS}
+    found = {f"{name}.{measure}": score for name, group in groups.items() for measure, score in group.items()}
+    for name, score in (found | ({"nll": scores["nll"]} if "nll" in scores else {})).items():
+        if not isinstance(score, dict) or any(not isinstance(score.get(f, ""), kinds) for f, kinds in SCORE.items()):
+            yield f"{name} is {score!r}, expected numbers {', '.join(SCORE)}"

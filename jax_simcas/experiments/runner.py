@@ -35,7 +35,7 @@ def seconds_of(command: Command) -> float | None:
         before, seconds = dict(state["given"]), state["seconds"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error!r}); remove {command.folder} to run it again") from None
     changed = [
         f"{name}: {before[name]!r} -> {value!r}"
