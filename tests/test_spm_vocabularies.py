@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from helpers import one_line_error
 from test_checkpoints import SHORT, generated, save_model
+from tokenizers import AddedToken
 
 import jax_simcas
 from jax_simcas import convert, summarize
 from jax_simcas.common.errors import UserError
 from jax_simcas.data import cache as cache_lib
+from jax_simcas.data import sentencepiece_model
 from jax_simcas.data.features import FeatureConfig, featurize
 from jax_simcas.data.rows import ListSource, Row
 from jax_simcas.data.tokenizer import LightTokenizer, frame_of, load_tokenizer, tokenize
@@ -99,6 +101,37 @@ def test_tokens_know_their_characters(kind, tmp_path):
     text = "  return \t \u2603\u2603 self.x"
     cut = tokenize(load_tokenizer(folder_of(tmp_path, kind)), text)
     assert "".join(text[start:end].strip() for start, end in cut.offsets) == "return\u2603\u2603self.x"
+
+
+@pytest.mark.parametrize("text", ["\x7fself.x", "\x01\x7f\x01self.x", "self.x\x7f"])
+def test_characters_that_are_left_out_move_no_others(text):
+    model = sentencepiece_model.read_model((DATA / "controls.model").read_bytes())
+    cut = sentencepiece_model.Cutter.of(model)(text)
+    assert "".join(text[start:end].strip("\x01\x7f") for start, end in cut.offsets) == text.translate({1: "", 127: ""})
+    assert "".join(cut.pieces).replace("\u2581", "") == text.translate({1: "", 127: ""})
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_an_added_token_takes_the_spaces_that_it_may(kind, tmp_path):
+    tokenizer = load_tokenizer(folder_of(tmp_path, kind))
+    tokenizer.add_tokens([AddedToken("<topic>", lstrip=True, rstrip=True)])
+    for text in ("return  <topic>  value", "\u2603 <topic> x"):
+        for target in (False, True):
+            found = tokenize(tokenizer, text, target).ids.tolist()
+            given = {"text_target" if target else "text": text}
+            assert found == tokenizer(**given, add_special_tokens=False).input_ids and len(tokenizer) - 1 in found
+
+
+@pytest.mark.usefixtures("no_sentencepiece")
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_the_model_type_is_enough(kind, tmp_path):
+    expected = load_tokenizer(folder_of(tmp_path, kind))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": {"m2m100": "m2m_100"}.get(kind, kind)}))
+    found = load_tokenizer(tmp_path)
+    assert type(found) is type(expected) and frame_of(found) == frame_of(expected)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert type(load_tokenizer(tmp_path)) is type(expected)
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
@@ -191,6 +224,7 @@ def test_cached_tokens_know_how_texts_are_cut(tmp_path):
         ("marian", "vocab.json", "no vocab.json, from which Marian's tokenizer is read"),
         ("marian", ["a"], "vocab.json is not a JSON object of tokens and ids"),
         ("marian", {"vocab": {"a": "b"}}, "vocab.json is not a JSON object of tokens and ids"),
+        ("marian", {"vocab": {"a": 0, "b": 1.5}}, "vocab.json is not a JSON object of tokens and ids"),
         ("m2m100", {"vocab": {"a": 0, "b": 2}}, "vocab.json has ids other than 0 to 1, each once"),
         ("marian", {"vocab": {"<unk>": 0, "</s>": 1}}, "vocab.json has no '<pad>'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ def backend(model: Any, ids: Mapping[str, int], unknown: str = "<unk>") -> token
       ids: 0 to n - 1, of all pieces but control pieces, and of further tokens.
 
     Source: sentencepiece's `normalizer.cc`, `bpe_model.cc`, `unigram_model.cc`.
-    Deviation: an accent behind a character with a compatibility form that is not composed with it may be lost.
+    Deviation: an accent behind a character with a compatibility form that is not composed with it may be lost. Marks
+    that stand in another order than Unicode's (some of Arabic and Hebrew) are put into it. Of cuts that a unigram model
+    finds equally good (long runs of one digit or mark), another one may be taken.
     """
     normal = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
     kind: models.Model
@@ -81,6 +84,10 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         rules = normalizers.Precompiled(spec.precompiled_charsmap)
+        # It shifts the offsets of a text that begins with characters that the rules leave out (tokenizers 0.23).
+        left_out = [chr(code) for code in (*range(1, 32), *range(127, 160)) if not rules.normalize_str(chr(code))]
+        if left_out:
+            steps.append(normalizers.Replace(Regex(rf"\A[{re.escape(''.join(left_out))}]+"), ""))
         # A rule of several characters is applied in part, which loses accents: these are composed before and behind.
         compose = [normalizers.NFC()] if rules.normalize_str("e\u0301") == "\u00e9" else []
         steps += [*compose, rules, *compose]
@@ -129,17 +136,17 @@ class Cutter:
             return Cut([text[:end], *pieces], [(0, end), *((end + a, end + b) for a, b in offsets)])
         encoding = self.backend.encode(text, add_special_tokens=False)
         pieces, offsets = encoding.tokens, encoding.offsets
-        if UNSEEN not in pieces:  # always so where the model is unigram, whose tokens are what was found
-            return Cut(pieces, offsets)
         size = self.backend.get_vocab_size(with_added_tokens=False)
         added = [place for place, token in enumerate(encoding.ids) if token >= size]
+        for place in added:  # without the spaces that some take in
+            pieces[place] = self.backend.id_to_token(encoding.ids[place]) or ""
+        if UNSEEN not in pieces:  # always so where the model is unigram, whose tokens are what was found
+            return Cut(pieces, offsets)
         named, start = [], 0
-        for place in (*added, None):
-            named += self._pieces(text[start : None if place is None else offsets[place][0]])
-            if place is not None:
-                named.append(pieces[place])
-                start = offsets[place][1]
-        return Cut(named, offsets)
+        for place in added:
+            named += [*self._pieces(text[start : offsets[place][0]]), pieces[place]]
+            start = offsets[place][1]
+        return Cut([*named, *self._pieces(text[start:])], offsets)
 
     def _pieces(self, text: str) -> list[str]:
         """The pieces of a text without added tokens, by where they are in the text that has been normalised."""

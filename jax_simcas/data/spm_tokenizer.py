@@ -146,7 +146,9 @@ class VocabularyTokenizer(SpmTokenizer):
         """
         name = "vocab.json"
         try:
-            ids = {str(token): int(i) for token, i in json.loads(content).items()}
+            ids = {str(token): i for token, i in json.loads(content).items()}
+            if not all(type(i) is int for i in ids.values()):
+                raise TypeError
         except (ValueError, RecursionError, AttributeError, TypeError):
             raise UserError(f"{name} is not a JSON object of tokens and ids") from None
         if sorted(ids.values()) != [*range(len(ids))]:

@@ -293,6 +293,8 @@ OWN = {
     "M2M100Tokenizer": "jax_simcas.data.m2m100",
     "MarianTokenizer": "jax_simcas.data.marian",
 }
+# Which transformers tells only where the sentencepiece package is installed.
+OF_MODEL_TYPE = {"plbart": "PLBartTokenizer", "m2m_100": "M2M100Tokenizer", "marian": "MarianTokenizer"}
 
 
 def _from_pretrained(name: str) -> Any:
@@ -330,11 +332,16 @@ def _class_name(name: str) -> str:
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
 
     try:
-        named = get_tokenizer_config(name).get("tokenizer_class")
-        if not named:
-            config, _ = PreTrainedConfig.get_config_dict(name)
-            named = config.get("tokenizer_class") or TOKENIZER_MAPPING_NAMES.get(config["model_type"])
-        return str(named or "").removesuffix("Fast")
+        if named := get_tokenizer_config(name).get("tokenizer_class"):
+            return str(named).removesuffix("Fast")
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        model_type = config.get("model_type")
+        only_fast = Path(name, "tokenizer.json").is_file() and not [
+            *Path(name).glob("*.bpe.model"),
+            *Path(name).glob("*.spm"),
+        ]
+        implied = TOKENIZER_MAPPING_NAMES | ({} if only_fast else OF_MODEL_TYPE)
+        return str(config.get("tokenizer_class") or implied.get(str(model_type)) or "").removesuffix("Fast")
     except Exception:  # AutoTokenizer reads them again, and tells
         return ""
 

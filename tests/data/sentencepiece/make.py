@@ -132,6 +132,10 @@ def main() -> None:
         file.write(rules())
         file.flush()
         train("bpe.model", code, model_type="bpe", vocab_size=500, normalization_rule_tsv=file.name)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
+        file.write("1\t\n7F\t\n")
+        file.flush()
+        train("controls.model", code, model_type="bpe", vocab_size=120, normalization_rule_tsv=file.name)
     plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     train("unigram.model", code, model_type="unigram", vocab_size=300, **plain)
     for model, count in (("bpe", 200), ("unigram", 60)):
