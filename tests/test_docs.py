@@ -32,6 +32,7 @@ PARTS = {
     "benchmark.gpu_check",
     "benchmark.summarize_speed",
     "benchmark.odd_input",
+    "benchmark.damage",
 }
 PATH = re.compile(r"(?<![\w/.:-])(?:configs|launch|docs|tests|examples|findings|jax_simcas|\.ci|\.github)/[\w./-]*\w")
 SETTING = re.compile(r"--config\.([\w.]+)=('[^']*'|[^\s`|;,)]+)")
