@@ -1,14 +1,20 @@
 """From features to batches: how rows are padded, in which order they come, and exact resume."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 import warnings
 
 import grain
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from helpers import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -283,3 +289,30 @@ def test_bad_row_in_a_worker(words):
     with pytest.raises(UserError, match="row b: its document is empty"):
         next(iterator)
     iterator.close()
+
+
+READS = """
+import sys, time
+from jax_simcas.data import batches, rows, tokenizer
+config = batches.PipelineConfig(chunk_length=6, max_input_len=40, max_target_len=8, workers=1)
+words = tokenizer.load_tokenizer(sys.argv[1])
+iterator = batches.make_iterator([rows.Row("1", "w0", "w1")], words, config, training=True)
+first = next(iterator)
+time.sleep(2)  # the worker has made as many batches as it may, and waits for one to be read
+print(first["row_index"], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    tokenizer_lib.word_level(WORDS, tmp_path / "words")
+    command = [sys.executable, "-c", READS, tmp_path / "words"]
+    started = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert started.stdout.readline() == "[0]\n"
+        started.kill()
+        assert started.communicate(timeout=30) == ("", None)  # the output ends with the last process that holds it
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)

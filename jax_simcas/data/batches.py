@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -171,7 +174,18 @@ def in_workers(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
     # Pipes: a container has 64 MB of shared memory by default, and it is not freed at exit.
     pipes = grain.experimental.DatasetOptions(min_shm_size=2**62)
     dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _end_with_parent)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Lets a worker end when the process that it works for was killed; it would wait for that one for ever."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Bucketed(grain.transforms.MapWithIndex):
