@@ -22,6 +22,7 @@ PROGRAMS = {
     "benchmark": ("benchmark.__main__", "time each stage against the length of the document"),
     "benchmark.attention": ("benchmark.attention", "compare attention kernels by their schedule for a TPU"),
     "benchmark.checkpoint": ("benchmark.checkpoint", "time what saving costs training"),
+    "benchmark.data_order": ("benchmark.data_order", "check the order of rows of killed and resumed runs"),
     "benchmark.input": ("benchmark.input", "time the input side"),
 }
 

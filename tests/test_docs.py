@@ -33,6 +33,7 @@ PARTS = {
     "benchmark.summarize_speed",
     "benchmark.odd_input",
     "benchmark.damage",
+    "benchmark.data_order",
 }
 PATH = re.compile(r"(?<![\w/.:-])(?:configs|launch|docs|tests|examples|findings|jax_simcas|\.ci|\.github)/[\w./-]*\w")
 SETTING = re.compile(r"--config\.([\w.]+)=('[^']*'|[^\s`|;,)]+)")
