@@ -41,6 +41,7 @@ from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, Generat
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
+from jax_simcas.run.allowed_code import check_names
 from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig, check_machine
@@ -297,6 +298,11 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     return ()
 
 
+def is_workdir(source: str) -> bool:
+    """Whether it is a folder that training made, whose settings come from the user."""
+    return (Path(source) / CHECKPOINTS).is_dir()
+
+
 def load_weights(source: str, step: Any = "best") -> Pretrained:
     """A workdir's checkpoint, a folder with weights in any layout, or a hub id; `folder` has the tokenizer.
 
@@ -304,7 +310,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
       UserError: none of these, or what is there does not fit together.
     """
     folder = Path(source)
-    if (folder / CHECKPOINTS).is_dir():
+    if is_workdir(source):
         settings = config_lib.read_json(folder / CONFIG)
         params, meta = load_params(folder / CHECKPOINTS, step)
         notes = (*meta["warnings"], f"{source}: checkpoint of step {meta['step']}")
@@ -354,6 +360,8 @@ def load_model(source: str, step: Any = "best") -> Model:
     settings = Settings()
     if loaded.extra:
         settings = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
+        if not is_workdir(source):
+            settings = check_names(settings, f"{source}: its settings")
     settings = dataclasses.replace(settings, pretrained=source, generate=generate).with_shape(loaded.config)
     if not loaded.extra:
         settings = fitted_to(settings, loaded.config)
@@ -388,10 +396,11 @@ def read_settings(source: str) -> Settings:
       UserError: what lies there is not what training or `convert` wrote.
     """
     folder = Path(source)
-    if (folder / CHECKPOINTS).is_dir():
+    if is_workdir(source):
         return dataclasses.replace(config_lib.read_json(folder / CONFIG), pretrained=source)
     if (folder / EXTRA).is_file():
-        return dataclasses.replace(config_lib.read_json(folder / EXTRA), pretrained=source)
+        settings = check_names(config_lib.read_json(folder / EXTRA), f"{source}: its settings")
+        return dataclasses.replace(settings, pretrained=source)
     return Settings(pretrained=source)
 
 
@@ -402,7 +411,7 @@ def read_sizes(source: str) -> Shape:
       UserError: its config.json is missing or not one of a model that can be read.
     """
     folder = Path(source)
-    return config_lib.read_json(folder / CONFIG).shape if (folder / CHECKPOINTS).is_dir() else read_config(folder)
+    return config_lib.read_json(folder / CONFIG).shape if is_workdir(source) else read_config(folder)
 
 
 def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summarizer:
