@@ -47,6 +47,7 @@ from jax_simcas.method.select import init_selector
 
 Params = Any
 RELEASED = ("bart", "mbart", "plbart")  # model_types whose names are those of the released trainer
+SAFE_TORCH = "2.6"  # older ones may run code in a file that they read with weights_only=True
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}
 
 
@@ -250,6 +251,11 @@ def _import_torch(what: str, remedy: str) -> Any:
 def _torch(path: Path) -> StateDict:
     files.check_no_pointer(path)
     torch = _import_torch(f"{path}: reading it", "convert the weights to safetensors")
+    if torch.__version__ < SAFE_TORCH:
+        raise UserError(
+            f"{path}: reading it needs torch {SAFE_TORCH} or newer, as {torch.__version__} may run code in it; update "
+            "torch, or convert the weights to safetensors"
+        )
     try:
         weights = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError:  # its message advises to run what the file holds

@@ -21,6 +21,7 @@ import dataclasses
 import glob
 import hashlib
 import importlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.files import read_json
 from jax_simcas.data.published import QMSUM_FIELDS, Qmsum
 from jax_simcas.data.rows import Fields, RowSource
 from jax_simcas.data.stored import Store, StoredRows, stat_key
@@ -61,6 +63,7 @@ SPLITS = {"validation": ("validation", "val", "dev", "valid")}  # and what else 
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
 COMPRESSED = (".bz2", ".xz", ".zst", ".lz4", ".zip")  # as the datasets library unpacks them
+SAFE_DATASETS = 4  # older ones have scripts, which come with data
 HUB_SECONDS = 10  # after which the hub counts as unreachable
 REASON = 300  # characters of a library's message
 
@@ -333,6 +336,9 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
         "with file_format='array_record'"
     )
     with _one_line(f"config.data.source=tfds:{name}", remedy):
+        for place in tfds.core.utils.file_utils.list_data_dirs(given_data_dir=where.get("data_dir")):
+            for path in sorted((Path(place) / re.split("[/:]", name)[0]).rglob("features.json")):
+                _check_features(path)
         builder = tfds.builder(name, file_format="array_record", **where)
     folder = Path(builder.data_path)
     if not builder.is_prepared():
@@ -343,11 +349,47 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
     return Table(f"tfds:{name} {split}", records, key)
 
 
+CLASS_KEYS = ("pythonClassName", "python_class_name", "type", "proto_cls")  # under which features.json names classes
+
+
+def _check_features(path: Path) -> None:
+    """Raises UserError for a features.json that names a class of another library: tensorflow-datasets would import it.
+
+    It is a set's description, which comes with its data.
+    """
+    described = read_json(path, "not found")
+    for named in _classes_in(described):
+        if not named.startswith("tensorflow_datasets."):
+            raise UserError(
+                f"{path}: names the class {named!r}, which is none of tensorflow-datasets': a data set's code is never "
+                "run; prepare the set again with features of tensorflow-datasets"
+            )
+
+
+def _classes_in(value: Any) -> Iterator[str]:
+    """The dotted names of classes anywhere in a features.json, and in JSON within its texts."""
+    if isinstance(value, dict):
+        named = (value.get(key) for key in CLASS_KEYS)
+        yield from (name for name in named if isinstance(name, str) and "." in name)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inner, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _classes_in(json.loads(inner))
+        else:
+            yield from _classes_in(inner)
+
+
 def _library(name: str, needed_by: str) -> Any:
     try:
-        return importlib.import_module(name)
+        library = importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{needed_by} needs {error.name or name}: pip install 'jax_simcas[data]'") from None
+    if name == "datasets" and int(library.__version__.split(".")[0]) < SAFE_DATASETS:
+        raise UserError(
+            f"{needed_by} needs datasets {SAFE_DATASETS} or newer, as {library.__version__} may run code that comes "
+            "with data: pip install 'jax_simcas[data]'"
+        )
+    return library
 
 
 @contextlib.contextmanager

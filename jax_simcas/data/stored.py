@@ -119,7 +119,10 @@ class _Index(NamedTuple):
 def _index(store: Store, fields: Fields, cache: Path, max_bad_rows: int, need_reference: bool) -> _Index:
     key = hashlib.sha256(f"3\0{store.key}\0{fields!r}\0{need_reference}".encode()).hexdigest()[:20]
     target = cache / "indexes" / f"{key}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(target) as stored:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        np.load(target, allow_pickle=False) as stored,
+    ):
         return _Index(*(stored[name] for name in _Index._fields))
     index = _scan(store, fields, max_bad_rows, need_reference)
     # Without a writable cache, every opening scans again.

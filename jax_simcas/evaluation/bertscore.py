@@ -124,7 +124,7 @@ def _read(choice: str, source: str) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, found = AutoModel.from_pretrained(
-            source, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+            source, trust_remote_code=False, weights_only=True, output_loading_info=True, dtype=torch.float32
         )
     except Exception as error:  # the libraries raise all kinds of errors for missing or damaged files
         raise UserError(f"{choice}: cannot be loaded ({first_line(error)}); {where}") from None
