@@ -112,8 +112,10 @@ def parts_of(index: Path) -> list[str]:
         raise UserError(f"{index}: no weight_map in it, from parameters to files")
     names = sorted(set(parts.values()))
     for name in names:
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise UserError(f"{index}: names a file outside its folder: {name!r}")
+        if not name.isprintable():
+            raise UserError(f"{index}: names a file that cannot be: {name!r}")
     return names
 
 

@@ -334,7 +334,13 @@ def _unseal(sealed: dict[str, str]) -> Any:
 
 
 def _read_body(folder: epath.Path) -> dict[str, Any]:
-    return _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+    body: dict[str, Any] = _unseal(json.loads((folder / "meta" / "metadata").read_text()))
+    best, mode = body["best"]
+    sections = all(isinstance(body[name], dict) for name in ("arrays", "metrics", "meta"))
+    numbers = sections and all(isinstance(value, int | float) for value in body["metrics"].values())
+    if not numbers or not isinstance(best, str) or mode not in ("min", "max"):
+        raise ValueError("its metadata is not what a training writes")
+    return body
 
 
 def _readable(root: epath.Path) -> dict[int, dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 LARGEST = 2**31 - 1  # what 32 bits hold, on the device
+MOST_LAYERS = 1_000  # of a stack: each is described on its own before its weights are read
 LARGEST_SEED = 2**32 - 1  # that jax, numpy and grain take alike
 
 

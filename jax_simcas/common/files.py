@@ -110,6 +110,8 @@ def read_json(path: Path, missing: str) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as JSON (nested too deeply)") from None
 
 
 def json_ready(value: Any) -> Any:

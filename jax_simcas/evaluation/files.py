@@ -87,6 +87,8 @@ def _parsed(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with an id")
     return row

@@ -298,7 +298,7 @@ def read_cases(folder: Path) -> list[Case]:
         raise UserError(f"{folder}: the weights hold no selector, which every case needs")
     cases = []
     for name, settings in manifest.items():
-        if name.split("_")[0] not in KINDS:
+        if name.split("_")[0] not in KINDS or Path(name).name != name:
             raise UserError(f"{path}: case {name!r} is of no known kind ({', '.join(KINDS)})")
         file = folder / f"{name}.npz"
         try:

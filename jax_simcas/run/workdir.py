@@ -46,7 +46,12 @@ class Workdir(NamedTuple):
             remote = epath.Path(name)
             top = [path for path in remote.iterdir() if path.name != CHECKPOINTS] if remote.exists() else []
             for path in (file for entry in top for file in _files(entry)):
-                files.replace_file(local / path.relative_to(remote), path.read_bytes())
+                inside = path.relative_to(remote)
+                if ".." in inside.parts:  # an object's name may be any text
+                    raise UserError(f"--workdir={name}: has {inside}, which would be written outside its local copy")
+                files.replace_file(local / inside, path.read_bytes())
+        except UserError:
+            raise
         except Exception as error:  # fsspec's libraries raise many types
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
         return cls(local, f"{name}/{CHECKPOINTS}", remote)

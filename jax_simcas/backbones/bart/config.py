@@ -67,9 +67,10 @@ class BartConfig:
     def __post_init__(self) -> None:
         checks.one_of(self, "model_type", ("", *MODEL_TYPES))
         self._complete()
-        sizes = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")
+        sizes = ("d_model", "encoder_ffn_dim", "decoder_ffn_dim")
         heads = ("encoder_attention_heads", "decoder_attention_heads")
         checks.at_least(self, 1, *sizes, *heads)
+        checks.at_least(self, 1, "encoder_layers", "decoder_layers", most=checks.MOST_LAYERS)
         checks.at_least(self, 3, "vocab_size", "max_position_embeddings")
         checks.at_least(self, 0, "init_std")
         checks.below_one(self, "dropout", "attention_dropout", "activation_dropout")

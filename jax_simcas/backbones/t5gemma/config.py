@@ -61,9 +61,10 @@ class StackConfig:
     initializer_range: float = 0.02  # standard deviation of fresh weights
 
     def __post_init__(self) -> None:
-        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "max_position_embeddings")
+        sizes = ("hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
         heads = ("num_attention_heads", "num_key_value_heads")
         checks.at_least(self, 1, *sizes, *heads, "query_pre_attn_scalar", "sliding_window", "sliding_window_pattern")
+        checks.at_least(self, 1, "num_hidden_layers", most=checks.MOST_LAYERS)
         checks.at_least(self, 0, "initializer_range", "rms_norm_eps")
         rope = ("rope_theta", "rope_factor", "rope_local_base_freq", "rope_local_factor")
         checks.above(self, 0, "attn_logit_softcapping", "final_logit_softcapping", *rope)
