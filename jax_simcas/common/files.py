@@ -108,7 +108,7 @@ def read_json(path: Path, missing: str) -> Any:
         raise UserError(f"{path}: {missing}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
     except RecursionError:
         raise UserError(f"{path}: cannot be read as JSON (nested too deeply)") from None

@@ -85,7 +85,7 @@ def _remedy(folder: Path, name: str, otherwise: str) -> str:
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from None
     except RecursionError:
         raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None

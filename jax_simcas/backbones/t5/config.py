@@ -31,7 +31,7 @@ class T5Config:
     """
 
     sizes: ClassVar[tuple[str, ...]] = (
-        *("vocab_size", "d_model", "d_kv", "d_ff", "num_heads"),
+        *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads"),
         *("relative_attention_num_buckets", "tie_word_embeddings"),
     )
     rates: ClassVar[tuple[str, ...]] = ("dropout_rate", "attention_dropout")
@@ -62,7 +62,7 @@ class T5Config:
     model_type: str = "t5"  # "t5", "mt5" or "umt5", each layer of which has a bias of its own
 
     def __post_init__(self) -> None:
-        checks.at_least(self, 1, "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+        checks.at_least(self, 1, "d_model", "d_kv", "d_ff", "num_heads")
         checks.at_least(self, 1, "num_layers", "num_decoder_layers", most=checks.MOST_LAYERS)
         checks.at_least(self, 3, "vocab_size")
         checks.at_least(self, 4, "relative_attention_num_buckets")
