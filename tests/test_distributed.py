@@ -13,7 +13,7 @@ from helpers import CONFIGS, as_flags, environment, one_line_error
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.metric_log import read_metrics
-from jax_simcas.run.failures import EXIT_LOST
+from jax_simcas.run.failures import EXIT_LOST, HANG_SECONDS, hang_seconds
 from jax_simcas.run.processes import HEARTBEAT_SECONDS, join
 
 CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents": 10, "loop.seed": 3}
@@ -35,20 +35,36 @@ runpy.run_module("jax_simcas.train", run_name="__main__", alter_sys=True)
 """
 
 
+# Training whose third batch is never read.
+HANG = """
+import runpy, time
+from jax_simcas.run import failures
+
+def take_up_batch(take=failures.take_up_batch, calls=[]):
+    calls.append(0)
+    if len(calls) == 3:
+        time.sleep(10_000)
+    take()
+
+failures.take_up_batch = take_up_batch
+runpy.run_module("jax_simcas.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
-def start(workdir, cache, processes, devices, sabotaged=None, **changes):
+def start(workdir, cache, processes, devices, sabotaged=None, sabotage=SABOTAGE, **changes):
     """The training program in so many processes of so many devices each; one of them may be sabotaged."""
     where = f"127.0.0.1:{free_port()},{processes}"
     env = environment(JAX_SIMCAS_CACHE=cache, JAX_NUM_CPU_DEVICES=devices)
     flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(CHANGES | changes)]
     return [
         subprocess.Popen(
-            [sys.executable, *(["-c", SABOTAGE] if index == sabotaged else ["-m", "jax_simcas.train"]), *flags]
+            [sys.executable, *(["-c", sabotage] if index == sabotaged else ["-m", "jax_simcas.train"]), *flags]
             + ([f"--distributed={where},{index}"] if processes > 1 else []),
             env=env,
             stdout=subprocess.PIPE,
@@ -154,6 +170,28 @@ def test_an_error_in_one_process_ends_all_by_its_name(cache, tmp_path, victim):
     assert "OSError: the file went away\n" in done[victim][1] and "Traceback" in done[victim][1]
     assert f"{name}, and the others end with it\n" in done[victim][1]
     assert one_line_error(done[1 - victim][1]) == f"{name}: the file went away"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_ends_all_by_its_name(cache, tmp_path, victim, monkeypatch):
+    monkeypatch.setenv("JAX_SIMCAS_HANG_SECONDS", "100")
+    running = start(tmp_path, cache, 2, 1, sabotaged=victim, sabotage=HANG, **{"loop.steps": 100_000})
+    done = finish(running, 300)
+    assert [code for code, _ in done] == [EXIT_LOST, EXIT_LOST], done
+    for _, output in done:
+        assert one_line_error(output) == (
+            f"error: process {victim} of 2 on {socket.gethostname()} hangs: no batch for 100 s, and the others wait; "
+            "the same command resumes"
+        )
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf"])
+def test_seconds_until_a_job_hangs(given, monkeypatch):
+    assert hang_seconds() == HANG_SECONDS
+    monkeypatch.setenv("JAX_SIMCAS_HANG_SECONDS", given)
+    with pytest.raises(UserError, match=f"JAX_SIMCAS_HANG_SECONDS={given}: expected seconds, or 0 for no limit"):
+        hang_seconds()
 
 
 @pytest.mark.parametrize("where", ["here", "127.0.0.1:1,2", "127.0.0.1:1,2,2", "127.0.0.1,2,1"])

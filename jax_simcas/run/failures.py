@@ -7,6 +7,10 @@ killed, JAX usually aborts the others first ("the leader task was preempted/died
     jax_simcas/end/INDEX     this process ends the job: exit code and reason
     jax_simcas/call/INDEX    this process lost a connection and asks who is alive
     jax_simcas/here/INDEX    the answer
+    jax_simcas/at/INDEX      how many batches this process has taken up
+
+A process that hangs (a disk that never answers) still sends heartbeats, and the others wait for it. So once batches are
+taken up, all processes end when none has taken up another for `hang_seconds`.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import atexit
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import socket
 import sys
@@ -25,9 +30,72 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # has the service's client, for which jax.distributed has no name
 
+from jax_simcas.common.errors import UserError
+
 EXIT_LOST = 134  # of the remaining processes when one died silently; jax's own abort gives the same
 SECONDS_BETWEEN_POLLS = 1.0
 SECONDS_TO_ANSWER = 5.0
+HANG_SECONDS = 3_600.0  # longer than a compilation, a validation step or a save takes
+HANG_VARIABLE = "JAX_SIMCAS_HANG_SECONDS"  # in the environment: another number; 0: never
+
+
+class Progress:
+    """The batches that this process has taken up, and since when each process's number is what it is."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self._posted = -1
+        self._seen: dict[int, tuple[int, float]] = {}
+
+    def exchange(self) -> None:
+        """Tells the others the number, and looks at theirs."""
+        if self._posted != self.batches:
+            self._posted = self.batches
+            _put("at", str(self._posted))
+        for index, batches in _all("at").items():
+            if self._seen.get(index, (-1, 0.0))[0] != int(batches):
+                self._seen[index] = int(batches), time.monotonic()
+
+    def seconds_since_any(self) -> float:
+        """Seconds in which no process has taken up a batch; 0 before the first."""
+        begun = [since for batches, since in self._seen.values() if batches]
+        return time.monotonic() - max(since for _, since in self._seen.values()) if begun else 0.0
+
+    def last(self) -> list[int]:
+        """The processes for which the others wait: those with the fewest batches."""
+        fewest = min(batches for batches, _ in self._seen.values())
+        return [index for index, (batches, _) in sorted(self._seen.items()) if batches == fewest]
+
+
+_progress = Progress()
+_ending = threading.Event()  # the listening thread has found the job to hang
+
+
+def stand_aside() -> None:
+    """Call after an error: where the job ends already, which closes connections, this process ends with it."""
+    if _ending.is_set():
+        time.sleep(10 * SECONDS_TO_ANSWER)
+
+
+def take_up_batch() -> None:
+    """Call for each batch, before what processes do together."""
+    _progress.batches += 1
+
+
+def hang_seconds() -> float:
+    """Seconds without a batch in any process, after which all end; 0: never.
+
+    Raises:
+      UserError: the environment has something else.
+    """
+    given = os.environ.get(HANG_VARIABLE, str(HANG_SECONDS))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"{HANG_VARIABLE}={given}: expected seconds, or 0 for no limit")
+    return seconds
 
 
 def listen() -> None:
@@ -35,7 +103,7 @@ def listen() -> None:
     _put("name", _name())
     leaving = threading.Event()
     atexit.register(leaving.set)  # before jax leaves the service: last registered runs first
-    threading.Thread(target=_listen, args=(leaving,), daemon=True).start()
+    threading.Thread(target=_listen, args=(leaving, hang_seconds()), daemon=True).start()
     # When jax aborts, print this thread's stack only, after jax's message; absl had asked for all threads.
     faulthandler.enable(all_threads=False)
 
@@ -65,14 +133,23 @@ def end_if_one_is_lost() -> None:
         _end(EXIT_LOST, _gone(*lost))
 
 
-def _listen(leaving: threading.Event) -> None:
+def _listen(leaving: threading.Event, hang: float) -> None:
     coordinator = _client().blocking_key_value_get("jax_simcas/name/0", 60_000)
+    # Process 0 tells first, as its end may cut the others off; it may be what hangs.
+    limit = hang + 3 * SECONDS_TO_ANSWER * (jax.process_index() > 0)
     while not leaving.wait(SECONDS_BETWEEN_POLLS):
         try:
             _poll()
+            _progress.exchange()
+            names = _all("name")
         except Exception:
             if not leaving.is_set():
                 _exit(EXIT_LOST, _gone(coordinator))
+        if hang and _progress.seconds_since_any() > limit and not leaving.is_set():
+            _ending.set()
+            why = _hangs([names[index] for index in _progress.last()], hang)
+            print(f"error: {why}", file=sys.stderr)
+            _end(EXIT_LOST, why)
 
 
 def _poll() -> None:
@@ -106,6 +183,11 @@ def _name() -> str:
 
 def _gone(*names: str) -> str:
     return f"{', '.join(names)} does not answer: killed, or its machine is gone"
+
+
+def _hangs(names: list[str], seconds: float) -> str:
+    them = "hangs" if len(names) == 1 else "hang"
+    return f"{', '.join(names)} {them}: no batch for {seconds:g} s, and the others wait; the same command resumes"
 
 
 def _client() -> Any:

@@ -34,6 +34,7 @@ class Job(NamedTuple):
 
     def put(self, batch: Features, pad: int) -> Example:
         """This process's rows of a batch as global arrays, padded alike in all processes."""
+        failures.take_up_batch()
         chunks, target = batch["input_ids"].shape[1], batch["target_ids"].shape[1]
         if jax.process_count() > 1:
             chunks, target = multihost_utils.process_allgather(np.array([chunks, target])).max(axis=0)
@@ -189,6 +190,7 @@ def guarded_job(run: Callable[[], int]) -> int:
         try:
             return run()
         except (Exception, KeyboardInterrupt) as error:
+            failures.stand_aside()
             if isinstance(error, jax.errors.JaxRuntimeError) and several():
                 failures.end_if_one_is_lost()
             why = first_line(error)
