@@ -183,9 +183,13 @@ def _tokenizer() -> Any:
     return load_tokenizer(_trained())
 
 
+def _program(name: str) -> Any:
+    """By its name, as users start it: no package imports a program."""
+    return importlib.import_module(f"jax_simcas.{name}")
+
+
 def _overrides(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """Settings of training on the command line, in an order of their own."""
-    from jax_simcas import train
     from jax_simcas.run.config import Settings
     from jax_simcas.run.config_file import settings_of
     from jax_simcas.run.fields import all_fields
@@ -194,7 +198,7 @@ def _overrides(folder: Path, rng: random.Random) -> Callable[[], Any]:
     words = [f"--config.{rng.choice(names)}={_odd_text(rng)}" for _ in range(rng.randint(1, 3))]
 
     def read(given: list[str]) -> int:
-        settings_of(train.parser().parse_args(given))
+        settings_of(_program("train").parser().parse_args(given))
         return 0
 
     return Flags(read, ["--config=embedded", f"--workdir={folder}", *words])
@@ -218,7 +222,7 @@ def _settings(folder: Path, rng: random.Random) -> Callable[[], Any]:
 def _flags(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """Flags of a program, which is parsed and not run."""
     name = rng.choice(("train", "evaluate", "summarize", "compare", "convert", "check", "parity"))
-    made = importlib.import_module(f"jax_simcas.{name}").parser()
+    made = _program(name).parser()
     flags = [flag for action in made._actions for flag in action.option_strings if flag not in ("-h", "--help")]
     words = [
         rng.choice(("x", _odd_text(rng), f"{rng.choice(flags)}={_odd_text(rng)}", rng.choice(flags))) for _ in range(4)
@@ -283,14 +287,12 @@ def _weights(folder: Path, rng: random.Random) -> Callable[[], Any]:
 
 def _converted(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """What `convert` makes of a changed model: all of its files, or none."""
-    from jax_simcas import convert
-
     source, target = folder / "source", folder / "target"
     shutil.copytree(_trained(), source)
     path = source / rng.choice(["config.json", "generation_config.json", "jax_simcas.json", "tokenizer.json"])
     path.write_bytes(change_json(path.read_bytes(), rng))
     layout = rng.choice(("hf", "flax"))
-    program = Flags(convert.main, [str(source), str(target), f"--to={layout}"])
+    program = Flags(_program("convert").main, [str(source), str(target), f"--to={layout}"])
 
     def run() -> None:
         try:
@@ -305,8 +307,6 @@ def _converted(folder: Path, rng: random.Random) -> Callable[[], Any]:
 
 def _predictions(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """Two evaluations that are compared, of which one is changed."""
-    from jax_simcas import compare, evaluate
-
     rows = [EVALUATED | {"index": i, "id": f"{i}", "nll": 2.0 + i} for i in range(3)]
     score = {"mean": 0.5, "low": 0.4, "high": 0.6, "count": 3}
     scores: dict[str, Any] = {name: dict.fromkeys(SCORES, score) for name in ("scores", "lead")}
@@ -318,8 +318,8 @@ def _predictions(folder: Path, rng: random.Random) -> Callable[[], Any]:
     path = folder / "b" / rng.choice(("predictions.jsonl", "scores.json"))
     path.write_bytes((change_lines if path.suffix == ".jsonl" else change_json)(path.read_bytes(), rng))
     if rng.randrange(2):
-        return Flags(compare.main, [f"a={folder / 'a'}", f"b={folder / 'b'}"])
-    return Flags(evaluate.main, ["--compare", str(folder / "a"), str(folder / "b")])
+        return Flags(_program("compare").main, [f"a={folder / 'a'}", f"b={folder / 'b'}"])
+    return Flags(_program("evaluate").main, ["--compare", str(folder / "a"), str(folder / "b")])
 
 
 SCORES = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.4}
