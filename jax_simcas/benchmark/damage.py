@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 def parser() -> cli.Parser:
     made = cli.parser("benchmark.damage", __doc__ or "", EXAMPLES)
-    made.add_argument("--count", type=cli.positive, default=600, help="damages (default 600)")
+    made.add_argument("--count", type=cli.positive, default=600, help="damages, about (default 600)")
     made.add_argument("--seed", type=cli.natural, default=0)
     return made
 

@@ -51,8 +51,8 @@ class Kind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Flags:
-    """A program whose exit code must be 0 or that of an error, with one line."""
+class Program:
+    """A program and its arguments; its exit code must be 0, or that of an error with one line."""
 
     main: Callable[[list[str]], Any]
     words: list[str]
@@ -72,11 +72,13 @@ class Flags:
             raise UserError(lines[0])
 
 
-def _document(name: str, content: Callable[[], bytes], folder: Path, rng: random.Random) -> Callable[[], Any]:
+def _document(
+    name: str, content: Callable[[], bytes], change: Change, folder: Path, rng: random.Random
+) -> Callable[[], Any]:
     from jax_simcas.run.summary_input import read_document
 
     path = folder / name
-    path.write_bytes(change_bytes(content(), rng))
+    path.write_bytes(change(content(), rng))
     return partial(read_document, str(path))
 
 
@@ -104,16 +106,10 @@ def docx() -> bytes:
     return file.getvalue()
 
 
-def _odd_docx(folder: Path, rng: random.Random) -> Callable[[], Any]:
-    from jax_simcas.run.summary_input import read_document
-
-    path = folder / "x.docx"
-    path.write_bytes((odd_docx if rng.randrange(3) else change_bytes)(docx(), rng))
-    return partial(read_document, str(path))
-
-
 def odd_docx(content: bytes, rng: random.Random) -> bytes:
-    """The archive, of which a part is changed, and sealed again."""
+    """A changed archive, or one of which a part is changed, and sealed again."""
+    if not rng.randrange(3):
+        return change_bytes(content, rng)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(["word/document.xml", *parts])
@@ -183,7 +179,7 @@ def _tokenizer() -> Any:
     return load_tokenizer(_trained())
 
 
-def _program(name: str) -> Any:
+def _module(name: str) -> Any:
     """By its name, as users start it: no package imports a program."""
     return importlib.import_module(f"jax_simcas.{name}")
 
@@ -198,10 +194,10 @@ def _overrides(folder: Path, rng: random.Random) -> Callable[[], Any]:
     words = [f"--config.{rng.choice(names)}={_odd_text(rng)}" for _ in range(rng.randint(1, 3))]
 
     def read(given: list[str]) -> int:
-        settings_of(_program("train").parser().parse_args(given))
+        settings_of(_module("train").parser().parse_args(given))
         return 0
 
-    return Flags(read, ["--config=embedded", f"--workdir={folder}", *words])
+    return Program(read, ["--config=embedded", f"--workdir={folder}", *words])
 
 
 def _odd_text(rng: random.Random) -> str:
@@ -222,7 +218,7 @@ def _settings(folder: Path, rng: random.Random) -> Callable[[], Any]:
 def _flags(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """Flags of a program, which is parsed and not run."""
     name = rng.choice(("train", "evaluate", "summarize", "compare", "convert", "check", "parity"))
-    made = _program(name).parser()
+    made = _module(name).parser()
     flags = [flag for action in made._actions for flag in action.option_strings if flag not in ("-h", "--help")]
     words = [
         rng.choice(("x", _odd_text(rng), f"{rng.choice(flags)}={_odd_text(rng)}", rng.choice(flags))) for _ in range(4)
@@ -232,7 +228,7 @@ def _flags(folder: Path, rng: random.Random) -> Callable[[], Any]:
         made.parse_args(given)
         return 0
 
-    return Flags(read, words[: rng.randint(0, 4)])
+    return Program(read, words[: rng.randint(0, 4)])
 
 
 def _tokenizer_files(folder: Path, rng: random.Random) -> Callable[[], Any]:
@@ -292,7 +288,7 @@ def _converted(folder: Path, rng: random.Random) -> Callable[[], Any]:
     path = source / rng.choice(["config.json", "generation_config.json", "jax_simcas.json", "tokenizer.json"])
     path.write_bytes(change_json(path.read_bytes(), rng))
     layout = rng.choice(("hf", "flax"))
-    program = Flags(_program("convert").main, [str(source), str(target), f"--to={layout}"])
+    program = Program(_module("convert").main, [str(source), str(target), f"--to={layout}"])
 
     def run() -> None:
         try:
@@ -318,8 +314,8 @@ def _predictions(folder: Path, rng: random.Random) -> Callable[[], Any]:
     path = folder / "b" / rng.choice(("predictions.jsonl", "scores.json"))
     path.write_bytes((change_lines if path.suffix == ".jsonl" else change_json)(path.read_bytes(), rng))
     if rng.randrange(2):
-        return Flags(_program("compare").main, [f"a={folder / 'a'}", f"b={folder / 'b'}"])
-    return Flags(_program("evaluate").main, ["--compare", str(folder / "a"), str(folder / "b")])
+        return Program(_module("compare").main, [f"a={folder / 'a'}", f"b={folder / 'b'}"])
+    return Program(_module("evaluate").main, ["--compare", str(folder / "a"), str(folder / "b")])
 
 
 SCORES = {"rouge1": 0.5, "rouge2": 0.25, "rougeL": 0.4}
@@ -343,10 +339,10 @@ CONFIGS: tuple[Mapping[str, Any], ...] = (
     PEGASUS | {"model_type": "led", "attention_window": [16], "max_encoder_position_embeddings": 64},
 )
 KINDS: dict[str, Kind] = {
-    "text": Kind(2, partial(_document, "x.txt", lambda: ROWS[1]["article"].encode())),
-    "html": Kind(2, partial(_document, "x.html", lambda: HTML)),
-    "pdf": Kind(2, partial(_document, "x.pdf", pdf)),
-    "docx": Kind(2, lambda folder, rng: _odd_docx(folder, rng)),
+    "text": Kind(2, partial(_document, "x.txt", lambda: ROWS[1]["article"].encode(), change_bytes)),
+    "html": Kind(2, partial(_document, "x.html", lambda: HTML, change_bytes)),
+    "pdf": Kind(2, partial(_document, "x.pdf", pdf, change_bytes)),
+    "docx": Kind(2, partial(_document, "x.docx", docx, odd_docx)),
     "jsonl": Kind(4, partial(_rows, "train.jsonl", "jsonl", jsonl, change_lines)),
     "jsonl.gz": Kind(1, partial(_rows, "train.jsonl.gz", "jsonl", jsonl, change_lines)),
     "csv": Kind(3, partial(_rows, "train.csv", "csv", csv_rows, change_bytes)),

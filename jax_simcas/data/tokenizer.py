@@ -8,8 +8,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,8 +16,8 @@ import tokenizers
 from jaxtyping import Bool, Int, Int32
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from jax_simcas.common import files
 from jax_simcas.common.errors import UserError, first_line
+from jax_simcas.data.published_tokenizer import from_pretrained, listing, slow
 from jax_simcas.data.rows import RowSource
 from jax_simcas.data.sentencepiece_model import Cutter
 
@@ -259,9 +257,9 @@ def load_tokenizer(source: str | os.PathLike[str], src_lang: str = "", tgt_lang:
     name = str(source)
     if not os.path.isdir(name) and (os.path.exists(name) or os.path.isabs(name) or name.count("/") > 1):
         raise UserError(f"{name}: no such folder; expected a folder with tokenizer.json, or a hub id")
-    tokenizer = _from_pretrained(name)
+    tokenizer = from_pretrained(name)
     if not tokenizer.is_fast:
-        raise UserError(f"{name}: {_slow(type(tokenizer).__name__)}")
+        raise UserError(f"{name}: {slow(type(tokenizer).__name__)}")
     try:
         _prepare(tokenizer, name)
     except UserError as error:
@@ -276,7 +274,7 @@ def _prepare(tokenizer: Any, name: str) -> None:
     """Checks that the tokenizer can be used, and finds its frame."""
     # Without its files the library silently makes an empty tokenizer.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(f"the tokenizer has no vocabulary, only special tokens{_listing(name)}")
+        raise UserError(f"the tokenizer has no vocabulary, only special tokens{listing(name)}")
     # tokenizer.json may ask for these; documents must not be cut silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -285,73 +283,6 @@ def _prepare(tokenizer: Any, name: str) -> None:
     except UserError:
         raise UserError("the tokenizer has no eos_token_id: a summary needs a token that ends it") from None
     tokenizer.frame = probe_frame(tokenizer)
-
-
-# Classes of transformers' names in modules that import transformers, which takes seconds.
-OWN = {
-    "PLBartTokenizer": "jax_simcas.data.plbart",
-    "M2M100Tokenizer": "jax_simcas.data.m2m100",
-    "MarianTokenizer": "jax_simcas.data.marian",
-}
-# Which transformers tells only where the sentencepiece package is installed.
-OF_MODEL_TYPE = {"plbart": "PLBartTokenizer", "m2m_100": "M2M100Tokenizer", "marian": "MarianTokenizer"}
-
-
-def _from_pretrained(name: str) -> Any:
-    """What transformers makes of the files; those of which it makes slow tokenizers are read here, where they can be.
-
-    Raises:
-      UserError: one line of what is wrong with them, and what to do.
-    """
-    from transformers import AutoTokenizer  # takes seconds: imported only where needed
-
-    for path in (*Path(name).glob("*.json"), *Path(name).glob("*.model"), *Path(name).glob("*.spm")):
-        files.check_no_pointer(path)
-    kind = _class_name(name)
-    try:
-        if kind in OWN:
-            own = getattr(import_module(OWN[kind]), kind)
-            return own.from_pretrained(name)
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, use_fast=True)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
-    except Exception as error:  # the libraries raise anything for a damaged file, even a bare Exception
-        if isinstance(error, ImportError) and "SentencePiece" in str(error):
-            raise UserError(f"{name}: {_slow(kind)}") from None
-        # Without that package, transformers takes its files for tiktoken's, and says that tiktoken is missing.
-        if "`tiktoken` is required" in str(error) and find_spec("sentencepiece") is None:
-            raise UserError(
-                f"{name}: its tokenizer is a model of SentencePiece, without tokenizer.json: pip install sentencepiece"
-            ) from None
-        raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){_listing(name)}") from None
-
-
-def _class_name(name: str) -> str:
-    """The class that the files name, in the order in which transformers reads them; "": none, or damaged files."""
-    from transformers import PreTrainedConfig
-    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, get_tokenizer_config
-
-    try:
-        if named := get_tokenizer_config(name).get("tokenizer_class"):
-            return str(named).removesuffix("Fast")
-        config, _ = PreTrainedConfig.get_config_dict(name)
-        model_type = config.get("model_type")
-        only_fast = Path(name, "tokenizer.json").is_file() and not [
-            *Path(name).glob("*.bpe.model"),
-            *Path(name).glob("*.spm"),
-        ]
-        implied = TOKENIZER_MAPPING_NAMES | ({} if only_fast else OF_MODEL_TYPE)
-        return str(config.get("tokenizer_class") or implied.get(str(model_type)) or "").removesuffix("Fast")
-    except Exception:  # AutoTokenizer reads them again, and tells
-        return ""
-
-
-def _slow(kind: str) -> str:
-    """What to do about a slow tokenizer."""
-    return (
-        f"transformers has no fast {kind}, and a slow one does not tell where in the text a token is; add a "
-        'tokenizer.json of the same ids, and "tokenizer_class": "PreTrainedTokenizerFast" to tokenizer_config.json'
-    )
 
 
 LANGUAGES = ("config.data.src_lang", "config.data.tgt_lang")
@@ -392,13 +323,6 @@ def language_codes(tokenizer: Any) -> list[str]:
         return [*tokenizer.lang_code_to_id]
     named = {str(token) for token in tokenizer.special_tokens_map.values() if not isinstance(token, list)}
     return [str(token) for token in tokenizer.all_special_tokens if str(token) not in named]
-
-
-def _listing(name: str) -> str:
-    if not os.path.isdir(name):
-        return ""
-    found = ", ".join(sorted(os.listdir(name))[:10]) or "nothing"
-    return f"; expected tokenizer.json (or vocab.json and merges.txt), there is {found}"
 
 
 def byte_level_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
