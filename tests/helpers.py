@@ -138,6 +138,14 @@ def with_disk(folder, megabytes):
     return ["unshare", "-rm", "sh", "-c", mount, str(folder)]
 
 
+def docs_program(name):
+    """A program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 def one_line_error(out):
     """The error's text; there must be no traceback beside it."""
     lines = [line for line in out.strip().splitlines() if line.startswith("error: ")]

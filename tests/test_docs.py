@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 import yaml
-from helpers import ROOT
+from helpers import ROOT, docs_program
 from test_structure import ORDER, PROGRAMS
 
 from jax_simcas.common.errors import UserError
@@ -236,15 +236,8 @@ def test_readme_fits_two_screens_and_names_every_program_and_package():
     assert pages == set(re.findall(r"\(docs/(\w+\.md)\)", text)), "README links every page"
 
 
-def load_generator():
-    spec = importlib.util.spec_from_file_location("make_config", ROOT / "docs" / "make_config.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_list_of_settings_is_up_to_date_and_explains_every_one():
-    page = load_generator().page()
+    page = docs_program("make_config").page()
     assert page == text_of("docs/config.md"), "run python docs/make_config.py"
     unexplained = re.findall(r"^\| `([\w.]+)` \|.*\|  \|$", page, re.MULTILINE)
     assert not unexplained

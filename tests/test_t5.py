@@ -442,3 +442,10 @@ def test_another_attention_reads_the_selected_states(rate):
     key = jax.random.key(3) if rate else None
     assert relative(decoded(config, key, attend=own)[0], decoded(config, key)[0]) < 1e-5
     assert calls
+
+
+@pytest.mark.parametrize("name", ["num_layers", "num_decoder_layers", "num_heads", "d_model", "d_kv", "d_ff"])
+def test_what_changes_the_shapes_of_weights_is_named_as_fixed_by_them(name):
+    config = T5Config(num_layers=2, num_decoder_layers=2, num_heads=2, d_model=8, d_kv=4, d_ff=8, vocab_size=20)
+    other = dataclasses.replace(config, **{name: 2 * getattr(config, name)})
+    assert hub.expected_shapes(config) != hub.expected_shapes(other) and name in T5Config.sizes
