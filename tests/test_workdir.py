@@ -1,10 +1,13 @@
 """The folder of a run: whose it is, and how one in a bucket is kept."""
 
+import errno
+
 import pytest
 from etils.epath.backend import fsspec_backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from jax_simcas.common import files
 from jax_simcas.common.errors import UserError
 from jax_simcas.run import workdir as workdir_lib
 
@@ -34,3 +37,25 @@ def test_a_bucket_that_cannot_be_read_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(workdir_lib.epath, "Path", refuse)
     with pytest.raises(UserError, match=r"--workdir=gs://b/run: cannot be read \(no gcsfs\)"):
         workdir_lib.Workdir.at("gs://b/run", tmp_path)
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
+    one, other = (workdir_lib.Workdir.at(tmp_path / "run", tmp_path) for _ in range(2))
+    with (
+        one.held(),
+        pytest.raises(UserError, match=f"--workdir={one.local}: another training is at work there"),
+        other.held(),
+    ):
+        pass
+    with other.held():
+        pass
+
+
+def test_a_file_system_without_locks_keeps_no_one_out(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    here = workdir_lib.Workdir.at(tmp_path / "run", tmp_path)
+    with here.held(), here.held():
+        pass

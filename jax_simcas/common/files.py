@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -15,6 +16,8 @@ from typing import Any
 from jax_simcas.common.errors import UserError
 
 PathLike = str | os.PathLike[str]
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of a file system
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -66,9 +69,11 @@ def replace_file(path: Path, content: bytes) -> None:
 def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[int]:
     """Holds an exclusive lock, and yields its file descriptor; a killed process releases the lock.
 
+    A file system without locks, as some that are shared by machines, holds none: there nothing waits.
+
     Args:
       path: the lock file, which is created.
-      on_wait: called if another process holds the lock.
+      on_wait: called if another process holds the lock, before waiting for it; may raise.
     """
     with path.open("w") as file:
         try:
@@ -76,6 +81,9 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[i
         except BlockingIOError:
             on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield file.fileno()
 
 

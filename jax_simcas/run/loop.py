@@ -41,6 +41,7 @@ from jax_simcas.run.prepare import (
     validation_batches,
 )
 from jax_simcas.run.processes import Stop, is_main, make_job, notify
+from jax_simcas.run.workdir import Workdir
 
 SECONDS_BETWEEN_PLOTS = 60  # at least: training waits while they are drawn, about two seconds
 
@@ -83,8 +84,9 @@ def train(settings: Settings, where: str | os.PathLike[str], cache: Path, progre
       UserError: anything that the user can mend; too many non-finite steps in a row.
     """
     job = make_job(settings.mesh, settings.data.batch_size)
-    with jax.set_mesh(job.mesh):
-        run = prepare(job, settings, where, cache, progress)
+    folder = Workdir.at(where, cache)
+    with jax.set_mesh(job.mesh), folder.held() if is_main() else contextlib.nullcontext():
+        run = prepare(job, settings, folder, cache, progress)
         loop = settings.loop
         with Checkpointer(
             run.folder.checkpoints, keep_latest=loop.keep_checkpoints, best=loop.best_metric, mode="min"

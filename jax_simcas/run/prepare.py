@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,13 +96,12 @@ class Inputs(NamedTuple):
     cached_validation: cache_lib.TokenCache | None
 
 
-def prepare(job: Job, settings: Settings, where: str | os.PathLike[str], cache: Path, progress: bool) -> Run:
+def prepare(job: Job, settings: Settings, folder: Workdir, cache: Path, progress: bool) -> Run:
     """Makes the model and opens the rows; writes nothing to the folder, which another run may still take.
 
     Raises:
       UserError: the folder holds another run; model, tokenizer or rows that cannot be used.
     """
-    folder = Workdir.at(where, cache)
     begun = folder.begun()
     # Before weights, which may have to be fetched.
     training = open_source(settings, settings.data.train_split, cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.common.metric_log import METRICS
 
 CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
+LOCK = ".lock"
 
 
 class Workdir(NamedTuple):
@@ -55,6 +57,24 @@ class Workdir(NamedTuple):
         except Exception as error:  # fsspec's libraries raise many types
             raise UserError(f"--workdir={name}: cannot be read ({error}); gs:// needs gcsfs and credentials") from None
         return cls(local, f"{name}/{CHECKPOINTS}", remote)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other trainings out for as long as this process lives. Of a folder in a bucket, only on this machine.
+
+        Raises:
+          UserError: another training has it.
+        """
+        name = self.remote or self.local
+
+        def refuse() -> None:
+            raise UserError(f"--workdir={name}: another training is at work there; wait for it, or choose another one")
+
+        path = self.local / LOCK
+        with files.writing(path):
+            path.touch()
+        with files.locked(path, refuse):
+            yield
 
     def begun(self) -> bool:
         """Whether a run has taken a step here: figures were logged, or a checkpoint begun."""
