@@ -3,18 +3,33 @@
 JAX_PLATFORMS=cuda,cpu runs the tests of the method on a GPU instead (launch/gpu_check.sh does).
 """
 
+import atexit
 import os
+import shutil
+import tempfile
+
+import jaxlib.version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's threads, by default one a core. Virtual devices wait for each other in a collective with a thread each: where
 # another task holds one of so few, the last device never comes, and the program aborts.
 os.environ.setdefault("NPROC", "16")
-# Most of the time goes to compiling, which takes half of it with few optimisations, here and in the programs that tests
-# start. Those that must compile as for users have `helpers.fully_optimised`.
+# Most of the time goes to compiling, which takes half of it with few optimisations, and half of that without the newer
+# emitters of fusions, here and in the programs that tests start. Those that must compile as for users have
+# `helpers.fully_optimised`.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if jaxlib.version.__version_info__ < (0, 11):  # later ones lack the flag, and abort
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+# What one test has compiled is there for all of the session and for the programs that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import gc
+from types import SimpleNamespace
 
 import hypothesis
 import jax
@@ -31,6 +46,12 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 pytest_plugins = ["trained"]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing takes as long as the steps of a tiny training. Those that a fixture trains have curves."""
+    monkeypatch.setattr("jax_simcas.run.loop.plots", SimpleNamespace(plot_training=lambda *_: None))
 
 
 @pytest.fixture(scope="module", autouse=True)

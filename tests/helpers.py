@@ -99,7 +99,7 @@ def environment(**more):
 
 def fully_optimised(**more):
     """The same for a program that is to compile as it does for users, not as conftest has it."""
-    return environment(JAX_DISABLE_MOST_OPTIMIZATIONS=0, **more)
+    return environment(**({"JAX_DISABLE_MOST_OPTIMIZATIONS": 0, "XLA_FLAGS": ""} | more))
 
 
 def several_devices(count):
@@ -115,6 +115,11 @@ def figures(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     times = ("tokens_per_second", "time")
     return [{k: v for k, v in row.items() if k not in times} for row in rows if row["split"] != "checkpoint"]
+
+
+def slow_but(values, *fast):
+    """The values of a test's parameter; it is slow but for those in `fast`."""
+    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import slow_but
 
 from jax_simcas.benchmark import __main__ as benchmark
 from jax_simcas.benchmark import checkpoint, growth, save_times, summarize_speed, timing
@@ -174,7 +175,7 @@ def test_the_peers_stages_run(stage):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "bart", "led", "t5", "t5gemma2"))
 def test_both_sides_encode_the_same_with_the_same_weights(kind, tmp_path):
     """Of every family, by its config.json."""
     pytest.importorskip("torch")

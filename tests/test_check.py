@@ -41,7 +41,7 @@ def failures(path):
     return [row["quantity"] for row in json.loads(path.read_text())["checks"] if not row["holds"]]
 
 
-FAST = ("bart", "flan-t5")
+FAST = ("flan-t5",)
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in TYPES])

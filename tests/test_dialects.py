@@ -226,8 +226,8 @@ def random_shape(rng, chunks):
 @pytest.mark.parametrize(
     ("model_type", "chunks"),
     [
-        *((name, 1) for name in ("pegasus", "marian", "m2m_100", "blenderbot", "blenderbot-small", "led")),
-        *((name, 3) for name in ("m2m_100", "led")),
+        *((name, 1) for name in ("pegasus", "marian", "blenderbot", "led")),
+        ("m2m_100", 3),
     ],
 )
 def test_computes_what_transformers_computes(model_type, chunks, tmp_path):

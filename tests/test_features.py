@@ -302,8 +302,7 @@ def test_a_template_has_the_document_once(template):
             check_template(template)
 
 
-@pytest.mark.parametrize("chunking", ["fixed", "sentences"])
-@pytest.mark.parametrize("end", [" ", ""])
+@pytest.mark.parametrize(("chunking", "end"), [("fixed", ""), ("sentences", " ")])
 def test_of_a_huge_document_only_the_start_is_tokenised(bpe, chunking, end, monkeypatch):
     rng = np.random.default_rng(0)
     letters = rng.choice([*"thefoxanddog.\n"], 4_000_000).tolist()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TINY, document, model_of, several_devices, stack, tiny_params
+from helpers import TINY, document, model_of, several_devices, slow_but, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jax_simcas.backbones.ops import stacks
@@ -22,6 +22,7 @@ from jax_simcas.method.select import ALL, POLICIES
 from jax_simcas.run.method_config import SimcasConfig
 
 every_alignment = pytest.mark.parametrize("align", ALIGNMENTS.values(), ids=ALIGNMENTS)
+mostly_the_mean = pytest.mark.parametrize("align", slow_but(ALIGNMENTS.values(), ALIGNMENTS["mean"]))
 MODEL = model_of()
 
 
@@ -52,7 +53,7 @@ def padded(doc, chunks=2, target=3):
     )
 
 
-@pytest.mark.parametrize("mask_padding", [True, False])
+@pytest.mark.parametrize("mask_padding", slow_but([True, False], True))
 @every_alignment
 def test_padding_chunks_and_targets_change_nothing(align, mask_padding):
     model = MODEL.replace(align=align, mask_padding=mask_padding)
@@ -91,7 +92,9 @@ def test_loss_and_gradient_of_a_batch_are_the_means_of_its_documents():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize(("at_once", "remat", "train"), [(8, "none", True), (16, "layer", False)])
+@pytest.mark.parametrize(
+    ("at_once", "remat", "train"), [(8, "none", True), pytest.param(16, "layer", False, marks=pytest.mark.slow)]
+)
 def test_chunks_in_turn_give_what_they_give_together(monkeypatch, at_once, remat, train):
     """Three chunks of 8 tokens: one by one, or two and then the third."""
     bart = replace(TINY, dropout=0.3, attention_dropout=0.2)
@@ -203,7 +206,7 @@ def test_bfloat16_stays_close_to_float32():
     assert 0 < np.abs(rough.logits - exact.logits).max() < 0.05 * scale
 
 
-@pytest.mark.parametrize("remat", ["layer", "sums", "dots"])
+@pytest.mark.parametrize("remat", slow_but(["layer", "sums", "dots"], "layer"))
 def test_remat_changes_no_gradient(remat):
     batch = stack(document(0), document(1))
     loss = lambda model: jax.jit(jax.grad(lambda p: steps.batch_loss(p, batch, model, 0.1)[0]))(tiny_params())
@@ -223,7 +226,7 @@ def test_the_backward_pass_keeps_no_second_copy_of_the_weights(monkeypatch, rema
     assert kept and not [x.shape for x in kept if x.unsafe_buffer_pointer() not in kernels]
 
 
-@every_alignment
+@mostly_the_mean
 def test_chunks_sharded_over_devices(align):
     model = MODEL.replace(align=align)
     mesh = Mesh(several_devices(8).reshape(2, 4), ("data", "chunk"))

@@ -95,7 +95,8 @@ def alone():
     )
 
 
-@named([*MESHES[3:], *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:3])])
+@pytest.mark.slow  # the updates, which follow from them, are fast
+@named(MESHES)
 def test_eight_devices_give_the_gradients_of_one(config, alone):
     close(on_mesh(config, gradients, start().params, BATCH), alone[0])
 

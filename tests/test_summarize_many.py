@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import one_line_error, page_data, tiny_config
+from helpers import one_line_error, page_data, slow_but, tiny_config
 
 from jax_simcas import summarize
 from jax_simcas.common.errors import UserError
@@ -39,7 +39,9 @@ def facts(summary):
 
 
 @pytest.mark.parametrize(
-    "choices", [{}, {"policy": "topk", "budget": 7}, {"policy": "sample"}, {"policy": "random", "budget": 9}], ids=str
+    "choices",
+    slow_but([{}, {"policy": "topk", "budget": 7}, {"policy": "sample"}, {"policy": "random", "budget": 9}], {}),
+    ids=str,
 )
 def test_each_document_of_a_list_gets_what_it_gets_alone(choices, model):
     choices = choices | ({"policy": POLICIES[choices["policy"]]} if choices else {})

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow_but
 
 from jax_simcas.backbones.t5gemma import weights as weights_lib
 from jax_simcas.backbones.t5gemma.backbone import T5Gemma
@@ -246,7 +247,7 @@ def with_likely_end(model, seed):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("beams", slow_but([1, 4], 4))
 def test_tokens(peers, model_type, beams):
     """More tokens than a window has."""
     theirs = with_likely_end(peers[model_type], 3)
@@ -299,7 +300,7 @@ def test_heads_of_keys_are_never_cut():
     assert found[f"{attention}/o_proj/kernel"] == (None, "heads", "width")
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", slow_but(TYPES, "t5gemma2"))
 def test_a_mesh_changes_nothing(peers, model_type):
     """Two chunks, and heads on two devices each."""
     backbone, params = ours(peers[model_type])
@@ -319,7 +320,7 @@ def test_a_mesh_changes_nothing(peers, model_type):
 # Training
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", slow_but(TYPES, "t5gemma"))
 def test_bfloat16_and_dropout(peers, model_type):
     """bfloat16 stays near float32, with float32 logits; dropout is drawn by the key and switched off without one."""
     backbone, params = ours(peers[model_type])

@@ -201,6 +201,7 @@ def test_settings_and_tokenizer_that_no_step_has_used_are_replaced(workdir, cach
     assert len(load_tokenizer(tmp_path / "tokenizer")) == len(load_tokenizer(workdir / "tokenizer"))
 
 
+@pytest.mark.slow
 def test_training_warns_of_tokens_that_the_tokenizer_does_not_know(cache, tmp_path, capsys):
     model = pretrained_folder(tmp_path / "bart")
     rows = [{"document": "word-1 and other words that it has never seen", "summary": "word-1"}] * 4
@@ -213,6 +214,7 @@ def test_training_warns_of_tokens_that_the_tokenizer_does_not_know(cache, tmp_pa
     assert figures(tmp_path / "run")[0]["data/unknown"] == pytest.approx(8 / 9)
 
 
+@pytest.mark.slow
 def test_training_on_a_few_rows_sees_no_others(cache, tmp_path, monkeypatch):
     seen = set()
     original = SyntheticSource.__getitem__
@@ -227,12 +229,14 @@ def test_training_on_a_few_rows_sees_no_others(cache, tmp_path, monkeypatch):
     assert seen == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_training_without_selection_keeps_everything(cache, tmp_path):
     changes = {"simcas.policy": "all", "simcas.train_policy": "all", "loop.selector_every": 0}
     train(tiny_config(**changes), tmp_path, cache, progress=False)
     assert {row["selection/kept"] for row in figures(tmp_path)} == {1.0}
 
 
+@pytest.mark.slow
 def test_the_transformer_reads_everything_until_the_selector_starts(cache, tmp_path):
     changes = {"loop.selector_start": 2, "loop.selector_every": 1, "loop.steps": 3}
     train(tiny_config(**changes), tmp_path, cache, progress=False)
