@@ -229,6 +229,27 @@ def test_a_full_disk_stops_training_in_one_line_and_loses_nothing(tmp_path, cach
     assert max(checkpoints(out / "run")) == 3 * EVERY
 
 
+DROPPED_WRITE = """
+import asyncio
+from jax_simcas.common import cli
+
+async def failing():
+    raise OSError("No space left on device")
+
+async def main():
+    asyncio.ensure_future(failing())
+    await asyncio.sleep(0.1)
+
+cli.prepare_jax()
+asyncio.run(main())
+"""
+
+
+def test_a_failed_write_that_a_library_dropped_is_no_traceback():
+    ran = subprocess.run([sys.executable, "-c", DROPPED_WRITE], env=environment(), capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_a_disk_that_fills_anywhere_loses_nothing(tmp_path, cache):
     number = seed()

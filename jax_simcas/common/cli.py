@@ -71,6 +71,8 @@ def prepare_jax() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("absl", "jax", "orbax", "transformers", "grain", "gcsfs", "fsspec", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # orbax writes in tasks of which it drops some; one that failed would be a traceback after our line about it.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without widgets
     import jax
