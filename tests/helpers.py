@@ -20,6 +20,8 @@ import pytest
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
+from jax_simcas.backbones.t5.config import T5Config
+from jax_simcas.benchmark import fault_programs
 from jax_simcas.checkpoints.hub import load
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.model import init_params
@@ -45,26 +47,24 @@ TINY = BartConfig(
     init_std=0.3,
 )
 
+TINY_T5 = T5Config(
+    vocab_size=40,
+    d_model=16,
+    d_kv=6,
+    d_ff=32,
+    num_layers=2,
+    num_decoder_layers=2,
+    num_heads=2,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=16,
+    dropout_rate=0.0,
+)
+
 BERT_WORDS = [f"w{i}" for i in range(30)]
 BERT_POSITIONS = 16
 
 # A run of the embedded task of a few seconds.
-TINY_RUN = {
-    "bart.d_model": 16,
-    "bart.encoder_ffn_dim": 32,
-    "bart.decoder_ffn_dim": 32,
-    "bart.encoder_attention_heads": 2,
-    "bart.decoder_attention_heads": 2,
-    "data.batch_size": 4,
-    "data.embedded.chunks": 4,
-    "data.embedded.held_out_rows": 6,
-    "data.chunk_buckets": (4,),
-    "loop.steps": 4,
-    "loop.log_every": 1,
-    "loop.eval_every": 2,
-    "loop.checkpoint_every": 2,
-    "loop.eval_documents": 4,
-}
+TINY_RUN = fault_programs.TINY | {"loop.steps": 4, "loop.eval_every": 2}
 
 
 def _config_module(name):

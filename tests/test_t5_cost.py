@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import TINY_T5 as TINY
 
 from jax_simcas.backbones.ops.attention import attention
 from jax_simcas.backbones.t5 import layers
@@ -13,19 +14,6 @@ from jax_simcas.backbones.t5.backbone import T5
 from jax_simcas.backbones.t5.config import T5Config
 from jax_simcas.method.document import Document
 from jax_simcas.method.model import SimCAS, encode
-
-TINY = T5Config(
-    vocab_size=40,
-    d_model=16,
-    d_kv=6,
-    d_ff=32,
-    num_layers=2,
-    num_decoder_layers=2,
-    num_heads=2,
-    relative_attention_num_buckets=8,
-    relative_attention_max_distance=16,
-    dropout_rate=0.0,
-)
 
 
 def test_the_bias_of_attention_takes_no_memory_to_speak_of():

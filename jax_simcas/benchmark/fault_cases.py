@@ -189,7 +189,7 @@ def clock_set_back(place: Place, _: int) -> Iterator[Tried]:
     source.write_text(CLOCK, encoding="utf-8")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     env = {"LD_PRELOAD": str(library), "CLOCK_IS_SET_BACK_IF": str(switch), "CLOCK_SECONDS": str(DAYS * 86_400)}
-    if problem := _keeps_the_time(env, switch):
+    if problem := _clock_problem(env, switch):
         yield Tried("the clock set back", "", "", problem)
     for stop in (False, True):
         folder = place.folder / "clock"
@@ -209,7 +209,7 @@ def clock_set_back(place: Place, _: int) -> Iterator[Tried]:
         shutil.rmtree(folder)
 
 
-def _keeps_the_time(env: Mapping[str, str], switch: Path) -> str:
+def _clock_problem(env: Mapping[str, str], switch: Path) -> str:
     """What is wrong with the clock that is to be set back; "" if nothing is."""
     switch.touch()
     command = [sys.executable, "-c", "import time; print(time.time())"]

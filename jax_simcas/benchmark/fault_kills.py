@@ -26,7 +26,7 @@ CODES = {
     signal.SIGTERM: (EXIT_STOPPED, -signal.SIGTERM),
     signal.SIGINT: (EXIT_INTERRUPTED, -signal.SIGINT),
 }
-LOADED = 1.5  # seconds: Ctrl-C before is Python's to tell, which imports then
+LOADED = 1.5  # seconds from a start to the first signal: Ctrl-C before is Python's to tell, which imports then
 # What Python prints of a Ctrl-C that fell into a callback of garbage collection, and drops.
 DROPPED = re.compile(r"Exception ignored in: .*\nTraceback \(most recent.*\n(?:  .*\n)+KeyboardInterrupt: *\n")
 

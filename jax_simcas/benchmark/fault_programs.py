@@ -18,7 +18,8 @@ import numpy as np
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.metric_log import METRICS, read_metrics
 
-TINY = {
+# A model and rows of the synthetic task that train in seconds.
+TINY: dict[str, Any] = {
     "bart.d_model": 16,
     "bart.encoder_ffn_dim": 32,
     "bart.decoder_ffn_dim": 32,
