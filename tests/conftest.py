@@ -15,12 +15,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # another task holds one of so few, the last device never comes, and the program aborts.
 os.environ.setdefault("NPROC", "16")
 # Most of the time goes to compiling, which takes half of it with few optimisations, and half of that without the newer
-# emitters of fusions, here and in the programs that tests start. Those that must compile as for users have
-# `helpers.fully_optimised`.
+# emitters of fusions and in one piece, here and in the programs that tests start. Those that must compile as for users
+# have `helpers.fully_optimised`. Where an operation stands in the source is half of what is lowered.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+    flags = ["--xla_cpu_parallel_codegen_split_count=1"]
     if jaxlib.version.__version_info__ < (0, 11):  # later ones lack the flag, and abort
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        flags += ["--xla_cpu_use_fusion_emitters=false"]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 # What one test has compiled is there for all of the session and for the programs that they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -38,6 +41,9 @@ from jaxtyping import install_import_hook
 from launching import place as place
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Tracing makes objects by the million that live on: looking for garbage among them takes a sixth of the time.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 install_import_hook("jax_simcas", "beartype.beartype")
 
 # The same examples in every run of CI; other runs go on looking for new ones.

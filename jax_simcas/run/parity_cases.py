@@ -28,7 +28,7 @@ from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, encode, encode_and_select, forward
 from jax_simcas.method.optimizers import adam, inverse_sqrt
 from jax_simcas.method.ppo import Orders, PPOConfig, Rollout, ppo_update
-from jax_simcas.method.select import state_values
+from jax_simcas.method.select import Compacted, state_values
 
 # What float32 allows.
 STATES, LOSSES, PARAMETERS = 2e-5, 1e-5, 1e-4
@@ -235,11 +235,16 @@ def check_train(case: Case) -> Iterator[Check]:
     step = jax.jit(
         partial(steps.transformer_step, model=case.model, optimizer=optimizer, label_smoothing=LABEL_SMOOTHING)
     )
+    prefixes = [f"step{i + 1}/" for i in range(case.number("steps", int))]
+    examples = [case.example(prefix) for prefix in prefixes]
+    chunks = max((len(example.document.input_ids) for example in examples), default=0)
     rates, losses = [], []
-    for i in range(case.number("steps", int)):
-        example = case.example(f"step{i + 1}/")
-        action = case.draws(f"step{i + 1}/sampled_actions", example.document.input_ids)
-        state, metrics = step(state, jax.tree.map(lambda x: x[None], example), action=action[None])
+    for i, (prefix, example) in enumerate(zip(prefixes, examples, strict=True)):
+        action = case.draws(f"{prefix}sampled_actions", example.document.input_ids)
+        # Of the same number of chunks, as batches are in training: one program does all steps.
+        document, action = jax.tree.map(lambda x: _padded(x, chunks)[None], (example.document, action))
+        batch = Example(document, jax.tree.map(lambda x: x[None], example.target))
+        state, metrics = step(state, batch, action=action)
         rates.append(float(rate(i)))
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     tiny = float(np.finfo(np.float32).tiny)
@@ -251,12 +256,19 @@ def check_train(case: Case) -> Iterator[Check]:
     yield Check(case.name, "selector untouched", largest_gap(selector, case.params["selector"]), 0.0)
 
 
-@partial(jax.jit, static_argnames=("model", "config"))
-def _generate(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS, config: GenerateConfig) -> jax.Array:
-    """The sequence that a document of these draws gives."""
+def _padded(rows: jax.Array, count: int) -> jax.Array:
+    """As many rows, those that were not there all zero."""
+    return jnp.pad(rows, ((0, count - len(rows)), *((0, 0),) * (rows.ndim - 1)))
+
+
+@partial(jax.jit, static_argnames="model")
+def _kept(params: Any, ids: jax.Array, action: jax.Array, model: SimCAS) -> Compacted:
+    """The states of a document that these draws keep."""
     real = jnp.ones(ids.shape, bool)
-    encoded = encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action)
-    return generate(params, model, config, encoded.compacted).sequence
+    return encode_and_select(params, model, Document(ids, real, real[:, 0]), action=action).compacted
+
+
+_generate = jax.jit(generate, static_argnames=("model", "config"))
 
 
 def check_generate(case: Case) -> Iterator[Check]:
@@ -267,7 +279,8 @@ def check_generate(case: Case) -> Iterator[Check]:
         except (TypeError, ValueError) as error:
             raise UserError(f"{case.name}: setting {i} of the manifest: {error}") from None
         ids = case.tokens(f"{i}/input_ids", "KS")
-        sequence = _generate(case.params, ids, case.draws(f"{i}/sampled_actions", ids), case.model, config)
+        kept = _kept(case.params, ids, case.draws(f"{i}/sampled_actions", ids), case.model)
+        sequence = _generate(case.params, case.model, config, kept).sequence
         expected = case.tokens(f"{i}/sequences", "T")
         expected = jnp.pad(
             expected, (0, max(0, len(sequence) - len(expected))), constant_values=case.shape.pad_token_id
