@@ -61,6 +61,27 @@ def no_curves(monkeypatch):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def shared_steps():
+    """Trainings of a module that take the same steps trace and compile them once."""
+    from jax_simcas.run import loop  # under the hook
+
+    with pytest.MonkeyPatch.context() as patch:
+        made, compile_steps = {}, loop.compile_steps
+
+        def compiled_once(run, shardings):
+            update = run.settings.optimizer
+            length = None if update.schedule == "inverse_sqrt" else run.steps
+            functions = (loop.transformer_step, loop.selector_step, loop.batch_loss)  # tests may replace them
+            key = (run.settings.model(), update, length, run.job.mesh, functions, *jax.tree.leaves(shardings))
+            if key not in made:
+                made[key] = compile_steps(run, shardings)
+            return made[key]
+
+        patch.setattr(loop, "compile_steps", compiled_once)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
 def forgotten_programs():
     """A compiled program holds some ten memory maps, of which a process may have 65,530: beyond, it crashes."""
     yield
