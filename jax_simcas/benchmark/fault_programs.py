@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -196,8 +197,13 @@ def _timeless(value: Any) -> Any:
 def _arrays(state: Path) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
-    with warnings.catch_warnings(action="ignore"):  # that the arrays come back on the devices they were on
-        arrays = ocp.PyTreeCheckpointer().restore(state)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of a file that this layout has not
+    reader = ocp.PyTreeCheckpointer()
+    with warnings.catch_warnings(action="ignore"):
+        kept = reader.metadata(state).item_metadata.tree
+        # Not on the devices that they were on, which may be those of several processes.
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), kept)
+        arrays = reader.restore(state, restore_args=arguments)
     leaves = jax.tree_util.tree_flatten_with_path(arrays)[0]
     return {jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from jax_simcas.benchmark import fault_kills, fault_programs
 from jax_simcas.benchmark.fault_cases import Case, Place, Tried, clock_set_back, full_disks, two_trainings
+from jax_simcas.benchmark.fault_processes import lost_processes
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.tables import markdown_table, plural
 
@@ -20,6 +21,7 @@ CASES: Mapping[str, Case] = {
     "disk": full_disks,
     "workdir": two_trainings,
     "clock": clock_set_back,
+    "processes": lost_processes,
 }
 # Of all kills: a training is where they cost most.
 SHARES = {"training": 0.4, "making of a cache": 0.2, "evaluation": 0.2, "experiment": 0.2}

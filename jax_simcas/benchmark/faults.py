@@ -2,7 +2,8 @@
 
 kills: training, making a cache of tokens, evaluation and an experiment are ended by SIGKILL, SIGTERM or Ctrl-C at
 random moments and started again, until they end by themselves. disk: the disk is full after a random number of bytes.
-workdir: two trainings in one folder. clock: set back by days. A wrong number, a file that is not whole, a traceback or
+workdir: two trainings in one folder. clock: set back by days. processes: one of two and of four is killed or stopped,
+or they lose their connection for 20 s. A wrong number, a file that is not whole, a traceback or
 an unexpected exit code is a fault. `benchmark.damage` damages checkpoints.
 """
 
@@ -14,9 +15,9 @@ from typing import Any
 
 from jax_simcas.common import cli
 
-KINDS = ("kills", "disk", "workdir", "clock")
+KINDS = ("kills", "disk", "workdir", "clock", "processes")
 EXAMPLES = """\
-  python -m jax_simcas.benchmark.faults                        # all: an hour on two idle cores
+  python -m jax_simcas.benchmark.faults                        # all: two hours on two idle cores
   python -m jax_simcas.benchmark.faults --only kills --kills 20 --seed 1
   python -m jax_simcas.benchmark.faults --only disk,workdir,clock --fills 5
 """
