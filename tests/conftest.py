@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "16")
 # Most of the time goes to compiling, which takes half of it with few optimisations, and half of that without the newer
 # emitters of fusions and in one piece, here and in the programs that tests start. Those that must compile as for users
-# have `helpers.fully_optimised`. Where an operation stands in the source is half of what is lowered.
+# have `helpers.fully_optimised`. Lowering is faster without places in the source.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")

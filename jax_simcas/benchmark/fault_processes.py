@@ -101,14 +101,16 @@ def _disturbed(
     """A training that is disturbed at a random step, and resumed if it does not come to its end."""
     folder = place.folder / "lost"
     running = _started(place, folder, join, processes)
-    await_step(running[0], folder, place.rng.randint(2, 10))
-    left_alone = disturb(running)
-    begun = time.monotonic()
-    ends = [finished(process) for process in left_alone]
-    seconds = time.monotonic() - begun
-    for process in running:
-        process.kill()
-        process.wait()
+    try:
+        await_step(running[0], folder, place.rng.randint(2, 10))
+        left_alone = disturb(running)
+        begun = time.monotonic()
+        ends = [finished(process) for process in left_alone]
+        seconds = time.monotonic() - begun
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     codes = sorted({ended.code for ended in ends})
     resumed = [finished(process) for process in _started(place, folder, join, processes)] if any(codes) else []
     # Where process 0 is gone, jax may abort the others with a message of its own before ours.
@@ -122,5 +124,5 @@ def _disturbed(
 
 
 def _failed(ends: Sequence[Ended]) -> str:
-    """The first end that is not a good one; "" if all are."""
-    return next((f"exit code {ended.code}: {ended.err.strip()[-300:]}" for ended in ends if ended.code), "")
+    """What each process that did not end well says; "" if all did."""
+    return "; ".join(f"exit code {ended.code}: {ended.err.strip()[-300:]}" for ended in ends if ended.code)

@@ -17,7 +17,7 @@ from jax_simcas.common import cli
 
 KINDS = ("kills", "disk", "workdir", "clock", "processes")
 EXAMPLES = """\
-  python -m jax_simcas.benchmark.faults                        # all: two hours on two idle cores
+  python -m jax_simcas.benchmark.faults                        # all of them: hours
   python -m jax_simcas.benchmark.faults --only kills --kills 20 --seed 1
   python -m jax_simcas.benchmark.faults --only disk,workdir,clock --fills 5
 """
