@@ -119,7 +119,8 @@ def figures(folder):
 
 def slow_but(values, *fast):
     """The values of a test's parameter; it is slow but for those in `fast`."""
-    return [value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    several = lambda value: value if isinstance(value, tuple) else (value,)
+    return [value if value in fast else pytest.param(*several(value), marks=pytest.mark.slow) for value in values]
 
 
 @contextmanager

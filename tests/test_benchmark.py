@@ -25,7 +25,7 @@ def small(stage, size="tiny", **changes):
     return Task(stage, size=size, length=128, chunk_length=32, target=8, selected=16, **changes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(["float32", "bfloat16"], "bfloat16"))
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_traces(stage, dtype):
     run, arguments = prepare_task(small(stage, dtype=dtype))
@@ -120,6 +120,7 @@ def test_exponents(power):
     assert math.isnan(growth.exponent([5], [1.0]))
 
 
+@pytest.mark.slow
 def test_a_run_measures_prints_and_draws(tmp_path, capfd):
     pytest.importorskip("torch")
     flags = ["--stages=encode", "--size=tiny", "--lengths=1024,4096", "--repeats=2", f"--output={tmp_path}"]
@@ -164,7 +165,7 @@ def test_wrong_flags_are_named(flag, message, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings
-@pytest.mark.parametrize("stage", SIDES["torch"])
+@pytest.mark.parametrize("stage", slow_but(SIDES["torch"], "transformer"))
 def test_the_peers_stages_run(stage):
     torch = pytest.importorskip("torch")
     from jax_simcas.benchmark.torch_peer_stages import prepared
@@ -175,7 +176,7 @@ def test_the_peers_stages_run(stage):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own
-@pytest.mark.parametrize("kind", slow_but(KINDS, "bart", "led", "t5", "t5gemma2"))
+@pytest.mark.parametrize("kind", slow_but(KINDS, "bart", "t5gemma2"))
 def test_both_sides_encode_the_same_with_the_same_weights(kind, tmp_path):
     """Of every family, by its config.json."""
     pytest.importorskip("torch")
@@ -248,7 +249,7 @@ class SimCAS(nn.Module):
 }
 
 
-@pytest.mark.parametrize("stage", SIDES["released"])
+@pytest.mark.parametrize("stage", slow_but(SIDES["released"], "encode"))
 def test_the_released_codes_stages_are_driven_through_its_own_names(stage, tmp_path):
     pytest.importorskip("torch")
     for name, text in CLONE.items():
@@ -297,6 +298,7 @@ def python_of(path, command):
     return str(path)
 
 
+@pytest.mark.slow
 def test_the_peer_can_run_in_another_python(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)  # from where this package is not found

@@ -41,10 +41,8 @@ def failures(path):
     return [row["quantity"] for row in json.loads(path.read_text())["checks"] if not row["holds"]]
 
 
-FAST = ("flan-t5",)
-
-
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in TYPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_model_does_here_what_it_does_in_transformers(kind, folders, tmp_path, capsys):
     code, out, err = checked(capsys, folders[kind], "--long", f"--json={tmp_path / 'check.json'}")
     assert code == 0, out + err
@@ -84,12 +82,13 @@ def test_weights_in_bfloat16_are_compared_in_float32(folders, tmp_path, capsys):
     assert code == 0, out + err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
         {"activation_function": "gelu_new"},
-        pytest.param({"activation_function": "relu"}, marks=pytest.mark.slow),
-        pytest.param({"scale_embedding": True}, marks=pytest.mark.slow),
+        {"activation_function": "relu"},
+        {"scale_embedding": True},
     ],
 )
 def test_another_activation_or_scale_is_noticed(fields, folders, bart, tmp_path, capsys):

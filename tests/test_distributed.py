@@ -57,11 +57,11 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(workdir, cache, processes, devices, sabotaged=None, sabotage=SABOTAGE, **changes):
+def start(workdir, cache, processes, devices, settings=CHANGES, sabotaged=None, sabotage=SABOTAGE, **changes):
     """The training program in so many processes of so many devices each; one of them may be sabotaged."""
     where = f"127.0.0.1:{free_port()},{processes}"
     env = environment(JAX_SIMCAS_CACHE=cache, JAX_NUM_CPU_DEVICES=devices)
-    flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(CHANGES | changes)]
+    flags = [f"--config={CONFIGS / 'embedded.py'}", f"--workdir={workdir}", *as_flags(settings | changes)]
     return [
         subprocess.Popen(
             [sys.executable, *(["-c", sabotage] if index == sabotaged else ["-m", "jax_simcas.train"]), *flags]
@@ -112,12 +112,18 @@ def alone(tmp_path_factory, cache):
     return folder
 
 
-def test_two_processes_train_and_one_goes_on_with_another_mesh(alone, cache, tmp_path):
-    # Each process finds the buckets that the other run was given.
-    done = train(tmp_path, cache, 2, 2, **{"loop.steps": 2, "data.fit_buckets": True, "data.chunk_buckets": ()})
-    assert "step 2: validation" in done[0][1]
+def test_two_processes_train_as_one(trained, tmp_path):
+    done = train(tmp_path, trained.cache, 2, 2, settings={})
+    assert "step 4: validation" in done[0][1]
     said = [line for line in done[1][1].splitlines() if "connected peer ranks" not in line]
     assert not any(said), said  # only process 0 prints
+    assert_same_run(trained.workdir, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_goes_on_with_another_mesh(alone, cache, tmp_path):
+    # Each process finds the buckets that the other run was given.
+    train(tmp_path, cache, 2, 2, **{"loop.steps": 2, "data.fit_buckets": True, "data.chunk_buckets": ()})
     done = train(tmp_path, cache, 1, 4, **{"mesh.chunk": 2, "mesh.fsdp": 2})
     assert "resuming at step 2" in done[0][1]
     assert_same_run(alone, tmp_path, 4)
@@ -200,10 +206,18 @@ def test_a_wrong_address_is_one_line(where):
         join(where)
 
 
-def test_two_processes_evaluate_each_document_once(alone, cache, tmp_path):
-    env = environment(JAX_SIMCAS_CACHE=cache, JAX_NUM_CPU_DEVICES=2)
+@pytest.mark.slow
+def test_two_processes_evaluate_each_document_once(trained, tmp_path):
+    env = environment(JAX_SIMCAS_CACHE=trained.cache, JAX_NUM_CPU_DEVICES=2)
     where = f"127.0.0.1:{free_port()},2"
-    common = [sys.executable, "-m", "jax_simcas.evaluate", f"--workdir={alone}", "--limit=5", "--batch-size=2"]
+    common = [
+        sys.executable,
+        "-m",
+        "jax_simcas.evaluate",
+        f"--workdir={trained.workdir}",
+        "--limit=5",
+        "--batch-size=2",
+    ]
     commands = [[*common, f"--output={tmp_path / 'one'}"]]
     commands += [[*common, f"--output={tmp_path / 'two'}", f"--distributed={where},{index}"] for index in range(2)]
     running = [

@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 import yaml
-from helpers import ROOT, docs_program
+from helpers import ROOT, docs_program, slow_but
 from test_structure import ORDER, PROGRAMS
 
 from jax_simcas.common.errors import UserError
@@ -304,7 +304,11 @@ def prints_of(code):
     return re.findall(r"# prints: (.+)$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+SNIPPETS = [name for name in NAMES if blocks(name, "python")]
+COMPILES_BART = "docs/performance.md"  # for a million tokens
+
+
+@pytest.mark.parametrize("name", slow_but(SNIPPETS, *(set(SNIPPETS) - {COMPILES_BART})))
 def test_every_python_snippet_runs_as_printed(name, tmp_path, monkeypatch, workdir, document):
     """The snippets of a page run one after another, in one namespace, beside examples/ and the quickstart's model."""
     monkeypatch.chdir(tmp_path)

@@ -236,7 +236,7 @@ def compiles(family, capsys):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-FAST = {"flan-t5": (summarises,), "t5gemma": (trains,)}
+FAST = {"flan-t5": (summarises,)}
 PROGRAMS = (
     trains,
     evaluates,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, TINY, document, model_of, stack, tiny_config, tiny_params
+from helpers import ROOT, TINY, document, model_of, slow_but, stack, tiny_config, tiny_params
 
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.protocol import Backbone
@@ -44,7 +44,7 @@ def test_every_example_is_tried_here_and_names_its_flags():
         assert {field: str(value) for field, value in changes.items() if ":" in str(value)}.items() <= flags.items()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", slow_but(EXAMPLES, "align_gated_mean", "policy_sentences", "backbone_toy"))
 def test_it_trains_both_sides_and_the_workdir_can_be_read(name, tmp_path):
     """Two steps of the transformer and of the selector, validation, and the model read back."""
     settings = tiny_config(**EXAMPLES[name], **{"loop.steps": 2, "loop.selector_every": 1})
@@ -80,6 +80,7 @@ def test_sentences_are_kept_or_dropped_whole():
     assert 0 < out.action.sum() < out.action.size
 
 
+@pytest.mark.slow
 def test_the_reward_is_rouge_less_the_likelihood():
     module = example("reward_rouge")
     one, model, params = document(0), model_of(policy="all"), tiny_params()

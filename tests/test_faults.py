@@ -147,6 +147,7 @@ def seed():
     return int(os.environ.get("JAX_SIMCAS_FAULT_SEED") or random.randrange(10**6))
 
 
+@pytest.mark.slow
 def test_a_struck_run_ends_as_an_undisturbed_one(tmp_path, cache):
     strikes = [(signal.SIGKILL, "save"), (signal.SIGTERM, "step")]
     # Without the selector's updates, which take half of the time to compile; the slow tests have them.

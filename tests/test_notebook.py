@@ -76,6 +76,7 @@ def executed(tmp_path_factory):
     return read(folder / "out.ipynb")
 
 
+@pytest.mark.slow
 def test_it_runs_without_errors_and_gives_the_right_answer(executed):
     assert not errors(executed)
     expected, answer = expected_and_answer(executed)
@@ -84,6 +85,7 @@ def test_it_runs_without_errors_and_gives_the_right_answer(executed):
     assert len(many) == 5 and all(answer == expected for answer, expected in many)
 
 
+@pytest.mark.slow
 def test_it_shows_what_was_kept_and_what_training_did(executed):
     answer = expected_and_answer(executed)[1].split(", ")
     document = printed(cell_with(executed, "in_brackets"))
@@ -102,6 +104,7 @@ def test_the_stored_outputs_are_those_of_the_stored_cells():
     assert stored["metadata"]["jax_simcas"]["sources"] == present, "run python docs/make_notebook.py"
 
 
+@pytest.mark.slow
 def test_the_cells_that_are_stored_are_those_that_run_here(executed):
     shortened = [
         re.sub(r"^STEPS = \d+$", f"STEPS = {STEPS}", source(cell), flags=re.MULTILINE)
@@ -110,6 +113,13 @@ def test_the_cells_that_are_stored_are_those_that_run_here(executed):
     assert shortened == [source(cell) for cell in executed["cells"]]
     assert sum(source(cell).count(f"STEPS = {STEPS}") for cell in executed["cells"]) == 1
     assert expected_and_answer(read(NOTEBOOK)) == expected_and_answer(executed)
+
+
+def test_what_the_stored_cells_import_is_there():
+    ours = re.compile(r"(?:from|import) jax_simcas\b.*")
+    lines = [line for cell in code(read(NOTEBOOK)) for line in source(cell).splitlines() if ours.fullmatch(line)]
+    assert len(lines) > 5
+    exec("\n".join(lines), {})
 
 
 def test_every_stored_cell_has_an_output_and_none_has_an_error_or_a_place_on_a_machine():

@@ -355,6 +355,7 @@ print("from transformers:", texts[0])
 """
 
 
+@pytest.mark.slow
 def test_the_environment_alone_directs_the_client_and_transformers_reads_the_upload(
     hub, evaluated, document, cache, tmp_path
 ):

@@ -56,25 +56,29 @@ def start():
     return init_state(stack_layers(params), TRANSFORMER, SELECTOR, jax.random.key(1))
 
 
-def both_steps(state, batch):
-    for _ in range(2):
-        state, _ = transformer_step(state, batch, model=MODEL, optimizer=TRANSFORMER)
-    return selector_step(state, batch, model=MODEL, optimizer=SELECTOR, ppo=PPO)
+def both_updates(state, batch):
+    """The state after two steps of the transformer, which are one update of it, and one of the selector."""
+    jitted = partial(jax.jit, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
+    transformer = jitted(partial(transformer_step, model=MODEL, optimizer=TRANSFORMER))
+    selector = jitted(partial(selector_step, model=MODEL, optimizer=SELECTOR, ppo=PPO))
+    for step in (transformer, transformer, selector):
+        state, _ = step(state, batch)
+    return state.replace(key=jax.random.key_data(state.key))
 
 
+@jax.jit
 def gradients(params, batch):
     loss = lambda params: batch_loss(params, batch, MODEL, 0.1, policy=POLICIES["sample"], key=jax.random.key(3))[0]
     return jax.value_and_grad(loss)(params)
 
 
-def on_mesh(config, function, *trees):
-    """`function` of trees that lie on a mesh of eight devices."""
+def on_mesh(config, function, state):
+    """`function` of a state and BATCH, which lie on a mesh of eight devices."""
     mesh = make_mesh(fitted(config, 8, 8), jax.devices())
-    state, batch = trees
     with jax.set_mesh(mesh):
         state = jax.device_put(state, state_shardings(mesh, state, MODEL.sharding_rules))
-        batch = jax.device_put(batch, batch_shardings(mesh, batch))
-        return jax.device_get(jax.jit(function)(state, batch))
+        batch = jax.device_put(BATCH, batch_shardings(mesh, BATCH))
+        return jax.device_get(function(state, batch))
 
 
 def close(a, b, rtol=2e-4, atol=2e-5):
@@ -82,30 +86,30 @@ def close(a, b, rtol=2e-4, atol=2e-5):
         np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol, atol, err_msg=jax.tree_util.keystr(path))
 
 
-def readable(state):
-    return state.replace(key=jax.random.key_data(state.key))
+@pytest.fixture(scope="module")
+def gradients_alone():
+    """Those on one device."""
+    return jax.device_get(gradients(start().params, BATCH))
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """Gradients, and the states after both updates, on one device."""
-    state = start()
-    return jax.device_get(
-        (jax.jit(gradients)(state.params, BATCH), jax.jit(lambda s, b: readable(both_steps(s, b)[0]))(state, BATCH))
-    )
+def updated_alone():
+    """The state after both updates on one device."""
+    return jax.device_get(both_updates(start(), BATCH))
 
 
 @pytest.mark.slow  # the updates, which follow from them, are fast
 @named(MESHES)
-def test_eight_devices_give_the_gradients_of_one(config, alone):
-    close(on_mesh(config, gradients, start().params, BATCH), alone[0])
+def test_eight_devices_give_the_gradients_of_one(config, gradients_alone):
+    close(on_mesh(config, gradients, start().params), gradients_alone)
 
 
 @named([MESHES[-1], *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES[:-1])])
-def test_eight_devices_give_the_updates_of_one(config, alone):
-    close(on_mesh(config, lambda s, b: readable(both_steps(s, b)[0]), start(), BATCH), alone[1], 2e-3, 2e-4)
+def test_eight_devices_give_the_updates_of_one(config, updated_alone):
+    close(on_mesh(config, both_updates, start()), updated_alone, 2e-3, 2e-4)
 
 
+@pytest.mark.slow
 def test_shard_map_and_pmap_runners_give_the_gradients_of_one_device():
     """The same functions, laid out by hand: one document per device, gradients averaged."""
     params = start().params

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import PARITY
+from helpers import PARITY, slow_but
 
 torch = pytest.importorskip("torch")
 
@@ -38,7 +38,7 @@ def test_forward(name):
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own about generation settings in a model's config
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("generate")])
+@pytest.mark.parametrize("name", slow_but([name for name in CASES if name.startswith("generate")], "generate_mean"))
 def test_generation(name):
     arrays, peer = CASES[name].arrays, peer_of(CASES[name]).eval()
     for i, options in enumerate(CASES[name].settings["settings"]):

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import figures, one_line_error, read_config, tiny_config
-from trained import jsonl_settings, pretrained_folder, user_runs, write_split
+from trained import jsonl_settings, pretrained_folder, write_split
 
 from jax_simcas import evaluate, summarize
+from jax_simcas import train as train_program
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common import metric_log
 from jax_simcas.common.errors import UserError
@@ -293,11 +294,12 @@ def test_a_missing_split_or_folder_is_named(cache, tmp_path):
         (["--config=configs/embedded.py", "--workdir={}", "--config.simcas.chunk_length=128"], "chunk_length=128"),
     ],
 )
-def test_trainings_flags_are_checked_in_one_line(arguments, message, tmp_path, cache):
-    out = user_runs("jax_simcas.train", *(a.format(tmp_path / "run") for a in arguments), cache=cache)
-    assert out.returncode == 1 and message in one_line_error(out.stderr)
+def test_trainings_flags_are_checked_in_one_line(arguments, message, tmp_path, cache, capsys):
+    assert train_program.main([a.format(tmp_path / "run") for a in arguments]) == 1
+    assert message in one_line_error(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_pretrained_folder_is_fine_tuned_and_used_as_it_is(cache, tmp_path, capsys):
     model = pretrained_folder(tmp_path / "bart")
     rows = [{"document": " ".join(f"word-{(i + j) % 30}" for j in range(60)), "summary": f"word-{i}"} for i in range(9)]

@@ -10,6 +10,7 @@ import optax
 import pytest
 from helpers import TINY, document, model_of, stack, tiny_params
 
+from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.method.document import Target
 from jax_simcas.method.optimizers import inverse_sqrt
 from jax_simcas.method.ppo import PPOConfig
@@ -30,10 +31,15 @@ CONFIG = UpdateConfig(max_lr=0.02, warmup=4, accumulate_step=1, ppo=PPOConfig(mi
 BATCH = stack(*(document(i, chunks=c, padding_chunks=3 - c) for i, c in enumerate((3, 2))))
 
 
+@cache
+def stacked_params():
+    """As training has them, which compiles one layer of each stack."""
+    return stack_layers(tiny_params())
+
+
 def fresh(config=CONFIG, params=None):
-    return init_state(
-        tiny_params() if params is None else params, config.transformer(steps=100), config.selector(), jax.random.key(1)
-    )
+    params = stacked_params() if params is None else params
+    return init_state(params, config.transformer(steps=100), config.selector(), jax.random.key(1))
 
 
 @cache  # one compilation for all tests
@@ -99,14 +105,14 @@ def test_accumulation_equals_the_larger_batch():
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted():
-    params = jax.tree.map(lambda x: x, tiny_params())
+    params = stacked_params()
     params = params | {"final_logits_bias": params["final_logits_bias"].at[0, 5].set(jnp.nan)}
     start = fresh(params=params)
     state, metrics = update_transformer()(start, BATCH)
     assert state.skipped == 1 and state.skipped_in_row == 1 and metrics["skipped"][0] == 1
     for a, b in zip(jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    good = state.replace(params=tiny_params())
+    good = state.replace(params=stacked_params())
     state, _ = update_transformer()(good, BATCH)
     assert state.skipped == 1 and state.skipped_in_row == 0
     state, metrics = update_selector()(start, BATCH)
@@ -137,7 +143,7 @@ def test_the_same_key_gives_the_same_step_and_another_step_another_draw():
 
 def test_dropout_is_on_in_training_only():
     wet = dataclasses.replace(TINY, dropout=0.3, attention_dropout=0.1, activation_dropout=0.1)
-    params = tiny_params()
+    params = stacked_params()
 
     def whole(bart, train):
         return batch_loss(params, BATCH, model_of(bart, policy="all"), 0.0, key=jax.random.key(0), train=train)

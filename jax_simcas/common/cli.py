@@ -79,7 +79,8 @@ def prepare_jax() -> None:
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_dir() / "compiled")
     jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def cache_dir() -> Path:
