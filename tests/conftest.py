@@ -61,7 +61,7 @@ def no_curves(monkeypatch):
     monkeypatch.setattr("jax_simcas.run.loop.plots", SimpleNamespace(plot_training=lambda *_: None))
 
 
-STEPS = {}  # by what they depend on
+compiled_steps = {}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,20 +77,31 @@ def shared_steps():
             length = None if update.schedule == "inverse_sqrt" else run.steps
             functions = (loop.transformer_step, loop.selector_step, loop.batch_loss)  # tests may replace them
             key = (run.settings.model(), update, length, run.job.mesh, functions, *jax.tree.leaves(shardings))
-            if key not in STEPS:
-                STEPS[key] = compile_steps(run, shardings)
-            return STEPS[key]
+            if key not in compiled_steps:
+                compiled_steps[key] = compile_steps(run, shardings)
+            return compiled_steps[key]
 
         patch.setattr(loop, "compile_steps", compiled_once)
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
+def forget_programs():
     """A compiled program holds some ten memory maps, of which a process may have 65,530: beyond, it crashes."""
-    yield
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
-        STEPS.clear()
+        compiled_steps.clear()
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_after_a_module():
+    yield
+    forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def forgotten_after_a_slow_test(request):
+    yield
+    if request.node.get_closest_marker("slow"):
+        forget_programs()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow_but
 from safetensors.numpy import load_file, save_file
 
 from jax_simcas.backbones.bart.backbone import Bart
@@ -223,7 +224,10 @@ def random_shape(rng, chunks):
     return chunks, int(rng.integers(5, 16)), int(rng.integers(3, 12))
 
 
-@pytest.mark.parametrize(("model_type", "chunks"), [("led", 1), ("m2m_100", 3)])
+A_FEW = [("pegasus", 1), ("marian", 1), ("blenderbot", 1), ("led", 1), ("m2m_100", 3)]
+
+
+@pytest.mark.parametrize(("model_type", "chunks"), slow_but(A_FEW, ("led", 1), ("m2m_100", 3)))
 def test_computes_what_transformers_computes(model_type, chunks, tmp_path):
     rng = np.random.default_rng(chunks)
     config = config_of(model_type, rng)

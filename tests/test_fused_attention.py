@@ -26,9 +26,6 @@ def operands(dtype, chunks, queries, keys, width=16, heads=3):
     return make(0, queries), make(1, keys), make(2, keys), make(3, queries)
 
 
-SLOW = pytest.mark.slow
-
-
 def close(a, b, tolerance):
     scale = np.abs(np.asarray(b, np.float32)).max()
     np.testing.assert_allclose(np.asarray(a, np.float32) / scale, np.asarray(b, np.float32) / scale, atol=tolerance)
@@ -47,9 +44,15 @@ def causal(count):
     ("queries", "keys", "mask"),
     [
         pytest.param(32, 32, lengths([32, 19], 32), id="a whole chunk and a padded one"),
-        pytest.param(32, 32, lengths([20, 9], 32).at[:, :, -1].set(True), id="PAD between content and EOS", marks=SLOW),
+        pytest.param(
+            32,
+            32,
+            lengths([20, 9], 32).at[:, :, -1].set(True),
+            id="PAD between content and EOS",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(8, 37, lengths([37, 1], 37), id="cross-attention, of an odd number of states"),
-        pytest.param(24, 24, causal(24), id="causal", marks=SLOW),
+        pytest.param(24, 24, causal(24), id="causal", marks=pytest.mark.slow),
     ],
 )
 def test_the_fused_kernel_has_the_values_and_gradients_of_the_plain_one(kernel, dtype, tolerance, queries, keys, mask):

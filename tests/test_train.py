@@ -9,8 +9,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import figures, one_line_error, read_config, tiny_config
-from trained import jsonl_settings, pretrained_folder, write_split
+from helpers import ROOT, figures, one_line_error, read_config, tiny_config
+from trained import jsonl_settings, pretrained_folder, user_runs, write_split
 
 from jax_simcas import evaluate, summarize
 from jax_simcas import train as train_program
@@ -294,9 +294,15 @@ def test_a_missing_split_or_folder_is_named(cache, tmp_path):
         (["--config=configs/embedded.py", "--workdir={}", "--config.simcas.chunk_length=128"], "chunk_length=128"),
     ],
 )
-def test_trainings_flags_are_checked_in_one_line(arguments, message, tmp_path, cache, capsys):
+def test_trainings_flags_are_checked_in_one_line(arguments, message, tmp_path, cache, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     assert train_program.main([a.format(tmp_path / "run") for a in arguments]) == 1
     assert message in one_line_error(capsys.readouterr().err)
+
+
+def test_a_wrong_flag_ends_the_process_of_training_in_one_line(tmp_path, cache):
+    out = user_runs("jax_simcas.train", "--config=embedded", f"--workdir={tmp_path}/run", "--config.loop.stepz=3")
+    assert out.returncode == 1 and "stepz" in one_line_error(out.stderr)
 
 
 @pytest.mark.slow

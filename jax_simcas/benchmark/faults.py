@@ -3,8 +3,8 @@
 kills: training, making a cache of tokens, evaluation and an experiment are ended by SIGKILL, SIGTERM or Ctrl-C at
 random moments and started again, until they end by themselves. disk: the disk is full after a random number of bytes.
 workdir: two trainings in one folder. clock: set back by days. processes: one of two and of four is killed or stopped,
-or they lose their connection for 20 s. A wrong number, a file that is not whole, a traceback or
-an unexpected exit code is a fault. `benchmark.damage` damages checkpoints.
+or they lose their connection for 20 s. A wrong number, a file that is not whole, a traceback or an unexpected exit
+code is a fault. `benchmark.damage` damages checkpoints.
 """
 
 from __future__ import annotations
