@@ -208,7 +208,11 @@ def test_bad_folders(folder, tmp_path):
     fails({}, "no tokenizer could be loaded .*; expected tokenizer.json .*, there is nothing")
     fails({"tokenizer_config.json": config}, "no tokenizer could be loaded .* there is tokenizer_config.json")
     fails({"config.json": '{"model_type": "bart"}'}, "has no vocabulary, only special tokens; .* there is config.json")
-    fails({"tokenizer_config.json": config, "tokenizer.json": whole[:1000]}, "no tokenizer could be loaded")
+    fails({"tokenizer_config.json": config, "tokenizer.json": whole[:1000]}, "tokenizer.json: cannot be read as JSON")
+    usual = {"tokenizer_config.json": config, "tokenizer.json": whole}
+    fails({**usual, "added_tokens.json": "{"}, "added_tokens.json: cannot be read as JSON")
+    t5 = {"tokenizer.json": whole, "config.json": '{"model_type": "t5", "dropout_rate": null}'}
+    fails(t5, "config.json: transformers refuses it .*'dropout_rate'")
     fails({"tokenizer_config.json": config, "tokenizer.json": '{"model": 3}'}, "no tokenizer could be loaded")
     fails({"tokenizer.json": whole}, "has no eos_token_id: a summary needs a token that ends it")
     remote = json.dumps(

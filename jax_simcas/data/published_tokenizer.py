@@ -47,7 +47,28 @@ def from_pretrained(name: str) -> Any:
             raise UserError(
                 f"{name}: its tokenizer is a model of SentencePiece, without tokenizer.json: pip install sentencepiece"
             ) from None
+        _check_files(name)
         raise UserError(f"{name}: no tokenizer could be loaded ({first_line(error)}){listing(name)}") from None
+
+
+def _check_files(name: str) -> None:
+    """Tells of a fault in a file that transformers reads without naming it.
+
+    Raises:
+      UserError: one that is not JSON, or a config.json with a value that transformers refuses.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    for path in sorted(Path(name).glob("*.json")):
+        files.read_json(path, "no such file")
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split()).split(" Errors: ")[0].rstrip(".")
+        raise UserError(f"{Path(name, 'config.json')}: transformers refuses it ({reason})") from None
+    except Exception:  # a folder without config.json may hold a tokenizer all the same
+        return
 
 
 def _class_name(name: str) -> str:
