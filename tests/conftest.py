@@ -45,7 +45,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Tracing makes objects by the million that live on: looking for garbage among them takes a sixth of the time.
 gc.freeze()
 gc.set_threshold(200_000, 20, 100)
-install_import_hook("jax_simcas", "beartype.beartype")
+install_import_hook("jax_simcas", "shapes.checked")
 
 # The same examples in every run of CI; other runs go on looking for new ones.
 hypothesis.settings.register_profile("ci", derandomize=True)

@@ -58,6 +58,8 @@ class Shape(Protocol):
     sizes: ClassVar[tuple[str, ...]]
     rates: ClassVar[tuple[str, ...]]
 
+    def __hash__(self) -> int: ...
+
     @property
     def vocab_size(self) -> int: ...
 

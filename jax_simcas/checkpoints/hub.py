@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -152,14 +152,15 @@ def fill_missing_params(
     return loaded._replace(params=params, notes=tuple(notes))
 
 
-def expected_shapes(config: Shape) -> dict[str, tuple[int, ...]]:
+@cache
+def expected_shapes(config: Shape) -> Mapping[str, tuple[int, ...]]:
     """Path -> shape of every parameter, selector included."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(families.backbone_for(config))))
-    return {name: leaf.shape for name, leaf in trees.by_path(tree).items()}
+    return MappingProxyType({name: leaf.shape for name, leaf in trees.by_path(tree).items()})
 
 
 def _check_shapes(flat: Flat, config: Shape, where: Path) -> None:
-    expected = expected_shapes(config)
+    expected = dict(expected_shapes(config))
     if not any(name.startswith("selector/") for name in flat):
         expected = {name: shape for name, shape in expected.items() if not name.startswith("selector/")}
     positions = "/".join((*families.backbone_for(config).encoder_path, NAME, "embedding"))

@@ -122,13 +122,13 @@ def divided(dimensions: Iterable[str | None], shape: Sequence[int], sizes: Mappi
 
     "heads/4" is "heads" where they divide 4.
     """
+    return tuple(_if_divided(name, size, sizes) for name, size in zip(dimensions, shape, strict=True))
 
-    def fitting(name: str | None, size: int) -> str | None:
-        meaning, _, parts = (name or "").partition("/")
-        pieces = math.prod(sizes[axis] for axis in RULES.get(meaning, ()))
-        return meaning or None if int(parts or size) % pieces == 0 else None
 
-    return tuple(map(fitting, dimensions, shape))
+def _if_divided(name: str | None, size: int, sizes: Mapping[str, int]) -> str | None:
+    meaning, _, parts = (name or "").partition("/")
+    pieces = math.prod(sizes[axis] for axis in RULES.get(meaning, ()))
+    return meaning or None if int(parts or size) % pieces == 0 else None
 
 
 def mesh_in_use() -> Any:

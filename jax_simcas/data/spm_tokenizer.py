@@ -181,7 +181,7 @@ class VocabularyTokenizer(SpmTokenizer):
             cutter.backend.add_tokens(added)
         return super()._add_tokens(added, special_tokens)
 
-    def _encode_plus(  # type: ignore[override]  # the other arguments are passed on
+    def _encode_plus(  # the other arguments are passed on
         self, text: Any, text_pair: Any = None, is_split_into_words: bool = False, **kwargs: Any
     ) -> Any:
         pair = None if text_pair is None else self._pieces(text_pair, is_split_into_words)

@@ -8,6 +8,7 @@ import difflib
 import types
 import typing
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from jax_simcas.common.checks import LARGEST, LARGEST_SEED
@@ -16,9 +17,12 @@ from jax_simcas.common.errors import UserError
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text", type(None): "None"}
 
 
+annotations_of = cache(typing.get_type_hints)  # which takes most of the time of reading a config
+
+
 def hints_of(cls: Any) -> dict[str, Any]:
     """The types of the fields of a dataclass, by name."""
-    hints = typing.get_type_hints(cls)
+    hints = annotations_of(cls)
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
