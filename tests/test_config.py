@@ -59,6 +59,7 @@ def test_differences_name_fields():
     ("mapping", "message"),
     [
         ({"loop": {"stepz": 1}}, "run.loop.stepz: no such field"),
+        ({"chunk_length": 64}, "run.chunk_length: no such field; did you mean simcas.chunk_length?"),
         ({"loop": {"steps": 0}}, "run.loop.steps=0: expected at least 1"),
         ({"data": {"source": "xml"}}, "run.data.source='xml': expected one of jsonl, "),
         ({"data": {"input_template": "{query}"}}, "run.data.input_template="),

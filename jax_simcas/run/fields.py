@@ -58,6 +58,7 @@ def unknown_field(cls: Any, name: str, where: str) -> str:
         return f"{where}.{name}: no such field; {where} has no fields of its own"
     known = [item.name for item in dataclasses.fields(cls)]
     close = difflib.get_close_matches(name, known, 1, 0.6) or [k for k in known if k.replace("_", "") == name.lower()]
+    close = close or [field for field, _ in all_fields(cls) if field.endswith(f".{name}")]
     hint = f"did you mean {close[0]}?" if close else f"{where} has {', '.join(known)}"
     return f"{where}.{name}: no such field; {hint}"
 
