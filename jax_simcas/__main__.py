@@ -24,6 +24,7 @@ PROGRAMS = {
     "benchmark.checkpoint": ("benchmark.checkpoint", "time what saving costs training"),
     "benchmark.data_order": ("benchmark.data_order", "check the order of rows of killed and resumed runs"),
     "benchmark.input": ("benchmark.input", "time the input side"),
+    "benchmark.upgrades": ("benchmark.upgrades", "train with one set of packages and resume with another"),
 }
 
 

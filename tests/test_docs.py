@@ -34,6 +34,7 @@ PARTS = {
     "benchmark.odd_input",
     "benchmark.damage",
     "benchmark.data_order",
+    "benchmark.upgrades",
     "benchmark.faults",
 }
 PATH = re.compile(r"(?<![\w/.:-])(?:configs|launch|docs|tests|examples|findings|jax_simcas|\.ci|\.github)/[\w./-]*\w")
