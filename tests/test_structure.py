@@ -96,6 +96,13 @@ def test_the_pure_packages_have_no_flags_files_or_printing():
                 assert not {"absl", "ml_collections", "pathlib", "os"} & {name.split(".")[0] for name in names}, name
 
 
+def test_no_function_is_long():
+    for path in PACKAGES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
 # The data sets' configs differ in few numbers, and each takes as long as a training step of its size to trace.
 NAMES = slow_but(sorted(path.stem for path in CONFIGS.glob("*.py")), "embedded", "t5gemma2_270m")
 

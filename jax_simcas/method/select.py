@@ -133,6 +133,17 @@ class Policy(NamedTuple):
     budgeted: bool = False
     reads_tokens: bool = False
 
+    def check(self, key: object, budget: object, tokens: object) -> None:
+        """Raises ValueError if what it needs is None."""
+        needs = (
+            (self.draws, key, "a key"),
+            (self.budgeted, budget, "a budget (a number of candidates)"),
+            (self.reads_tokens, tokens, "the tokens of the document"),
+        )
+        for needed, given, what in needs:
+            if needed and given is None:
+                raise ValueError(f"this policy needs {what}")
+
 
 def keep_all(view: ChunkView) -> Bool[Array, " S"]:
     return view.mask
@@ -226,12 +237,7 @@ def select(
       ValueError: a policy without the key, the budget or the tokens that it needs.
     """
     rule = policy if action is None else Policy(keep_planned)
-    if rule.draws and key is None:
-        raise ValueError("this policy needs a key")
-    if rule.budgeted and budget is None:
-        raise ValueError("this policy needs a budget (a number of candidates)")
-    if rule.reads_tokens and tokens is None:
-        raise ValueError("this policy needs the tokens of the document")
+    rule.check(key, budget, tokens)
     planned = jnp.zeros_like(candidate_mask) if action is None else action
     if rule.plan is not None:
         assert budget is not None
