@@ -48,9 +48,10 @@ gc.set_threshold(200_000, 20, 100)
 install_import_hook("jax_simcas", "shapes.checked")
 
 # The same examples in every run of CI; other runs go on looking for new ones.
-hypothesis.settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# How long one takes says how busy the machine is.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "ours")
 
 pytest_plugins = ["trained"]
 

@@ -190,6 +190,7 @@ REQUIRED = {
     "parity": ["folder"],
     "benchmark.checkpoint": ["--folder=out"],
     "benchmark.input": ["--folder=out"],
+    "benchmark.upgrades": ["--python=python3"],
 }
 
 

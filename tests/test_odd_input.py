@@ -24,14 +24,21 @@ class Still(random.Random):
         return 0
 
 
+def skip_without_its_package(kind):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+
+
 @pytest.mark.parametrize("kind", odd_kinds.KINDS)
 def test_each_kind_is_read_or_refused_by_one_line(kind):
+    skip_without_its_package(kind)
     outcomes = [odd_runs.read_one(kind, number, seed=7) for number in range(8)]
     assert not [outcome for outcome in outcomes if outcome.result not in (odd_runs.READ, odd_runs.REFUSED)]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in odd_kinds.KINDS if kind != "flags"])
 def test_what_is_not_changed_is_read(kind, tmp_path):
+    skip_without_its_package(kind)
     odd_kinds.KINDS[kind].write(tmp_path, Still(0))()
 
 

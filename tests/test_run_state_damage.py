@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from helpers import complaints
 from states import assert_same, flip, make_state, remove, restored_step, steps_in, truncate
 from states import folder as folder
 from states import two_steps as two_steps
@@ -45,7 +46,7 @@ def test_damaged_checkpoint_is_skipped_by_name(folder, damage, where, capfd):
     assert step == 1
     assert len(warnings) == 1 and warnings[0].startswith(f"{folder / '2'}: skipped, damaged (")
     assert "\n" not in warnings[0]
-    assert capfd.readouterr().err == ""
+    assert complaints(capfd.readouterr().err) == ""
 
 
 @pytest.mark.parametrize("damage", [remove, truncate])
@@ -53,7 +54,7 @@ def test_damaged_array_files_are_skipped(folder, damage, capfd):
     for path in (folder / "2" / "state").rglob("d/*"):
         damage(path)
     assert restored_step(folder)[0] == 1
-    assert capfd.readouterr().err == ""
+    assert complaints(capfd.readouterr().err) == ""
 
 
 def test_flipped_bytes_in_arrays_are_found(tmp_path, capfd):
@@ -73,7 +74,7 @@ def test_flipped_bytes_in_arrays_are_found(tmp_path, capfd):
             path.write_bytes(good)
         assert found == [1] * 12
         assert checkpointer.restore(state).step == 2
-    assert capfd.readouterr().err == ""
+    assert complaints(capfd.readouterr().err) == ""
 
 
 def shorten(path: Path) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,7 +213,9 @@ def test_bad_folders(folder, tmp_path):
     usual = {"tokenizer_config.json": config, "tokenizer.json": whole}
     fails({**usual, "added_tokens.json": "{"}, "added_tokens.json: cannot be read as JSON")
     t5 = {"tokenizer.json": whole, "config.json": '{"model_type": "t5", "dropout_rate": null}'}
-    fails(t5, "config.json: transformers refuses it .*'dropout_rate'")
+    strict = hasattr(transformers.T5Config, "__validators__")
+    # Early versions 5 of transformers take the config, and fail at the tokenizer.
+    fails(t5, "config.json: transformers refuses it .*'dropout_rate'" if strict else "no tokenizer could be loaded")
     fails({"tokenizer_config.json": config, "tokenizer.json": '{"model": 3}'}, "no tokenizer could be loaded")
     fails({"tokenizer.json": whole}, "has no eos_token_id: a summary needs a token that ends it")
     remote = json.dumps(

@@ -53,7 +53,7 @@ class Programs:
     folder: Path
     log: TextIO
     end: float
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: contextlib.AbstractContextManager[bool] = field(default_factory=threading.Lock)
 
     @property
     def on_gpu(self) -> bool:
