@@ -9,7 +9,7 @@ from helpers import one_line_error
 
 from jax_simcas.benchmark import upgrade_runs, upgrades
 from jax_simcas.benchmark.fault_programs import Ended
-from jax_simcas.benchmark.upgrade_runs import Result, differences, judged
+from jax_simcas.benchmark.upgrade_runs import RESUMES, Result, differences, judged
 
 
 def result(loss=2.0, weight=1.0):
@@ -28,7 +28,7 @@ def test_differences_are_relative_to_the_largest_figure_and_to_the_norm():
     ("loss", "same", "agrees"), [(2.0, True, True), (2.001, True, False), (2.001, False, True), (2.1, False, False)]
 )
 def test_one_environment_has_to_agree_to_the_last_bit_and_two_to_rounding(loss, same, agrees):
-    pair = judged(Ended(0, ""), result(loss), result(), same)
+    pair = judged(Ended(0, RESUMES), result(loss), result(), same)
     assert (pair.problem == "") is agrees
     assert agrees or "differs by" in pair.problem
 
@@ -39,6 +39,10 @@ def test_a_refusal_in_one_line_is_no_fault_and_a_traceback_is_one():
     for ended in (Ended(1, "Traceback\nerror: x\n"), Ended(1, "error: x\nerror: y\n"), Ended(134, "error: x\n")):
         assert judged(ended, None, result(), False).problem.startswith(f"ended with {ended.code}")
     assert judged(Ended(0, "Traceback"), result(), result(), True).problem.startswith("ended with 0")
+
+
+def test_a_run_that_is_not_resumed_is_no_agreement():
+    assert judged(Ended(0, ""), result(), result(), True).problem.startswith("trained anew")
 
 
 @pytest.mark.parametrize(

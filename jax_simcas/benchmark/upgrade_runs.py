@@ -24,6 +24,7 @@ from jax_simcas.common.tables import markdown_table, plural
 
 HALF = 8  # steps: a run is as long as two
 SETTINGS = TINY | {"loop.steps": 2 * HALF, "loop.checkpoint_every": HALF}
+RESUMES = f"resuming at step {HALF} of {2 * HALF}"  # what the second training says; the first gives the same numbers
 SOURCE = str(Path(jax_simcas.__file__).parents[1])  # every environment runs this code, whichever it has
 ROUNDING = 1e-3  # relative: what is called agreement, after 16 steps in float32
 VERSIONS = """
@@ -130,6 +131,8 @@ def judged(ended: Ended, given: Result | None, whole: Result, same: bool) -> Pai
         if "Traceback" in ended.err or len(errors) != 1 or ended.code != 1:
             return Pair("", "", problem=f"ended with {ended.code}: {ended.err.strip()[-300:]}")
         return Pair("", "", refused=errors[0])
+    if RESUMES not in ended.err:
+        return Pair("", "", problem="trained anew, without a word about the checkpoint")
     figures, params = differences(given, whole)
     limit = 0.0 if same else ROUNDING
     problem = "" if max(figures, params) <= limit else f"differs by {_told(figures, params)}"
