@@ -64,14 +64,14 @@ def test_long_texts(bpe):
     text = " ".join(TEXTS) * 20
 
     def seconds(text):
-        started = time.perf_counter()
+        started = time.process_time()  # not what other programs take
         tokenized = lib.tokenize(bpe, text)
-        return time.perf_counter() - started, len(tokenized.ids)
+        return time.process_time() - started, len(tokenized.ids)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         short, count = min(seconds(text) for _ in range(3))
-        long, sixteen = seconds(text * 16)
+        long, sixteen = min(seconds(text * 16) for _ in range(3))
     assert sixteen == pytest.approx(16 * count, rel=0.01)
     assert long < 200 * short
     assert len(lib.tokenize(bpe, "x" * 300_000).ids) > 0  # one word without an end
