@@ -3,8 +3,8 @@
 #
 # Expected: the hook costs at import, and calls cost what checking their arguments costs; an inner function without
 # annotations, such as the body of a scan, costs nothing until it is called. Seen: a call of the outer function decorates
-# the inner one anew, which builds and compiles code: hundreds of microseconds in place of a fifth of one, annotations or
-# not. A lambda is left alone.
+# the inner one anew, which builds and compiles code: hundreds of microseconds in place of less than one, annotations
+# or not. A lambda is left alone.
 . "$(dirname "${BASH_SOURCE[0]}")/packages.sh"
 packages jaxtyping==0.3.11 beartype==0.23.1 numpy==2.4.1
 check <<'PY'

@@ -91,10 +91,12 @@ def environment(base: Path, folder: Path, **more: str) -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu"} | places | more
 
 
-def start(program: Program, base: Path, folder: Path, *more: str, **env: str) -> subprocess.Popen[str]:
+def start(
+    program: Program, base: Path, folder: Path, *more: str, python: str = sys.executable, **env: str
+) -> subprocess.Popen[str]:
     """Starts the program in a group of processes of its own, as a terminal does."""
     return subprocess.Popen(
-        [sys.executable, "-m", *program.arguments(folder), *more],
+        [python, "-m", *program.arguments(folder), *more],
         env=environment(base, folder, **env),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

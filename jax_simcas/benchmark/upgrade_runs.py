@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import jax_simcas
-from jax_simcas.benchmark.fault_programs import LIMIT, TIMES, TINY, Ended, environment
+from jax_simcas.benchmark.fault_programs import LIMIT, TIMES, Ended, finished, start, training
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common import progress
 from jax_simcas.common.errors import UserError
@@ -23,7 +23,6 @@ from jax_simcas.common.metric_log import METRICS, read_metrics
 from jax_simcas.common.tables import markdown_table, plural
 
 HALF = 8  # steps: a run is as long as two
-SETTINGS = TINY | {"loop.steps": 2 * HALF, "loop.checkpoint_every": HALF}
 RESUMES = f"resuming at step {HALF} of {2 * HALF}"  # what the second training says; the first gives the same numbers
 SOURCE = str(Path(jax_simcas.__file__).parents[1])  # every environment runs this code, whichever it has
 ROUNDING = 1e-3  # relative: what is called agreement, after 16 steps in float32
@@ -177,14 +176,8 @@ def _told(figures: float, params: float) -> str:
 
 
 def _train(python: str, base: Path, folder: Path) -> Ended:
-    flags = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    command = [python, "-m", "jax_simcas.train", "--config=embedded", *flags, f"--workdir={folder / 'run'}"]
-    env = environment(base, folder, PYTHONPATH=SOURCE)
-    try:
-        made = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{python}: the training hangs: {LIMIT} s and no end") from None
-    return Ended(made.returncode, made.stderr)
+    often = f"--config.loop.checkpoint_every={HALF}"
+    return finished(start(training(2 * HALF), base, folder, often, python=python, PYTHONPATH=SOURCE))
 
 
 def table(pairs: Sequence[Pair]) -> str:
