@@ -119,7 +119,10 @@ def alone(tmp_path_factory, cache):
 
 
 def test_two_processes_train_as_one(trained, tmp_path):
+    compiled = sorted((trained.cache / "compiled").iterdir())
     done = train(tmp_path, trained.cache, 2, 2, settings={})
+    # Programs of several processes on CPUs must not come from the cache: see `join`.
+    assert sorted((trained.cache / "compiled").iterdir()) == compiled
     assert "step 4: validation" in done[0][1]
     assert_silent(done[1][1])
     assert_same_run(trained.workdir, tmp_path, 4)
@@ -134,6 +137,13 @@ def test_two_processes_train_and_one_goes_on_with_another_mesh(alone, cache, tmp
     done = train(tmp_path, cache, 1, 4, **{"mesh.chunk": 2, "mesh.fsdp": 2})
     assert "resuming at step 2" in done[0][1]
     assert_same_run(alone, tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_second_time_with_the_same_cache(cache, tmp_path):
+    for folder in ("one", "two"):
+        train(tmp_path / folder, cache, 2, 1)
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
 
 
 @pytest.mark.slow
