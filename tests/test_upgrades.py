@@ -28,9 +28,9 @@ def test_differences_are_relative_to_the_largest_figure_and_to_the_norm():
     ("loss", "same", "agrees"), [(2.0, True, True), (2.001, True, False), (2.001, False, True), (2.1, False, False)]
 )
 def test_one_environment_has_to_agree_to_the_last_bit_and_two_to_rounding(loss, same, agrees):
-    pair = judged(Ended(0, RESUMES), result(loss), result(), same)
-    assert (pair.problem == "") is agrees
-    assert agrees or "differs by" in pair.problem
+    outcome = judged(Ended(0, RESUMES), result(loss), result(), same)
+    assert (outcome.problem == "") is agrees
+    assert agrees or "differs by" in outcome.problem
 
 
 def test_a_refusal_in_one_line_is_no_fault_and_a_traceback_is_one():

@@ -215,7 +215,7 @@ def _settings(folder: Path, rng: random.Random) -> Callable[[], Any]:
     return lambda: config.from_config(read_config(str(folder / "config.json")))
 
 
-def _flags(folder: Path, rng: random.Random) -> Callable[[], Any]:
+def _program_flags(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """Flags of a program, which is parsed and not run."""
     name = rng.choice(("train", "evaluate", "summarize", "compare", "convert", "check", "parity"))
     made = _module(name).parser()
@@ -349,7 +349,7 @@ KINDS: dict[str, Kind] = {
     "parquet": Kind(3, partial(_rows, "train.parquet", "parquet", parquet, change_bytes)),
     "overrides": Kind(4, _overrides),
     "settings": Kind(3, _settings),
-    "flags": Kind(4, _flags),
+    "flags": Kind(4, _program_flags),
     "tokenizer": Kind(3, _tokenizer_files),
     "config": Kind(4, _shapes),
     "safetensors": Kind(3, _weights),

@@ -43,11 +43,9 @@ class Result(NamedTuple):
     params: dict[str, Any]
 
 
-class Pair(NamedTuple):
-    """A run of one environment that another one resumed; relative differences, or how that one refused."""
+class Outcome(NamedTuple):
+    """What came of a run that another environment resumed: relative differences, or how that one refused."""
 
-    first: str
-    second: str
     figures: float = math.nan
     params: float = math.nan
     refused: str = ""
@@ -55,7 +53,7 @@ class Pair(NamedTuple):
 
 
 def run(arguments: Any) -> int:
-    """Prints a table of pairs.
+    """Prints a table of pairs of environments.
 
     Raises:
       UserError: an environment cannot train, or a pair does not agree.
@@ -68,17 +66,17 @@ def run(arguments: Any) -> int:
             for number, python in enumerate(names):
                 whole[python] = trained(python, base, base / str(number))
                 shown.update()
-            pairs = []
+            outcomes = []
             for number, first in enumerate(names):
                 for second in names:
-                    made = resumed(second, base, base / str(number), whole[first], same=first == second)
-                    pairs.append(made._replace(first=names[first], second=names[second]))
+                    outcome = resumed(second, base, base / str(number), whole[first], same=first == second)
+                    outcomes.append((names[first], names[second], outcome))
                     shown.update()
-    print(table(pairs))
+    print(table(outcomes))
     start, *others = whole.values()
     for other, given in zip(list(names)[1:], others, strict=True):
         print(f"without a change, {names[other]} differs from the first by {_told(*differences(given, start))}")
-    problems = [f"{pair.first}, then {pair.second}: {pair.problem}" for pair in pairs if pair.problem]
+    problems = [f"{first}, then {second}: {made.problem}" for first, second, made in outcomes if made.problem]
     for problem in problems:
         print(f"fault: {problem}")
     if problems:
@@ -113,7 +111,7 @@ def trained(python: str, base: Path, folder: Path) -> Result:
     return result(folder / "run")
 
 
-def resumed(python: str, base: Path, folder: Path, whole: Result, same: bool) -> Pair:
+def resumed(python: str, base: Path, folder: Path, whole: Result, same: bool) -> Outcome:
     """Resumes a copy of the run in `folder` from its middle, and compares it with the whole run."""
     with tempfile.TemporaryDirectory(dir=base) as name:
         copy = Path(name)
@@ -123,19 +121,19 @@ def resumed(python: str, base: Path, folder: Path, whole: Result, same: bool) ->
         return judged(ended, result(copy / "run") if not ended.code else None, whole, same)
 
 
-def judged(ended: Ended, given: Result | None, whole: Result, same: bool) -> Pair:
-    """Holds how the resumed run ended, and what it gave, against the whole run; without names."""
+def judged(ended: Ended, given: Result | None, whole: Result, same: bool) -> Outcome:
+    """Holds how the resumed run ended, and what it gave, against the whole run."""
     if "Traceback" in ended.err or given is None:
         errors = [line for line in ended.err.splitlines() if line.startswith("error:")]
         if "Traceback" in ended.err or len(errors) != 1 or ended.code != 1:
-            return Pair("", "", problem=f"ended with {ended.code}: {ended.err.strip()[-300:]}")
-        return Pair("", "", refused=errors[0])
+            return Outcome(problem=f"ended with {ended.code}: {ended.err.strip()[-300:]}")
+        return Outcome(refused=errors[0])
     if RESUMES not in ended.err:
-        return Pair("", "", problem="trained anew, without a word about the checkpoint")
+        return Outcome(problem="trained anew, without a word about the checkpoint")
     figures, params = differences(given, whole)
     limit = 0.0 if same else ROUNDING
     problem = "" if max(figures, params) <= limit else f"differs by {_told(figures, params)}"
-    return Pair("", "", figures, params, problem=problem)
+    return Outcome(figures, params, problem=problem)
 
 
 def result(workdir: Path) -> Result:
@@ -180,15 +178,15 @@ def _train(python: str, base: Path, folder: Path) -> Ended:
     return finished(start(training(2 * HALF), base, folder, often, python=python, PYTHONPATH=SOURCE))
 
 
-def table(pairs: Sequence[Pair]) -> str:
-    """A line for each pair."""
+def table(outcomes: Sequence[tuple[str, str, Outcome]]) -> str:
+    """A line for each pair of environments: the one that trained, the one that resumed, and what came of it."""
     rows = [
         {
-            "trained with": pair.first,
-            "resumed with": pair.second,
-            "figures differ by": pair.refused or f"{pair.figures:.1g}",
-            "parameters": f"{pair.params:.1g}",
+            "trained with": first,
+            "resumed with": second,
+            "figures differ by": outcome.refused or f"{outcome.figures:.1g}",
+            "parameters": f"{outcome.params:.1g}",
         }
-        for pair in pairs
+        for first, second, outcome in outcomes
     ]
     return markdown_table(rows, [*rows[0]])
