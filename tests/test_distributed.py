@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from helpers import CONFIGS, as_flags, environment, one_line_error
@@ -14,7 +15,7 @@ from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.metric_log import read_metrics
 from jax_simcas.run.failures import EXIT_LOST, HANG_SECONDS, hang_seconds
-from jax_simcas.run.processes import HEARTBEAT_SECONDS, join
+from jax_simcas.run.processes import HEARTBEAT_SECONDS, guarded_job, join
 
 CHANGES = {"data.batch_size": 8, "data.embedded.chunks": 4, "loop.eval_documents": 10, "loop.seed": 3}
 
@@ -166,21 +167,36 @@ def test_sigterm_to_one_stops_all_at_the_same_step(cache, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_dies_takes_the_others_down(cache, tmp_path, victim):
-    running = start(tmp_path, cache, 2, 1, **{"loop.steps": 100_000})
+@pytest.mark.parametrize(("victim", "count"), [(0, 2), (1, 2), (3, 4)])
+def test_a_process_that_dies_takes_the_others_down(cache, tmp_path, victim, count):
+    running = start(tmp_path, cache, count, 1, **{"loop.steps": 100_000})
     while not (tmp_path / "metrics.jsonl").exists():
         assert all(process.poll() is None for process in running)
         time.sleep(0.2)
     running[victim].kill()
     started = time.monotonic()
-    code, output = finish(running)[1 - victim]
-    assert time.monotonic() - started < HEARTBEAT_SECONDS, output
-    if code == -signal.SIGABRT:  # jax was faster, as it is when process 0 dies
-        assert victim == 0 and "Either the leader task was preempted/died" in output, output
-    else:
-        assert code == EXIT_LOST, output
-        assert f"process {victim} of 2 on {socket.gethostname()} does not answer" in one_line_error(output)
+    done = finish(running)
+    assert time.monotonic() - started < HEARTBEAT_SECONDS, done
+    for code, output in done[:victim] + done[victim + 1 :]:
+        if code == -signal.SIGABRT:  # jax was faster, as it is when process 0 dies
+            assert victim == 0 and "Either the leader task was preempted/died" in output, output
+        else:
+            assert code == EXIT_LOST, output
+            assert f"process {victim} of {count} on {socket.gethostname()} does not answer" in one_line_error(output)
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, ValueError])
+def test_a_collective_that_fails_may_be_another_process_that_died(error, monkeypatch):
+    def run():
+        raise error("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    def end_if_one_is_lost():
+        raise SystemExit(EXIT_LOST)
+
+    monkeypatch.setattr("jax_simcas.run.processes.several", lambda: True)
+    monkeypatch.setattr("jax_simcas.run.failures.end_if_one_is_lost", end_if_one_is_lost)
+    with pytest.raises(SystemExit, match=str(EXIT_LOST)):
+        guarded_job(run)
 
 
 @pytest.mark.slow

@@ -195,7 +195,8 @@ def guarded_job(run: Callable[[], int]) -> int:
             return run()
         except (Exception, KeyboardInterrupt) as error:
             failures.stand_aside()
-            if isinstance(error, jax.errors.JaxRuntimeError) and several():
+            # jax has both for a collective that fails, the second one where it fails at once.
+            if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and several():
                 failures.end_if_one_is_lost()
             why = first_line(error)
             raise
