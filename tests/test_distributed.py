@@ -212,6 +212,18 @@ def test_an_error_in_one_process_ends_all_by_its_name(cache, tmp_path, victim):
 
 
 @pytest.mark.slow
+def test_a_process_that_cannot_print_ends_all(cache, tmp_path):
+    running = start(tmp_path, cache, 2, 1, **{"loop.steps": 100_000})
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.2)
+    running[0].stdout.close()
+    assert running[0].wait(100) == 1
+    ((code, output),) = finish(running[1:], 100)
+    assert code == 1 and "process 0 of 2" in one_line_error(output) and "Broken pipe" in output
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_hangs_ends_all_by_its_name(cache, tmp_path, victim, monkeypatch):
     monkeypatch.setenv("JAX_SIMCAS_HANG_SECONDS", "100")

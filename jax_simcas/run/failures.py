@@ -68,12 +68,12 @@ class Progress:
 
 
 _progress = Progress()
-_ending = threading.Event()  # the listening thread has found the job to hang
+_ending = threading.Lock()  # held by the thread that ends this process, from when it has told why
 
 
 def stand_aside() -> None:
     """Call after an error: where the job ends already, which closes connections, this process ends with it."""
-    if _ending.is_set():
+    if _ending.locked():
         time.sleep(10 * SECONDS_TO_ANSWER)
 
 
@@ -113,7 +113,7 @@ def end_all(code: int, why: str) -> NoReturn:
 
     An ordinary exit would deadlock: it waits for the others, which wait for this process.
     """
-    print(f"error: {_name()} failed, and the others end with it", file=sys.stderr)
+    _say(f"{_name()} failed, and the others end with it")
     _end(code, f"{_name()} failed: {why}")
 
 
@@ -129,7 +129,7 @@ def end_if_one_is_lost() -> None:
         return
     lost = [name for index, name in sorted(names.items()) if index not in here and index != jax.process_index()]
     if lost:
-        print(f"error: {_gone(*lost)}", file=sys.stderr)
+        _say(_gone(*lost))
         _end(EXIT_LOST, _gone(*lost))
 
 
@@ -146,9 +146,8 @@ def _listen(leaving: threading.Event, hang: float) -> None:
             if not leaving.is_set():
                 _exit(EXIT_LOST, _gone(coordinator))
         if hang and _progress.seconds_since_any() > limit and not leaving.is_set():
-            _ending.set()
             why = _hangs([names[index] for index in _progress.last()], hang)
-            print(f"error: {why}", file=sys.stderr)
+            _say(why)
             _end(EXIT_LOST, why)
 
 
@@ -171,10 +170,18 @@ def _end(code: int, why: str) -> NoReturn:
 
 def _exit(code: int, why: str = "") -> NoReturn:
     if why:
-        print(f"error: {why}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+        _say(why)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
+
+
+def _say(why: str) -> None:
+    """Prints the line that tells why this process ends; only the first one, as several may notice a death at once."""
+    if not _ending.acquire(blocking=False):
+        return
+    with contextlib.suppress(OSError):  # standard error may be a pipe that nothing reads any more
+        print(f"error: {why}", file=sys.stderr, flush=True)
 
 
 def _name() -> str:
