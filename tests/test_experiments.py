@@ -109,7 +109,7 @@ def test_ready_experiments_are_grids_of_valid_settings(name, base, tmp_path):
 
 
 def test_these_experiments_are_ready():
-    expected = "ablation alignment boundaries chunk_length chunk_position chunking length low_resource policy"
+    expected = "ablation alignment boundaries chunk_length chunk_position chunking length low_resource policy table"
     assert expected.split() == READY
 
 

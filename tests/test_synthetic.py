@@ -81,6 +81,26 @@ def test_english_documents_fill_their_chunks_and_hold_the_answer(config, split, 
     assert not any(row.document.index(sentence) < second_chunk for sentence in told)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    values=st.integers(1, 9),
+    split=st.sampled_from(SPLITS),
+    index=st.integers(0, 400),
+)
+def test_the_answer_is_the_column_of_the_table_that_the_first_chunk_asks_for(rows, columns, values, split, index):
+    sizes = {"chunks": rows + 1, "slots": rows, "topics": columns, "words_per_chunk": columns}
+    config = SyntheticConfig(wording="table", values_per_slot=values, **sizes)
+    row = SyntheticSource(split, config)[index]
+    first, *table = np.array(row.document.split(" ")).reshape(rows + 1, columns)
+    assert {*first, *np.ravel(table)} <= set(config.words)
+    (asked,) = (int(word.removeprefix("ask-")) for word in first if word.startswith("ask-"))
+    assert row.summary.split(" ") == [cells[asked] for cells in table]
+    assert all(cell.startswith(f"value-{number}-") for number, cells in enumerate(table) for cell in cells)
+    assert [row.document[start:end] for start, end in row.evidence] == row.summary.split(" ")
+
+
 def test_a_tokenizer_of_words_and_punctuation_gives_the_text_back(tmp_path):
     config = SyntheticConfig(wording="english", topics=1)
     word_level(config.words, tmp_path / "words", punctuated=True)
@@ -130,6 +150,14 @@ def test_bad_settings_are_named():
         SyntheticConfig(topics=20, slots=3, chunks=3, words_per_chunk=14)
     with pytest.raises(ValueError, match="fillers=0"):
         SyntheticConfig(fillers=0)
+    table = partial(SyntheticConfig, wording="table", chunks=5, words_per_chunk=6, slots=4, topics=6)
+    for wrong, message in (
+        ({"ordered": True}, "ordered=True: expected False"),
+        ({"slots": 3}, "slots=3: expected 4, a row for each chunk after the first"),
+        ({"topics": 4}, "topics=4: expected 6, a column for each word of a chunk"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            table(**wrong)
     english = partial(SyntheticConfig, wording="english", topics=1)
     for wrong, message in (
         ({"slots": 4}, "slots=4: expected 1 to 3"),

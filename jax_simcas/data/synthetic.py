@@ -2,7 +2,7 @@
 
 A document asks about one topic in its first chunk. Among filler, its later chunks hold one fact for every slot of every
 topic. The answer is the asked topic's values in the order of the slots; none of them is in the first chunk. The asked
-topic's facts are the evidence; the other topics' facts look just the same.
+topic's facts are the evidence; the other topics' facts look just the same. `wording` has other forms of this.
 
 Configs call it "embedded" (`data.source`, `data.embedded`).
 """
@@ -10,7 +10,8 @@ Configs call it "embedded" (`data.source`, `data.embedded`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class SyntheticConfig:
     # know the order of the chunks
     ordered: bool = False
     # "codes": a fact is a word such as fact-0-1-5; "english": plain sentences that tell where people were born, live
-    # and work
+    # and work; "table": a column (the topic) of a table, of which each chunk holds a row (a slot of each topic)
     wording: str = "codes"
 
     def __post_init__(self) -> None:
@@ -104,14 +105,15 @@ def draw_codes(c: SyntheticConfig, rng: np.random.Generator) -> Story:
     words[rng.integers(c.words_per_chunk)] = c.topic(asked)
     for (topic, slot), place in zip(facts, places, strict=True):
         words[place] = c.fact(topic, slot, int(values[topic, slot]))
-    starts = np.cumsum([0] + [len(word) + 1 for word in words])
-    evidence = sorted(
-        (int(starts[place]), int(starts[place]) + len(words[place]))
-        for (topic, _), place in zip(facts, places, strict=True)
-        if topic == asked
-    )
+    evidence = sorted(int(place) for (topic, _), place in zip(facts, places, strict=True) if topic == asked)
     answer = " ".join(c.value(slot, int(values[asked, slot])) for slot in range(c.slots))
-    return Story(" ".join(words), answer, tuple(evidence))
+    return Story(" ".join(words), answer, spans(words, evidence))
+
+
+def spans(words: Sequence[str], places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where words stand in the text of all words: first character, and the one after the last."""
+    starts = list(itertools.accumulate((len(word) + 1 for word in words), initial=0))
+    return tuple((starts[place], starts[place] + len(words[place])) for place in places)
 
 
 def check_english(config: SyntheticConfig) -> None:
@@ -140,6 +142,41 @@ def draw_english(c: SyntheticConfig, rng: np.random.Generator) -> Story:
     return plain_english.story(rng, *shape, people=c.topics, kinds=c.slots, places=c.values_per_slot, things=c.fillers)
 
 
+def check_table(config: SyntheticConfig) -> None:
+    """Raises ValueError unless each chunk after the first is a row, and each of its words in a column of its own."""
+    if config.ordered:
+        raise ValueError("ordered=True: expected False, as words say in which row they stand (wording='table')")
+    if config.slots != config.chunks - 1:
+        raise ValueError(
+            f"slots={config.slots}: expected {config.chunks - 1}, a row for each chunk after the first "
+            "(wording='table')"
+        )
+    if config.topics != config.words_per_chunk:
+        raise ValueError(
+            f"topics={config.topics}: expected {config.words_per_chunk}, a column for each word of a chunk "
+            "(wording='table')"
+        )
+
+
+def words_of_table(config: SyntheticConfig) -> tuple[str, ...]:
+    return (
+        *(f"word-{i}" for i in range(config.fillers)),
+        *(config.topic(t) for t in range(config.topics)),
+        *(config.value(s, v) for s in range(config.slots) for v in range(config.values_per_slot)),
+    )
+
+
+def draw_table(c: SyntheticConfig, rng: np.random.Generator) -> Story:
+    """The first chunk asks for a column of a table, of which each other chunk is a row."""
+    words = [f"word-{i}" for i in rng.integers(c.fillers, size=c.words_per_chunk)]
+    asked = int(rng.integers(c.topics))
+    words[rng.integers(c.words_per_chunk)] = c.topic(asked)
+    cells = rng.integers(c.values_per_slot, size=(c.slots, c.topics))
+    words += [c.value(row, int(value)) for row, values in enumerate(cells) for value in values]
+    places = [row * c.words_per_chunk + asked for row in range(1, c.chunks)]
+    return Story(" ".join(words), " ".join(words[place] for place in places), spans(words, places))
+
+
 class Wording(NamedTuple):
     """How the task is put into words.
 
@@ -158,6 +195,7 @@ class Wording(NamedTuple):
 WORDINGS = {
     "codes": Wording(check_codes, words_of_codes, draw_codes, punctuated=False),
     "english": Wording(check_english, words_of_english, draw_english, punctuated=True),
+    "table": Wording(check_table, words_of_table, draw_table, punctuated=False),
 }
 
 
