@@ -119,14 +119,14 @@ def alone(tmp_path_factory, cache):
     return folder
 
 
-def test_two_processes_train_as_one(trained, tmp_path):
-    compiled = sorted((trained.cache / "compiled").iterdir())
-    done = train(tmp_path, trained.cache, 2, 2, settings={})
+def test_two_processes_train_as_one(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    done = train(tmp_path / "run", trained.cache, 2, 2, settings={})
     # Programs of several processes on CPUs must not come from the cache: see `join`.
-    assert sorted((trained.cache / "compiled").iterdir()) == compiled
+    assert not list(tmp_path.glob("compiled/*"))
     assert "step 4: validation" in done[0][1]
     assert_silent(done[1][1])
-    assert_same_run(trained.workdir, tmp_path, 4)
+    assert_same_run(trained.workdir, tmp_path / "run", 4)
 
 
 @pytest.mark.slow
