@@ -4,7 +4,7 @@ python -m jax_simcas.experiments configs/experiments/chunking.py
 
 The paper cuts between sentences, its code after a fixed number of tokens, which needs fewer chunks. By default on the
 synthetic task in plain English with chunks of 18 tokens, where three of four cuts fall within a sentence. 2 variants,
-3 seeds, 15 minutes on one CPU core.
+3 seeds, 20 minutes on one CPU core (one seed took 7).
 
 Other data: --base=configs/qmsum.py --config.data.data_dir=DATA (or sumpubmed.py, or a published config), --limit=60
 for the first 60 documents.
