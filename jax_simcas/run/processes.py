@@ -195,7 +195,7 @@ def guarded_job(run: Callable[[], int]) -> int:
             return run()
         except (Exception, KeyboardInterrupt) as error:
             failures.stand_aside()
-            # jax has both for a collective that fails, the second one where it fails at once.
+            # A collective that fails raises either: a ValueError where it fails while it is being started.
             if isinstance(error, (jax.errors.JaxRuntimeError, ValueError)) and several():
                 failures.end_if_one_is_lost()
             why = first_line(error)
