@@ -141,13 +141,6 @@ def test_two_processes_train_and_one_goes_on_with_another_mesh(alone, cache, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_second_time_with_the_same_cache(cache, tmp_path):
-    for folder in ("one", "two"):
-        train(tmp_path / folder, cache, 2, 1)
-    assert figures(tmp_path / "one") == figures(tmp_path / "two")
-
-
-@pytest.mark.slow
 def test_one_process_trains_and_four_go_on(alone, cache, tmp_path):
     train(tmp_path, cache, 1, 2, **{"loop.steps": 2, "mesh.tensor": 2})
     train(tmp_path, cache, 4, 2, **{"mesh.chunk": 4})
@@ -195,6 +188,7 @@ def test_a_collective_that_fails_may_be_another_process_that_died(error, monkeyp
 
     monkeypatch.setattr("jax_simcas.run.processes.several", lambda: True)
     monkeypatch.setattr("jax_simcas.run.failures.end_if_one_is_lost", end_if_one_is_lost)
+    monkeypatch.setattr("jax_simcas.run.failures.end_all", lambda code, why: pytest.fail(f"ends with {code}: {why}"))
     with pytest.raises(SystemExit, match=str(EXIT_LOST)):
         guarded_job(run)
 
