@@ -3,6 +3,8 @@
 python -m jax_simcas.train --config=configs/embedded.py --workdir=runs/rouge \
     --config.simcas.reward=examples.reward_rouge:ROUGE
 
+ROUGE generates at most 8 tokens, the answers of the synthetic task; SUMMARIES at most 64, without repeated trigrams.
+
 The teacher-forced likelihood of the reference is the baseline: what is rewarded is how much better the summary is than
 the decoder's probability of the reference promises.
 """
@@ -47,3 +49,4 @@ class GeneratedRouge:
 
 
 ROUGE = GeneratedRouge()
+SUMMARIES = GeneratedRouge(generate=GenerateConfig(num_beams=1, max_length=64, no_repeat_ngram_size=3))

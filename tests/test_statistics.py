@@ -61,6 +61,7 @@ def test_shares_are_of_all_documents_together():
         "nll": (3.0, 2.0),
         "kept %": (200.0, 8.0),
         "evidence recall %": (100.0, 4.0),
+        "others kept %": (100.0, 4.0),
         "evidence precision %": (100.0, 2.0),
     }
     second = statistics.measures_of(record | {"kept": 8, "evidence": None, "nll": None})
@@ -70,10 +71,24 @@ def test_shares_are_of_all_documents_together():
         "nll": 1.5,
         "kept %": 62.5,
         "evidence recall %": 25.0,
+        "others kept %": 25.0,
         "evidence precision %": 50.0,
+        "times as likely": 1.0,
     }
     assert got["nll"].score.count == 1 and got["kept %"].score.count == 2
     assert list(statistics.compute(Results("d", {0: [first]}), None, ("nll", "f1", "rouge1"))) == ["nll", "f1"]
+
+
+def test_how_much_likelier_evidence_is_kept_is_a_ratio_of_pooled_shares():
+    document = lambda evidence, others: {"evidence recall %": evidence, "others kept %": others}
+    one = [document((200.0, 4.0), (100.0, 10.0)), document((100.0, 4.0), (200.0, 20.0))]
+    two = [document((400.0, 4.0), (100.0, 10.0)), document((200.0, 4.0), (200.0, 20.0))]
+    got = statistics.compute(Results("d", {0: one, 1: two}), Results("d", {0: two, 1: one}))["times as likely"]
+    assert got.seeds == pytest.approx({0: 3.75, 1: 7.5}) and got.deviation == pytest.approx(3.75 / math.sqrt(2))
+    assert got.score.mean == pytest.approx(5.625) and got.score.low < 5.625 < got.score.high
+    assert got.difference is None and got.over_seeds is None
+    nothing_else = Results("d", {0: [document((200.0, 4.0), (0.0, 10.0))]})
+    assert statistics.compute(nothing_else, None)["times as likely"].seeds == {0: math.inf}
 
 
 def test_a_ratio_without_anything_in_it_is_left_out():

@@ -34,7 +34,9 @@ _OTHERS = {
     "nll": Measure("Negative log-likelihood", "nats per token"),
     "kept %": Measure("Kept candidates", "%", 100.0),
     "evidence recall %": Measure("Evidence recall", "%", 100.0),
+    "others kept %": Measure("Other tokens kept", "%", 100.0),
     "evidence precision %": Measure("Evidence precision", "%", 100.0),
+    "times as likely": Measure("Evidence kept, times as likely as other tokens"),
 }
 
 

@@ -44,7 +44,8 @@ class Experiment:
     Compared with: the first cell with the same documents; where several lines are drawn against x, the first line's
     cell at the same x.
 
-    measures: which to show: names of scores, "nll", "kept %", "evidence recall %", "evidence precision %"; empty: all.
+    measures: which to show: names of scores, "nll", "kept %", "evidence recall %", "others kept %", "evidence precision
+      %", "times as likely"; empty: all.
     axis: what x counts.
     """
 

@@ -14,7 +14,13 @@ from jax_simcas.evaluation.bootstrap import Score, pool_scores
 from jax_simcas.evaluation.words import ROUGE_SCORE
 
 Measures = Mapping[str, Pair]  # measure -> (sum, count) of one document
-EVIDENCE = {"evidence recall %": "evidence_kept", "evidence precision %": "evidence_precision"}
+EVIDENCE = {
+    "evidence recall %": "evidence_kept",
+    "others kept %": "rest_kept",
+    "evidence precision %": "evidence_precision",
+}
+# A quotient of two of the measures; without differences to a baseline.
+RATIOS = {"times as likely": ("evidence recall %", "others kept %")}
 
 
 class Results(NamedTuple):
@@ -68,7 +74,9 @@ def compute(results: Results, baseline: Results | None, names: Sequence[str] = (
 
     Differences are paired: over the documents and the seeds of both.
     """
-    pooled = pool_scores(_add_seeds(results, results.measures))
+    rows = _add_seeds(results, results.measures)
+    measured = {name for row in rows for name in row}
+    pooled = pool_scores(rows, ratios={name: pair for name, pair in RATIOS.items() if measured.issuperset(pair)})
     differences = _differences(results, baseline) if baseline else {}
     out = {}
     for name, score in pooled.items():
@@ -94,7 +102,11 @@ def t_interval(values: Sequence[float]) -> Score:
 
 
 def _seed_means(results: Results, name: str) -> dict[int, float]:
-    """The mean of one measure for each seed."""
+    """The mean of one measure for each seed, or the quotient of two means."""
+    if name in RATIOS:
+        over, under = (_seed_means(results, part) for part in RATIOS[name])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {seed: float(np.divide(share, under[seed])) for seed, share in over.items()}
     return {
         seed: mean(total(document[name] for document in documents if name in document))
         for seed, documents in results.measures.items()

@@ -25,7 +25,8 @@ LEGEND = (
     "brings all its seeds), which say how the same runs would score on other documents. Over seeds: 95 % t intervals "
     "of the seeds' differences, which say how other runs would score on the same documents. Differences are taken over "
     "the documents and seeds that both runs have. nll: nats per token of the reference, teacher-forced. Evidence "
-    "recall: share of the evidence tokens read that are kept; precision: share of the kept tokens that are evidence."
+    "recall: share of the evidence tokens read that are kept; others kept: share of all other tokens; times as likely: "
+    "their quotient, 1 by chance; precision: share of the kept tokens that are evidence."
 )
 
 
@@ -106,7 +107,7 @@ def word_labels(row: TableRow) -> tuple[str, ...]:
 
 
 def digits(measure: str) -> int:
-    return 3 if measure == "nll" else 1
+    return {"nll": 3, "times as likely": 2}.get(measure, 1)
 
 
 def mean_cells(row: TableRow) -> dict[str, Any]:
