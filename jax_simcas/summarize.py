@@ -53,9 +53,7 @@ def parser() -> cli.Parser:
         type=cli.positive,
         help="documents at a time (default: up to 8, by their length); 1: least memory",
     )
-    overrides.add_overrides(
-        made, "--policy", "--budget", "--capacity", *overrides.READING, *overrides.GENERATION, "--dtype"
-    )
+    overrides.add_overrides(made, *overrides.SUMMARIZING)
     made.add_argument("--seed", type=cli.seed, default=0, help="of policies that draw")
     return made
 

@@ -12,6 +12,7 @@ from helpers import one_line_error, page_data, page_kept
 from trained import jsonl_settings, pretrained_folder, write_split
 
 from jax_simcas import evaluate, summarize
+from jax_simcas.common.errors import UserError
 from jax_simcas.evaluation.summarizer import kept_spans
 from jax_simcas.run import build, summarize_files
 from jax_simcas.run import config as config_lib
@@ -190,6 +191,31 @@ def test_python_gives_what_the_program_prints(workdir, cache, document, capsys):
     assert summary.summary == record["summary"] and summary.kept_spans == record["kept_spans"]
     assert summary.document == document.read_text() and summary.read.kept.sum() <= summary.kept <= summary.candidates
     assert len(summary.read.span) == summary.tokens == len(document.read_text().split())
+
+
+def test_settings_in_python_are_the_programs_flags(workdir, cache, document, capsys):
+    flags = ["--num-beams=1", "--max-length=5", "--max-input-len=16", "--policy=topk", "--budget=3", "--dtype=bfloat16"]
+    summarize.main([f"--model={workdir}", "--json", *flags, str(document)])
+    record = json.loads(capsys.readouterr().out)
+    given = {"num_beams": 1, "max_length": 5, "max_input_len": 16, "policy": "topk", "budget": 3, "dtype": "bfloat16"}
+    summary = build.load_summarizer(workdir, **given).summarize(document.read_text())
+    assert summary.summary == record["summary"] and summary.kept == record["kept"] == 3
+    assert summary.tokens == record["tokens"] == 14  # besides BOS and EOS
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"beams": 2}, TypeError, "no setting 'beams'; there are policy, budget, .* num_beams"),
+        ({"num_beams": 0}, UserError, "^num_beams=0: expected at least 1"),
+        ({"num_beams": "4"}, UserError, "^num_beams='4': expected a whole number"),
+        ({"policy": "best"}, UserError, "^policy='best': expected one of sample, greedy"),
+        ({"budget": 5}, UserError, "^budget=5: the policy 'greedy' has no budget"),
+    ],
+)
+def test_settings_in_python_are_checked_and_named_as_they_are_given(settings, kind, message, workdir):
+    with pytest.raises(kind, match=message):
+        build.load_summarizer(workdir, **settings)
 
 
 def test_a_document_over_the_limit_is_cut_and_said(workdir, cache, document, capsys):

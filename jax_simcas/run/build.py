@@ -45,7 +45,7 @@ from jax_simcas.run.allowed_code import check_names
 from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import SimcasConfig, check_machine
-from jax_simcas.run.overrides import overrides_of
+from jax_simcas.run.overrides import Keywords, overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
@@ -414,16 +414,19 @@ def read_sizes(source: str) -> Shape:
     return config_lib.read_json(folder / CONFIG).shape if is_workdir(source) else read_config(folder)
 
 
-def load_summarizer(source: str | os.PathLike[str], step: Any = "best") -> Summarizer:
+def load_summarizer(source: str | os.PathLike[str], step: Any = "best", **settings: Any) -> Summarizer:
     """A model that summarises text: from a workdir, a folder with weights in any layout, or a hub id.
 
     Args:
       step: of a workdir: "best", "latest" or a number.
+      settings: in place of the model's own, by the names of `summarize`'s flags: num_beams=2, dtype="bfloat16".
 
     Raises:
-      UserError: no model, or what is there does not fit together.
+      UserError: no model, or what is there does not fit together; a value that a setting cannot have.
+      TypeError: a setting that there is not.
     """
-    return Summarizer(predictor(configured(load_model(os.fspath(source), step))))
+    given = Keywords(**settings)
+    return Summarizer(predictor(configured(load_model(os.fspath(source), step), given)))
 
 
 def predictor(model: Model) -> Predictor:

@@ -1,4 +1,4 @@
-"""Flags that stand for a setting, such as --num-beams for config.generate.num_beams.
+"""Flags that stand for a setting, such as --num-beams for config.generate.num_beams, and keywords that do in Python.
 
 Imports nothing but Python: --help answers at once, and where nothing is installed.
 """
@@ -92,6 +92,7 @@ GENERATION = (
     *("--early-stopping", "--forced-bos-token"),
 )
 READING = ("--max-input-len", "--chunk-length", "--src-lang", "--tgt-lang")
+SUMMARIZING = ("--policy", "--budget", "--capacity", *READING, *GENERATION, "--dtype")
 
 
 def add_overrides(made: cli.Parser, *flags: str) -> None:
@@ -121,12 +122,33 @@ def _budget_is_used(arguments: Any) -> str:
 
 def unused_budget(arguments: Any, budget: Any, policy: str) -> str:
     """The message for a budget that a flag gave to a policy without one."""
-    flag = "--budget" if getattr(arguments, "simcas.budget", None) else "--config.simcas.budget"
+    flag = overrides_of(arguments).get("simcas.budget", ("--config.simcas.budget",))[0]
     return f"{flag}={budget}: the policy {policy!r} has no budget; those with one are {', '.join(BUDGETED)}"
 
 
+class Keywords(argparse.Namespace):
+    """Flags as they are given in Python: num_beams=2 for --num-beams=2. None is one that was not given.
+
+    Raises:
+      TypeError: a keyword that is none of `SUMMARIZING`.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        fields = {keyword(flag): OVERRIDES[flag].field for flag in SUMMARIZING}
+        unknown = [name for name in given if name not in fields]
+        if unknown:
+            raise TypeError(f"there is no setting {unknown[0]!r}; there are {', '.join(fields)}")
+        super().__init__(**{fields[name]: value for name, value in given.items()})
+
+
+def keyword(flag: str) -> str:
+    """num_beams of --num-beams."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:
-    """The flags of `OVERRIDES` that were given: field -> (flag, value)."""
-    flag_of = {override.field: flag for flag, override in OVERRIDES.items()}
+    """The flags of `OVERRIDES` that were given: field -> (flag, or keyword, and value)."""
+    shown = keyword if isinstance(arguments, Keywords) else str
+    flag_of = {override.field: shown(flag) for flag, override in OVERRIDES.items()}
     given = vars(arguments)
     return {name: (flag_of[name], given[name]) for name in flag_of if given.get(name) is not None}
