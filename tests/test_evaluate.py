@@ -4,13 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import figures, one_line_error, page_data, page_kept, tiny_bert, tiny_config
 
 from jax_simcas import compare, evaluate
+from jax_simcas.data.batches import as_example, pad_batch
+from jax_simcas.data.features import featurize
 from jax_simcas.data.synthetic import SyntheticSource
 from jax_simcas.evaluation import comparison, metrics
+from jax_simcas.method.model import forward
+from jax_simcas.run import build
 from jax_simcas.run import config as config_lib
 
 
@@ -27,6 +33,29 @@ def test_evaluate_writes_scores_and_a_row_per_document(workdir, cache, capsys):
     assert scores["step"] == 4
     assert scores["scores"]["f1"]["mean"] == pytest.approx(np.mean([row["scores"]["f1"] for row in rows]))
     assert scores["kept_share"] == sum(row["kept"] for row in rows) / sum(row["candidates"] for row in rows)
+
+
+def test_attention_to_evidence_is_that_of_one_document_after_the_other(workdir, cache, tmp_path, capsys):
+    flags = ["--split=test", "--limit=3", "--num-beams=1", "--batch-size=3", f"--output={tmp_path}"]
+    assert evaluate.main([f"--workdir={workdir}", *flags]) == 0
+    assert re.search(
+        r"of what was kept is evidence \(precision\) and gets [\d.]+ % of its attention", capsys.readouterr().out
+    )
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    predictor = build.load_summarizer(workdir).predictor
+    params = jax.tree.map(jnp.asarray, predictor.params)
+    source = SyntheticSource("test", tiny_config().data.embedded)
+    for number, row in enumerate(rows):
+        features = featurize(source[number], predictor.tokenizer, predictor.reading)
+        batch = pad_batch([features], predictor.reading, predictor.tokenizer.pad_token_id, 1)
+        example = jax.tree.map(lambda x: jnp.asarray(x[0]), as_example(batch))
+        out = forward(params, predictor.model, example)
+        marked, real = (batch[name][0][:, 1:].ravel() for name in ("evidence_mask", "token_mask"))
+        weights = np.zeros(real.size + 1)  # the last: of no candidate
+        weights[np.asarray(out.encoded.compacted.index)] = np.asarray(out.cross_attention)[1:]
+        share, (total, count) = weights[:-1][real], row["evidence"]["evidence_attended"]
+        assert count == row["evidence"]["evidence_precision"][1] > 0
+        assert total / count == pytest.approx(share[marked[real]].sum() / share.sum(), rel=1e-4)
 
 
 def test_evaluate_counts_empty_summaries_and_unknown_tokens(workdir, cache, tmp_path, capsys):

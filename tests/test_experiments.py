@@ -324,8 +324,8 @@ def test_a_small_experiment_for_real(tmp_path, monkeypatch):
     rows = table(tmp_path)
     assert {row["run"] for row in rows} == {"good, own", "good, random", "other, own", "other, random"}
     scores = {"exact_match", "f1", "authors/exact_match", "authors/f1"}
-    evidence = {"evidence recall %", "others kept %", "evidence precision %", "times as likely"}
-    measures = scores | evidence | {"nll", "kept %"}
+    evidence = {f"evidence {name} %" for name in ("recall", "precision", "attended")} | {"others kept %"}
+    measures = scores | evidence | {"times as likely", "nll", "kept %"}
     assert {row["measure"] for row in rows} == measures
     assert {row["seeds"] for row in rows} == {"2"}
     kept = {row["run"]: row["by_seed"] for row in rows if row["measure"] == "kept %"}

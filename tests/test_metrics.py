@@ -265,6 +265,14 @@ def test_evidence_of_a_hand_worked_document():
     assert summary["all_kept"].mean == 3 / 8 and math.isnan(summary["all_kept"].low)
 
 
+def test_attention_to_evidence_is_a_share_of_that_to_what_is_kept():
+    kept, evidence = bits("01100100"), bits("11100000")
+    got = metrics.evidence_scores(kept, evidence, np.array([0, 0.2, 0.1, 0, 0, 0.3, 0, 0]))
+    assert got["evidence_attended"] == pytest.approx((1.5, 3)) and got["evidence_precision"] == (2, 3)
+    nothing = metrics.evidence_scores(np.zeros(8, bool), evidence, np.zeros(8))
+    assert nothing["evidence_attended"] == (0, 0)
+
+
 def test_evidence_is_pooled_over_documents():
     rows = [
         metrics.evidence_scores(bits("1100"), bits("1000")),

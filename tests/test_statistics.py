@@ -64,6 +64,8 @@ def test_shares_are_of_all_documents_together():
         "others kept %": (100.0, 4.0),
         "evidence precision %": (100.0, 2.0),
     }
+    attended = statistics.measures_of(record | {"evidence": evidence | {"evidence_attended": [0.5, 2]}})
+    assert attended == first | {"evidence attended %": (50.0, 2.0)}
     second = statistics.measures_of(record | {"kept": 8, "evidence": None, "nll": None})
     got = statistics.compute(Results("d", {0: [first, second]}), None)
     assert {name: s.score.mean for name, s in got.items()} == {

@@ -35,5 +35,8 @@ def get_experiment(config):
             Variant("twice as long", start="SimCAS"),
         ),
         evaluations=(Evaluation(split=held_out(config)),),
-        measures=("nll", "kept %", "evidence recall %", "others kept %", "evidence precision %", "times as likely"),
+        measures=(
+            *("nll", "kept %", "evidence recall %", "others kept %", "times as likely"),
+            *("evidence precision %", "evidence attended %"),
+        ),
     )

@@ -69,6 +69,8 @@ class Predictions(NamedTuple):
     candidate: np.ndarray  # [B, K, S - 1]
     reference_nats: np.ndarray  # [B]
     reference_tokens: np.ndarray  # [B]
+    # [B, K, S - 1]: mean cross-attention while the reference is written; None without marked evidence
+    attention: np.ndarray | None
     overflow: np.ndarray  # [B]
     keep_prob: np.ndarray  # [B, K, S - 1]
     attended: Attended | None  # [B, T - 1, ...], if asked for
@@ -154,7 +156,8 @@ def predict_batch(
     selected = (params, compact_batch(hidden, document.chunk_mask, selection, capacity=capacity))
     source = source_tokens(document, predictor.generate)
     generation = generate_batch(*selected, source, model=model, config=predictor.generate)
-    nll = target_nll(*selected, target, model=model)
+    candidates = selection.action.shape[1:] if batch["has_evidence"].any() else None
+    nll = target_nll(*selected, target, model=model, candidates=candidates)
     attended = None
     if attention:
         attended = attention_of(*selected, generation, model=model, count=PLACES)
@@ -213,12 +216,13 @@ def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions,
 
 
 def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, pairs.Pair]:
-    """How much of document b's marked evidence was kept; empty where none is marked."""
+    """How much of document b's marked evidence was kept and attended to; empty where none is marked."""
     if not batch["has_evidence"][b]:
         return {}
     known = predictions.candidate[b] & batch["token_mask"][b][:, 1:]
     matters = batch["evidence_mask"][b][:, 1:]
-    return metrics.evidence_scores(predictions.kept[b][known], matters[known])
+    attention = None if predictions.attention is None else predictions.attention[b][known]
+    return metrics.evidence_scores(predictions.kept[b][known], matters[known], attention)
 
 
 def of_all_processes(rows: list[Evaluated], source: RowSource, gather: Callable[[Any], list[Any]]) -> list[Evaluated]:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from jax_simcas.common.pairs import Pair
 from jax_simcas.common.tables import Measure
@@ -36,6 +36,7 @@ _OTHERS = {
     "evidence recall %": Measure("Evidence recall", "%", 100.0),
     "others kept %": Measure("Other tokens kept", "%", 100.0),
     "evidence precision %": Measure("Evidence precision", "%", 100.0),
+    "evidence attended %": Measure("Attention to evidence", "%", 100.0),
     "times as likely": Measure("Evidence kept, times as likely as other tokens"),
 }
 
@@ -212,20 +213,28 @@ def _in_words(name: str, words: Words) -> str:
 EVIDENCE_RATIOS = {"likelihood_ratio": ("evidence_kept", "rest_kept")}
 
 
-def evidence_scores(kept: Bool[np.ndarray, " n"], evidence: Bool[np.ndarray, " n"]) -> dict[str, Pair]:
+def evidence_scores(
+    kept: Bool[np.ndarray, " n"], evidence: Bool[np.ndarray, " n"], attention: Float[np.ndarray, " n"] | None = None
+) -> dict[str, Pair]:
     """Overlap of selection and evidence among the n real candidates of one document, as (sum, count) pairs.
 
     all_kept: share kept of all candidates; evidence_kept: of the evidence; rest_kept: of everything else;
-    evidence_precision: share of what is kept that is evidence.
+    evidence_precision: share of what is kept that is evidence; evidence_attended, where `attention` is given: share of
+    the attention to what is kept that evidence gets.
     """
     both = int((kept & evidence).sum())
     kept_count, marked = int(kept.sum()), int(evidence.sum())
-    return {
+    out: dict[str, Pair] = {
         "all_kept": (kept_count, kept.size),
         "evidence_kept": (both, marked),
         "rest_kept": (kept_count - both, kept.size - marked),
         "evidence_precision": (both, kept_count),
     }
+    if attention is not None:
+        # A document counts as often as its kept tokens do, as in the precision, which this is compared with.
+        total = float(attention.sum())
+        out["evidence_attended"] = (kept_count * float(attention[evidence].sum()) / (total or 1.0), kept_count)
+    return out
 
 
 def evidence_summary(

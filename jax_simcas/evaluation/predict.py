@@ -19,7 +19,7 @@ from jax_simcas.method.chunk import bucket, half_step
 from jax_simcas.method.document import Document, Target
 from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
-from jax_simcas.method.reward import target_log_prob
+from jax_simcas.method.reward import by_candidate, target_log_prob
 from jax_simcas.method.select import Compacted, Policy, Selection, compact, most_probable
 
 Params = Any
@@ -96,16 +96,22 @@ def source_tokens(documents: Document, config: GenerateConfig) -> Int[Array, "B 
     return tokens.reshape(len(tokens), -1)
 
 
-@partial(jax.jit, static_argnames=("model",))
+@partial(jax.jit, static_argnames=("model", "candidates"))
 def target_nll(
-    params: Params, compacted: Compacted, targets: Target, *, model: SimCAS
-) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
-    """(nats, tokens) of every document's reference, given the selected states: the loss without smoothing."""
+    params: Params, compacted: Compacted, targets: Target, *, model: SimCAS, candidates: tuple[int, int] | None = None
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Float[Array, "B K N"] | None]:
+    """(nats, tokens) of every document's reference, given the selected states: the loss without smoothing.
 
-    def one(compacted: Compacted, target: Target) -> tuple[Array, Array]:
-        logits, _ = decode_selected(params, model, compacted, target, with_weights=False)
+    Args:
+      candidates: (K, N), for the mean cross-attention to each candidate as the third value; None: it is None.
+    """
+
+    def one(compacted: Compacted, target: Target) -> tuple[Array, Array, Array | None]:
+        logits, attention = decode_selected(params, model, compacted, target, with_weights=candidates is not None)
         log_prob, tokens = target_log_prob(logits, target)
-        return -log_prob, tokens
+        if attention is None or candidates is None:
+            return -log_prob, tokens, None
+        return -log_prob, tokens, by_candidate(attention, compacted.index, candidates)
 
     return over_documents(one)(compacted, targets)
 

@@ -87,9 +87,10 @@ def evidence_line(evidence: dict[str, bootstrap.Score]) -> str:
     """How much of the marked evidence was kept, in a sentence."""
     share = {name: f"{100 * score.mean:.1f} %" for name, score in evidence.items()}
     ratio = evidence["likelihood_ratio"]
+    attended = f" and gets {share['evidence_attended']} of its attention" if "evidence_attended" in share else ""
     likely = f"an evidence token is {tables.format_score(ratio, 2)} times as likely to be kept as another"
     return (
         f"marked evidence: kept {share['evidence_kept']} of it (recall), {share['all_kept']} of all tokens; "
-        f"{share['evidence_precision']} of what was kept is evidence (precision); "
+        f"{share['evidence_precision']} of what was kept is evidence (precision){attended}; "
         f"{'only evidence was kept' if math.isinf(ratio.mean) else likely}"
     )

@@ -45,7 +45,7 @@ class Experiment:
     cell at the same x.
 
     measures: which to show: names of scores, "nll", "kept %", "evidence recall %", "others kept %", "evidence precision
-      %", "times as likely"; empty: all.
+      %", "evidence attended %", "times as likely"; empty: all.
     axis: what x counts.
     """
 

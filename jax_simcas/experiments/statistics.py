@@ -18,6 +18,7 @@ EVIDENCE = {
     "evidence recall %": "evidence_kept",
     "others kept %": "rest_kept",
     "evidence precision %": "evidence_precision",
+    "evidence attended %": "evidence_attended",
 }
 # A quotient of two of the measures; without differences to a baseline.
 RATIOS = {"times as likely": ("evidence recall %", "others kept %")}
@@ -65,7 +66,10 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         out["nll"] = (float(nats), float(tokens))
     out["kept %"] = (100.0 * record["kept"], float(record["candidates"]))
     evidence = record.get("evidence") or {}
-    out |= {name: (100.0 * evidence[key][0], float(evidence[key][1])) for name, key in EVIDENCE.items() if evidence}
+    # Attention is not in files of earlier versions.
+    out |= {
+        name: (100.0 * evidence[key][0], float(evidence[key][1])) for name, key in EVIDENCE.items() if key in evidence
+    }
     return out
 
 

@@ -26,7 +26,8 @@ LEGEND = (
     "of the seeds' differences, which say how other runs would score on the same documents. Differences are taken over "
     "the documents and seeds that both runs have. nll: nats per token of the reference, teacher-forced. Evidence "
     "recall: share of the evidence tokens read that are kept; others kept: share of all other tokens; times as likely: "
-    "their quotient, 1 by chance; precision: share of the kept tokens that are evidence."
+    "their quotient, 1 by chance; precision: share of the kept tokens that are evidence; attended: share of the "
+    "decoder's attention to kept tokens that evidence gets while the reference is written."
 )
 
 

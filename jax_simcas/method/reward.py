@@ -72,6 +72,15 @@ def skip_reward(
     return reward / jnp.where(selected_count > hyper_length, selected_count, plenty)
 
 
+def by_candidate(attention: Float[Array, " C"], index: Int[Array, " M"], shape: tuple[int, ...]) -> Float[Array, "K N"]:
+    """The attention to each of K * N candidates, of that shape; 0 where it was not selected.
+
+    Args:
+      index: of each selected state after the first into the candidates; K * N where there is none.
+    """
+    return jnp.zeros(shape).ravel().at[index].set(attention[1:], mode="drop").reshape(shape)
+
+
 @dataclass(frozen=True)
 class CrossAttention:
     """Credit by attention: R a_j / (1 - a_0) for a kept candidate j, `skip_reward` for a skipped one, 0 if masked.
@@ -98,8 +107,8 @@ class CrossAttention:
         action: Bool[Array, "K N"],
         candidate_mask: Bool[Array, "K N"],
     ) -> Float[Array, "K N"]:
-        """`index`: of each selected state after the first into the K * N candidates; K * N where there is none."""
-        weight = jnp.zeros(action.size).at[index].set(attention[1:], mode="drop").reshape(action.shape)
+        """`index`: see `by_candidate`."""
+        weight = by_candidate(attention, index, action.shape)
         kept = reward * weight / jnp.maximum(1.0 - attention[0], jnp.finfo(jnp.float32).tiny)
         skipped = skip_reward(reward, (index < action.size).sum(), candidate_mask.sum(), self.hyper_length)
         return jnp.where(candidate_mask, jnp.where(action, kept, skipped), 0.0)
