@@ -109,6 +109,22 @@ def test_documents_without_a_reference_are_predicted_and_not_scored(workdir, cac
     assert "no row has a reference; there is nothing to compare" in one_line_error(capsys.readouterr().err)
 
 
+def test_without_a_reference_nothing_attends_to_evidence(workdir, cache, tmp_path, capsys):
+    rows = [{"document": "ask-0 word-3", "evidence": [[0, 5]]}, {"document": "ask-0 word-4", "evidence": [[6, 12]]}]
+    flags = ["--config.data.source=jsonl", f"--data-dir={tmp_path}", "--num-beams=1", "--policy=all"]
+
+    def evaluated(*records):
+        (tmp_path / "test.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags, f"--output={tmp_path / 'out'}"]) == 0
+        lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+        return capsys.readouterr().out, ["evidence_attended" in json.loads(line)["evidence"] for line in lines]
+
+    out, attended = evaluated(*rows)
+    assert attended == [False, False] and "marked evidence: kept 100.0 %" in out and "attention" not in out
+    out, attended = evaluated(rows[0] | {"summary": "value-0-1"}, rows[1])
+    assert attended == [True, False] and "of its attention" in out and "nan" not in out
+
+
 def test_a_selection_of_nothing_is_one_clear_line(workdir, cache, tmp_path, capsys):
     flags = ["--policy=threshold", "--config.simcas.threshold=1.0", "--limit=2", f"--output={tmp_path}"]
     assert evaluate.main([f"--workdir={workdir}", "--split=test", *flags]) == 0

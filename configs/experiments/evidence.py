@@ -8,8 +8,8 @@ never sees. Each variant changes one thing. All are of 300 steps with configs/qm
 for as many. Times as likely: how much more often an evidence token is kept than another one, 1 by chance. Run it from a
 checkout, where examples/ is. 7 variants, 3 seeds.
 
-Other data: --base=configs/finetune.py --config.data.data_dir=DATA, with rows that have the field evidence; --limit=60
-for the first 60 documents. Without --base it runs on the synthetic task.
+Other data: --base=configs/NAME.py --config.data.data_dir=DATA, a config that sets loop.steps, and rows that have the
+field evidence; --limit=60 for the first 60 documents. Without --base it runs on the synthetic task.
 """
 
 from jax_simcas.experiments.spec import Evaluation, Experiment, Variant
@@ -23,7 +23,7 @@ def get_config():
 def get_experiment(config):
     simcas, steps = config.simcas, config.loop.steps
     fewer = max(2, (simcas.capacity or simcas.hyper_length) // 4)
-    strict = {"simcas.hyper_length": simcas.hyper_length // 8, "loop.selector_start": (steps or 0) // 2}
+    strict = {"simcas.hyper_length": max(1, simcas.hyper_length // 8), "loop.selector_start": (steps or 0) // 2}
     return Experiment(
         variants=(
             Variant("SimCAS"),

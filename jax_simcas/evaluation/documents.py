@@ -178,7 +178,7 @@ def score_row(
         scores=score(prediction, row, by),
         lead=score(lead_of(row, by), row, by),
         kept_and_candidates=(int(predictions.kept[b].sum()), int(predictions.candidate[b].sum())),
-        evidence=evidence_of(batch, predictions, b),
+        evidence=evidence_of(batch, predictions, b, bool(references(row))),
         cut_tokens=int(batch["cut_tokens"][b]),
         nll=(float(predictions.reference_nats[b]), int(predictions.reference_tokens[b]))
         if references(row)
@@ -215,13 +215,13 @@ def shown_row(predictor: Predictor, scored: Evaluated, predictions: Predictions,
     )
 
 
-def evidence_of(batch: Features, predictions: Predictions, b: int) -> dict[str, pairs.Pair]:
-    """How much of document b's marked evidence was kept and attended to; empty where none is marked."""
+def evidence_of(batch: Features, predictions: Predictions, b: int, has_reference: bool) -> dict[str, pairs.Pair]:
+    """How much of marked evidence was kept and, while a reference is written, attended to; empty if none is marked."""
     if not batch["has_evidence"][b]:
         return {}
     known = predictions.candidate[b] & batch["token_mask"][b][:, 1:]
     matters = batch["evidence_mask"][b][:, 1:]
-    attention = None if predictions.attention is None else predictions.attention[b][known]
+    attention = predictions.attention[b][known] if has_reference and predictions.attention is not None else None
     return metrics.evidence_scores(predictions.kept[b][known], matters[known], attention)
 
 

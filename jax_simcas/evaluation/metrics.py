@@ -219,8 +219,8 @@ def evidence_scores(
     """Overlap of selection and evidence among the n real candidates of one document, as (sum, count) pairs.
 
     all_kept: share kept of all candidates; evidence_kept: of the evidence; rest_kept: of everything else;
-    evidence_precision: share of what is kept that is evidence; evidence_attended, where `attention` is given: share of
-    the attention to what is kept that evidence gets.
+    evidence_precision: share of what is kept that is evidence; evidence_attended, where there is any `attention`: share
+    of it that evidence gets.
     """
     both = int((kept & evidence).sum())
     kept_count, marked = int(kept.sum()), int(evidence.sum())
@@ -230,10 +230,9 @@ def evidence_scores(
         "rest_kept": (kept_count - both, kept.size - marked),
         "evidence_precision": (both, kept_count),
     }
-    if attention is not None:
+    if attention is not None and attention.any():
         # A document counts as often as its kept tokens do, as in the precision, which this is compared with.
-        total = float(attention.sum())
-        out["evidence_attended"] = (kept_count * float(attention[evidence].sum()) / (total or 1.0), kept_count)
+        out["evidence_attended"] = (kept_count * float(attention[evidence].sum() / attention.sum()), kept_count)
     return out
 
 

@@ -20,7 +20,7 @@ EVIDENCE = {
     "evidence precision %": "evidence_precision",
     "evidence attended %": "evidence_attended",
 }
-# A quotient of two of the measures; without differences to a baseline.
+# Quotients of two of the measures, as `metrics.EVIDENCE_RATIOS`; without differences to a baseline.
 RATIOS = {"times as likely": ("evidence recall %", "others kept %")}
 
 
@@ -66,7 +66,7 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         out["nll"] = (float(nats), float(tokens))
     out["kept %"] = (100.0 * record["kept"], float(record["candidates"]))
     evidence = record.get("evidence") or {}
-    # Attention is not in files of earlier versions.
+    # Attention is not in files of earlier versions, nor of documents without a reference.
     out |= {
         name: (100.0 * evidence[key][0], float(evidence[key][1])) for name, key in EVIDENCE.items() if key in evidence
     }
