@@ -14,6 +14,7 @@ from jax_simcas.backbones.ops.stacks import stack_layers
 from jax_simcas.method.document import Target
 from jax_simcas.method.optimizers import inverse_sqrt
 from jax_simcas.method.ppo import PPOConfig
+from jax_simcas.method.reward import target_log_prob
 from jax_simcas.method.steps import (
     batch_loss,
     init_state,
@@ -76,6 +77,15 @@ def test_smoothed_cross_entropy_by_hand():
     spread = [-np.log([0.5, 0.25, 0.25]).mean(), -np.log([0.1, 0.8, 0.1]).mean()]
     expected = np.mean([0.9 * -np.log(0.5) + 0.1 * spread[0], 0.9 * -np.log(0.8) + 0.1 * spread[1]])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_loss_reads_no_logits_behind_the_target():
+    logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.3, 0.3, 0.4]]))
+    target = Target(jnp.array([2, 0, 1, 1]), jnp.array([True, True, True, False]))
+    gradient = jax.grad(lambda logits: smoothed_cross_entropy(logits, target, 0.1))(logits)
+    assert gradient[:2].all() and not gradient[2:].any()
+    total, count = target_log_prob(logits, target)
+    np.testing.assert_allclose([total, count], [np.log(0.5 * 0.8), 2], rtol=1e-5)
 
 
 def test_learning_rate_peaks_at_the_end_of_the_warmup():

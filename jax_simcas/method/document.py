@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
@@ -20,6 +21,14 @@ class Target(NamedTuple):
 
     ids: Int[Array, "*B T"]
     mask: Bool[Array, "*B T"]
+
+    def predicted(self) -> Target:
+        """What the logits at each position predict, the next token; none at the last position.
+
+        The targets are shifted, not the logits: a slice of those costs copies of their size, its gradient more.
+        """
+        behind = jnp.zeros_like(self.mask[..., :1])
+        return Target(jnp.roll(self.ids, -1, axis=-1), jnp.concatenate([self.mask[..., 1:], behind], axis=-1))
 
 
 class Example(NamedTuple):

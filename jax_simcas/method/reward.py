@@ -42,9 +42,10 @@ Credit = Callable[[Float[Array, ""], Forward], Float[Array, "K N"]]
 
 def target_log_prob(logits: Float[Array, "T V"], target: Target) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """(sum, count) over real t >= 1 of log p(y_t | y_<t), in nats; logits at t - 1 predict y_t."""
-    gold = jnp.take_along_axis(logits[:-1], target.ids[1:, None], axis=-1)[:, 0]
-    log_prob = gold - jax.nn.logsumexp(logits[:-1], axis=-1)
-    return jnp.where(target.mask[1:], log_prob, 0.0).sum(), target.mask[1:].sum()
+    ids, mask = target.predicted()
+    gold = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+    log_prob = gold - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(mask, log_prob, 0.0).sum(), mask.sum()
 
 
 @dataclass(frozen=True)

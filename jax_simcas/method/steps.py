@@ -78,10 +78,10 @@ def smoothed_cross_entropy(
 
     Source: the released code, which spreads e over all V classes, the gold one included.
     """
-    log_z = jax.nn.logsumexp(logits[:-1], axis=-1)
-    gold = jnp.take_along_axis(logits[:-1], target.ids[1:, None], axis=-1)[:, 0]
-    loss = log_z - (1.0 - epsilon) * gold - epsilon * logits[:-1].mean(axis=-1)
-    return masked_mean(loss, target.mask[1:])
+    ids, mask = target.predicted()
+    gold = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - (1.0 - epsilon) * gold - epsilon * logits.mean(axis=-1)
+    return masked_mean(loss, mask)
 
 
 def _total(x: Array) -> Array:
