@@ -25,7 +25,7 @@ class Target(NamedTuple):
     def predicted(self) -> Target:
         """What the logits at each position predict, the next token; none at the last position.
 
-        The targets are shifted, not the logits: a slice of those costs copies of their size, its gradient more.
+        The targets are shifted, not the logits: on a CPU a slice of those is a copy, and its gradient costs more.
         """
         behind = jnp.zeros_like(self.mask[..., :1])
         return Target(jnp.roll(self.ids, -1, axis=-1), jnp.concatenate([self.mask[..., 1:], behind], axis=-1))
