@@ -3,10 +3,10 @@
 python -m jax_simcas.experiments configs/experiments/evidence.py --base=configs/qmsum.py --config.data.data_dir=DATA \
   --config.pretrained=runs/reading_t5 --config.optimizer.label_smoothing=0.0
 
-The selector is rewarded for what the decoder attends to while it writes the reference, not for evidence, which it
-never sees. Each variant changes one thing. All are of 300 steps with configs/qmsum.py; the last one continues the first
-for as many. Times as likely: how much more often an evidence token is kept than another one, 1 by chance. Run it from a
-checkout, where examples/ is. 7 variants, 3 seeds.
+The selector is rewarded for what the decoder attends to while it writes the reference, not for evidence, which it never
+sees. Each variant changes one thing, the strict one two. All are of 300 steps with configs/qmsum.py; the last one
+continues the first for as many. Times as likely: how much more often an evidence token is kept than another one, 1 by
+chance. Run it from a checkout, where examples/ is. 7 variants, 3 seeds.
 
 Other data: --base=configs/NAME.py --config.data.data_dir=DATA, a config that sets loop.steps, and rows that have the
 field evidence; --limit=60 for the first 60 documents. Without --base it runs on the synthetic task.
