@@ -10,10 +10,12 @@ from helpers import TINY, document, tiny_params
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.ops.attention import attend_with_weights, attention
+from jax_simcas.backbones.t5.config import T5Config
+from jax_simcas.backbones.t5gemma.config import StackConfig, T5GemmaConfig
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.align import ALIGNMENTS, chunk_mean
 from jax_simcas.method.chunk_position import Learned, Sinusoidal
-from jax_simcas.method.model import encode
+from jax_simcas.method.model import SimCAS, encode, forward, init_params
 from jax_simcas.method.reward import CrossAttention, Likelihood
 from jax_simcas.method.select import GREEDY, POLICIES, Policy
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of, policy_of, resolve
@@ -77,6 +79,26 @@ def test_ones_own_attention_gives_what_ours_does():
     assert ours.backbone.attend is attention and own.backbone.attend is plain_attention
     states = [jax.jit(lambda p, m=m: encode(p, m, document(0).document)[0])(tiny_params()) for m in (ours, own)]
     np.testing.assert_allclose(*states, atol=1e-5)
+
+
+STACK = StackConfig(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+)
+UNUSUAL = dataclasses.replace(STACK, attn_logit_softcapping=None, query_pre_attn_scalar=40)  # scores by sqrt(40)
+OTHERS = {
+    "t5": T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2),
+    "t5gemma": T5GemmaConfig(encoder=UNUSUAL, decoder=UNUSUAL, vocab_size=40),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_ones_own_attention_serves_every_family(family):
+    example, found = document(0), []
+    for attend in ("auto", here("plain_attention")):
+        model = SimCAS(backbone_of(family, OTHERS[family], attend), policy=POLICIES["all"])
+        params = init_params(jax.random.key(0), model)
+        found.append(jax.jit(lambda p, m=model: forward(p, m, example, with_weights=False).logits)(params))
+    np.testing.assert_allclose(*found, atol=1e-4)
 
 
 def test_schedule_and_algorithm_are_ones_own():

@@ -267,3 +267,18 @@ def test_random_policy_takes_a_traced_budget():
 def test_bad_settings_are_named(field, value):
     with pytest.raises(ValueError, match=f"{field}="):
         SimcasConfig(**{field: value})
+
+
+@pytest.mark.parametrize("capacity", [None, 5])
+def test_without_a_selector_the_actor_has_no_say_in_what_is_read(capacity):
+    """Everything is read or, beyond the capacity, evenly spread states, whatever the actor prefers."""
+    model, example = MODEL.replace(capacity=capacity).without_selector(), document(0)
+    found = []
+    for seed in (0, 1):
+        params = {**tiny_params(), "selector": jax.tree.map(lambda x: 9 * x, tiny_params(seed=seed)["selector"])}
+        found.append(encode_and_select(params, model, example.document, policy=model.train_policy).compacted)
+    first, second = (np.asarray(compacted.index)[np.asarray(compacted.mask[1:])] for compacted in found)
+    np.testing.assert_array_equal(first, second)
+    candidate_count = int(candidates(model, example.document).sum())
+    assert len(first) == (candidate_count if capacity is None else 4) and found[0].overflow == 0
+    assert capacity is None or np.diff(first).min() > 1

@@ -41,6 +41,14 @@ def test_candidates():
     np.testing.assert_allclose(got, [[8 * 0.3 / 0.5, 8 / 16], [8 * 0.2 / 0.5, 0.0]], rtol=1e-6)
 
 
+def test_a_skipped_candidate_is_paid_by_how_many_were_selected_not_by_how_many_had_room():
+    action, mask = jnp.array([[True, False, True], [True, True, False]]), jnp.array([[True, True, True]] * 2)
+    attention, index = jnp.array([0.5, 0.3, 0.2]), jnp.array([0, 2])  # room for two of the four
+    got = CrossAttention(hyper_length=2).candidates(jnp.array(8.0), attention, index, action, mask)
+    np.testing.assert_allclose(got[0, 1], 8 / 4)  # R / n_sel, as n_sel = 4 > L_hyper = 2
+    np.testing.assert_allclose(got[1, 2], 8 / 4)
+
+
 def test_masked_candidates_get_nothing():
     mask = jnp.array([[True, False]])
     got = CrossAttention().candidates(

@@ -21,7 +21,7 @@ from jax_simcas.method.align import Alignment, align, chunk_mean
 from jax_simcas.method.chunk_position import ChunkPosition
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.reward import CROSS_ATTENTION, LIKELIHOOD, Credit, Encoded, Forward, Reward
-from jax_simcas.method.select import GREEDY, SAMPLE, Compacted, Policy
+from jax_simcas.method.select import ALL, GREEDY, POLICIES, SAMPLE, Compacted, Policy
 
 Params = Any
 CHUNK_AXIS = "chunk"
@@ -67,6 +67,15 @@ class SimCAS:
 
     def replace(self, **changes: Any) -> SimCAS:
         return dataclasses.replace(self, **changes)
+
+    def without_selector(self) -> SimCAS:
+        """The model whose transformer trains on every state or, beyond `capacity`, on evenly spread ones.
+
+        `train_policy=ALL` would leave to the actor, which may have learned nothing, what finds a place.
+        """
+        if self.capacity is None:
+            return self.replace(train_policy=ALL)
+        return self.replace(train_policy=POLICIES["spaced"], budget=self.capacity - 1)
 
 
 def init_params(key: Array, model: SimCAS) -> Params:

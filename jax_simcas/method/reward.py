@@ -111,7 +111,8 @@ class CrossAttention:
         """`index`: see `by_candidate`."""
         weight = by_candidate(attention, index, action.shape)
         kept = reward * weight / jnp.maximum(1.0 - attention[0], jnp.finfo(jnp.float32).tiny)
-        skipped = skip_reward(reward, (index < action.size).sum(), candidate_mask.sum(), self.hyper_length)
+        selected_count = (action & candidate_mask).sum()  # those beyond the capacity too
+        skipped = skip_reward(reward, selected_count, candidate_mask.sum(), self.hyper_length)
         return jnp.where(candidate_mask, jnp.where(action, kept, skipped), 0.0)
 
 

@@ -125,7 +125,8 @@ class LoopConfig:
     eval_documents: int = 64  # documents of a validation during training
     checkpoint_every: int | None = 200  # optimizer steps; None: a fifth of the run, from 5 to 500
     selector_every: int = 1  # optimizer steps: the selector learns from every batch of each such step; 0: never
-    # optimizer steps before the selector learns; as long as that, the transformer reads every state
+    # optimizer steps before the selector learns; until then the transformer reads every state or, beyond the capacity,
+    # evenly spread ones
     selector_start: int = 0
     keep_checkpoints: int = 2  # of the latest; the best is kept beside them
     best_metric: str = "nll"  # validation figure, "nll" or "loss" (nats per token), whose lowest is the best checkpoint

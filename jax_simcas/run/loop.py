@@ -139,9 +139,10 @@ def compile_steps(run: Run, shardings: Any) -> Steps:
         return batch_loss(params, batch, model, update.label_smoothing)[1]
 
     transformer = {"optimizer": update.transformer(run.steps), "label_smoothing": update.label_smoothing}
+    alone = model.without_selector()
     return Steps(
-        jitted(partial(transformer_step, model=model, **transformer)),
-        jitted(partial(transformer_step, model=model.replace(train_policy=ALL), **transformer)),
+        jitted(partial(transformer_step, model=alone if model.train_policy == ALL else model, **transformer)),
+        jitted(partial(transformer_step, model=alone, **transformer)),
         jitted(partial(selector_step, model=model, optimizer=update.selector(), ppo=update.ppo)),
         jax.jit(validation),
     )

@@ -144,7 +144,7 @@ class SimcasConfig:
     chunk_position: str = "none"  # "none", "sinusoidal" or "learned"
     max_chunks: int = 1_024  # rows of the learned chunk positions
     policy: str = "greedy"  # at inference, by name (docs/selection.md) or your own
-    train_policy: str = "sample"  # in the transformer's training: "sample" draws, "all" does without selection
+    train_policy: str = "sample"  # in the transformer's training: "sample" draws, "all" does without the selector
     threshold: float = 0.5  # keep-probability above which the policy "threshold" keeps
     budget: int | None = None  # candidates per document that the policies topk, random, first and spaced keep
     capacity: int | None = None  # rows that the decoder may attend to, the document state included; None: all selected

@@ -19,7 +19,8 @@ from jax_simcas.backbones.ops.shared import Backward, Level, linear, mapped, one
 
 # (query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> context [H, T, Dh]. `chunks` is True
 # within a chunk of the encoder, which `vmap` maps over the chunks of a document; an implementation may ignore it.
-# Families that scale q k^T otherwise pass `scale` by its name; those with a bias or a cap call `attention` instead.
+# It divides q k^T by sqrt(Dh): families that scale otherwise scale the query. Where a family has a bias or a cap, it
+# calls `attention` below whatever it is given.
 Attend = Callable[..., Array]
 
 # What all functions below may be given beside a mask:
@@ -347,7 +348,6 @@ def fused_attention(
     mask: Bool[Array, "#T C"],
     chunks: bool = False,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-    scale: float | None = None,
 ) -> Float[Array, "H T Dh"]:
     """`attend_with_weights` without the weights, as one cuDNN kernel that keeps no [T, C] array in memory.
 
@@ -356,7 +356,6 @@ def fused_attention(
 
     Args:
       implementation: of `jax.nn.dot_product_attention`.
-      scale: factor of q k^T; None: Dh ** -0.5.
 
     Raises:
       ValueError: what cuDNN's kernel does not take.
@@ -374,7 +373,7 @@ def fused_attention(
         # A row per head: under `vmap`, jax 0.11.2 has no other.
         options = {"mask": jnp.broadcast_to(mask, (1, query.shape[0], *mask.shape))}
     query, key, value = (x.swapaxes(0, 1)[None] for x in (query, key, value))
-    context = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=implementation, **options)
+    context = jax.nn.dot_product_attention(query, key, value, implementation=implementation, **options)
     return context[0].swapaxes(0, 1)
 
 

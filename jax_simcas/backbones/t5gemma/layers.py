@@ -205,7 +205,8 @@ class Layer(NamedTuple):
             weights = attend_with_weights(query, key, value, in_rows(mask, self.stack), scale=scale, cap=cap)[1]
             return self.weighted(weights, value, place)
         if cap is None and self.attend is not attention:
-            return self.attend(query, key, value, in_rows(mask, self.stack), chunks, scale=scale)
+            rescaled = query * (scale * query.shape[-1] ** 0.5)  # it divides by the root of the width
+            return self.attend(rescaled, key, value, in_rows(mask, self.stack), chunks)
         return attention(query, key, value, mask, chunks, None, scale, cap)  # repeats the mask within, and has a cap
 
     def weighted(
