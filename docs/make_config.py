@@ -93,8 +93,10 @@ def sections(cls: Any, name: str) -> Iterator[str]:
 
 
 def summary(cls: type) -> str:
-    """The first sentence or two of the docstring, up to the first blank line."""
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    """The docstring without what it raises; fields that it explains stand in the table."""
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+    said = [text for text in paragraphs if not re.match(r"(\w+, )*\w+:\s", text)]
+    return "\n\n".join(textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False) for text in said)
 
 
 def page() -> str:

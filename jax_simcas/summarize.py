@@ -1,4 +1,4 @@
-"""Summarises documents of any length: files, rows of JSONL files, or standard input; many of them in batches.
+"""Summarises documents of any length: files, rows of JSONL or CSV files, or standard input; many of them in batches.
 
 Summaries go to standard output, one line per document in the order of the files and rows; --json also names the file
 and the row. Rows are read as the model was trained: --config.data.fields.document names the field of the text; `query`
@@ -32,7 +32,8 @@ def parser() -> cli.Parser:
         "files",
         nargs="*",
         metavar="FILE",
-        help="UTF-8 text, PDF, HTML, DOCX, or .jsonl[.gz] with a document per line; - or nothing: standard input",
+        help="UTF-8 text, PDF, HTML, DOCX, or .jsonl, .csv or .tsv (also .gz) with a document per row; - or nothing: "
+        "standard input",
     )
     made.add_argument(
         "--model", required=True, type=cli.text, help="a workdir, a folder with pretrained weights, or a hub id"

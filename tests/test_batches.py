@@ -316,3 +316,24 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
+
+
+def test_rows_with_a_token_that_has_no_embedding_are_left_out_and_named(words, source):
+    """As `<mask>` in facebook/bart-large-cnn, whose weights lack its row."""
+    rows = words.backend_tokenizer.token_to_id("w15")  # of 11 rows, the last three have w15 and more
+    config = dataclasses.replace(CONFIG, embedding_rows=rows)
+    with pytest.warns(
+        UserWarning, match=r"train\.jsonl:9: its document has the token 'w16' .*; such rows are left out"
+    ):
+        batches = [*make_iterator(source, words, config, training=False)]
+    assert np.concatenate([batch["row_index"][batch["row_mask"]] for batch in batches]).tolist() == [*range(8)]
+    assert [batch["row_mask"].sum() for batch in batches] == [3, 3, 2, 0] and not batches[-1]["chunk_mask"].any()
+    with pytest.warns(UserWarning, match="left out"):
+        seen = take(make_iterator(source, words, config, training=True), 11)
+    assert {int(i) for batch in seen for i in batch["row_index"][batch["row_mask"]]} == {*range(8)}
+    few = make_iterator(source, words, dataclasses.replace(config, max_bad_rows=2), training=False)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(UserError, match=r"3 such rows are left out, more than config\.data\.max_bad_rows=2"),
+    ):
+        list(few)

@@ -158,6 +158,10 @@ def penalised_without_beams(folder):
     plain(folder, num_beams=1, repetition_penalty=1.9, no_repeat_ngram_size=0)
 
 
+def ended_without_beams(folder):
+    plain(folder, num_beams=1, exponential_decay_length_penalty=(1, 1.5), no_repeat_ngram_size=0, min_length=0)
+
+
 def several_ends(folder):
     plain(folder, eos_token_id=[2, *range(260, 300)], forced_eos_token_id=None)
 
@@ -227,6 +231,7 @@ SLOW = (
         first_name_that_is_not_obeyed,
         plain,
         penalised_without_beams,
+        ended_without_beams,
         several_ends,
         plbart,
         bert_vocabulary,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax_simcas.common.errors import UserError
 from jax_simcas.run import config as lib
 from jax_simcas.run.config import DataConfig, LoopConfig, Settings
+from jax_simcas.run.config_file import override
 
 
 def test_defaults_are_the_same_either_way():
@@ -48,6 +49,13 @@ def test_optional_fields_take_a_value_and_none():
     assert lib.from_config(config).simcas.capacity is None
     with pytest.raises(TypeError):
         config.simcas.capacity = "many"
+
+
+@pytest.mark.parametrize("field", ["chunk_start", "chunk_end", "capacity"])
+def test_a_flag_takes_none_back(field):
+    config = lib.default_config()
+    config.simcas[field] = 7
+    assert override(config, [(f"simcas.{field}", "None")]).simcas[field] is None
 
 
 def test_differences_name_fields():

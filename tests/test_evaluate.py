@@ -255,6 +255,12 @@ def test_evaluates_nll_is_that_of_training(workdir, cache, capsys):
     assert got["mean"] == pytest.approx(sum(nats for nats, _ in rows) / sum(tokens for _, tokens in rows))
 
 
+def test_references_that_are_cut_for_the_nll_are_told(workdir, cache, capsys):
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=3", "--config.simcas.max_target_len=3"]) == 0
+    out = capsys.readouterr().out
+    assert "nats per token; 3 of 3 references are cut at max_target_len=3 for it" in " ".join(out.split())
+
+
 def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
     longer = ["--config.data.embedded.chunks=7", "--config.data.batch_size=2"]
     assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0

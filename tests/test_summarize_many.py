@@ -96,6 +96,16 @@ def test_a_document_that_fails_is_told_before_or_in_its_place(model):
     assert isinstance(second, UserError) and "document 3: this model cannot read" in str(fourth)
 
 
+def test_what_is_no_text_fails_in_its_place(model):
+    texts = [TEXTS[0], None, 7]
+    results = model.summarize(texts, errors="return")
+    assert results[0].summary == model.summarize(TEXTS[0]).summary
+    assert [str(each) for each in results[1:]] == [
+        "document 1: is NoneType, expected a text",
+        "document 2: is int, expected a text",
+    ]
+
+
 def test_wrong_arguments_are_named(model):
     for arguments, message in (
         ({"batch_size": 0}, "batch_size=0"),
@@ -164,6 +174,17 @@ def test_rows_become_lines_in_their_order(workdir, cache, document, tmp_path, ca
     assert [{n: line[n] for n in same} for line in lines[:-1]] == [{n: s[n] for n in same} for s in summaries]
     assert summarize.main([f"--model={workdir}", f"--output={out}", rows]) == 1
     assert "is there already" in one_line_error(capsys.readouterr().err)
+
+
+def test_rows_of_csv_are_documents(workdir, cache, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text(f'id,document\na,"{TEXTS[0]}"\nb,"{TEXTS[3]}"\n')
+    assert summarize.main([f"--model={workdir}", "--json", str(tmp_path / "x.csv")]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["row"], line["id"]) for line in lines] == [(2, "a"), (3, "b")]
+    (tmp_path / "y.tsv").write_text("text\tother\nwords\tmore\n")
+    assert summarize.main([f"--model={workdir}", str(tmp_path / "y.tsv")]) == 1
+    error = one_line_error(capsys.readouterr().err)
+    assert "y.tsv:2: no field 'document'; its fields are 'text', 'other' (set config.data.fields.document)" in error
 
 
 def test_rows_that_fail_are_named_and_the_others_are_written(workdir, cache, tmp_path, capsys):

@@ -99,6 +99,24 @@ def test_rows_that_cannot_be_read_are_left_out(tmp_path):
     assert f"3 of 6 rows left out: they cannot be read (line 3, 4, 6); the first: {path}:3: 1 cell," in note
 
 
+@pytest.mark.parametrize(
+    ("record", "lines"),
+    [
+        (b'"He said "hi" to all.\nThe board met, and left.\nIt ended well.",short\n', 3),
+        (b'"One caf\xe9.\nThe board met, and left.\nIt ended well.",short\n', 3),  # one byte is not UTF-8
+        (b'"One.\nThe caf\xe9, closed.\nIt ended well.",short\n', 3),
+        (b'"Five" tall",short\n', 1),  # an odd number of quotes
+    ],
+)
+def test_no_line_of_a_record_that_cannot_be_read_passes_for_a_record(record, lines, tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"text,short\na,b\n" + record + b'"c",d\n"e, f","g"\n')
+    source = CsvSource(path, FIELDS, tmp_path)
+    assert rows_of(source) == [("a", "b"), ("c", "d"), ("e, f", "g")]
+    (note,) = source.notes
+    assert f"{lines} of {lines + 3} rows left out" in note
+
+
 def test_a_quote_that_never_ends_costs_the_lines_from_it_on(tmp_path):
     path = tmp_path / "x.csv"
     path.write_bytes(b'text,short\na,b\n"c\nd",e\nf,"g\nh,i\nj,k\n')

@@ -79,6 +79,10 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     folder, notes = find_folder(str(source))
     config, generation = read_config(folder), read_generation(folder)
     path, flat, passengers = _read_weights(folder, config)
+    beside = [name for name in (HUB_BIN, BIN_INDEX) if path.name == MSGPACK and (folder / name).is_file()]
+    if beside:
+        other = f"{beside[0]} lies beside it, which transformers reads, and may hold another model"
+        notes = (*notes, f"warning: {path} is read; {other}: delete the one that is out of date")
     config = families.FAMILIES[families.name_of(config)].fitted(config, flat)
     _check_shapes(flat, config, path)
     flat = {name: np.asarray(value, np.float32) for name, value in flat.items()}
@@ -267,7 +271,7 @@ def _torch(path: Path) -> StateDict:
         raise UserError(f"{path}: not readable as weights only ({first_line(error)})") from None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path}: not a dictionary of tensors")
-    return {k: (v.float() if v.is_floating_point() else v).numpy() for k, v in weights.items()}
+    return {k: (v.float() if v.is_floating_point() else v).detach().numpy() for k, v in weights.items()}
 
 
 def from_state_dict(

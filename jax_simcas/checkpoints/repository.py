@@ -10,7 +10,7 @@ import errno
 import glob
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +25,7 @@ HUB_BIN, RELEASED_BIN = "pytorch_model.bin", "model_generation.bin"
 INDEXES = SAFETENSORS_INDEX, BIN_INDEX = f"{SAFETENSORS}.index.json", f"{HUB_BIN}.index.json"
 # In the order in which they are looked for.
 WEIGHTS = (SAFETENSORS, SAFETENSORS_INDEX, MSGPACK, HUB_BIN, BIN_INDEX, RELEASED_BIN)
+ADAPTER = "adapter_config.json"  # of peft
 PASSENGERS = "passengers.safetensors"  # weights that nothing here reads, where the file of weights cannot hold them
 CONFIG, EXTRA, GENERATION, CARD = "config.json", "jax_simcas.json", "generation_config.json", "README.md"
 # Of every tokenizer that transformers has: what it says of itself, vocabularies, merges, sentencepiece models.
@@ -132,6 +133,7 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
     """
     folder = Path(source)
     if folder.is_dir():
+        _check_no_adapter([path.name for path in folder.iterdir()], source)
         return folder, ()
     if folder.exists():
         raise NoSuchModel(f"{source}: a file; expected a folder with config.json and weights")
@@ -153,12 +155,22 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
     return cached, (f"{source}: the hub could not be asked ({reason}); the copy in {cached} is used",)
 
 
+def _check_no_adapter(names: Collection[str], where: str) -> None:
+    """Raises NoSuchModel where there is only what peft adds to a model that lies elsewhere."""
+    if ADAPTER in names and CONFIG not in names:
+        raise NoSuchModel(
+            f"{where}: an adapter of peft, not a model: merge it into its base model (merge_and_unload in peft), save "
+            "that, and give its folder"
+        )
+
+
 def _download(hub_id: HubId) -> Path:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     info = HfApi().model_info(hub_id.name, timeout=HUB_SECONDS, **hub_id.pinned)
     names = [file.rfilename for file in info.siblings or ()]
     wanted = wanted_files(names)
+    _check_no_adapter(names, str(hub_id))
     if CONFIG not in wanted or not set(WEIGHTS) & set(wanted):
         there = ", ".join(sorted(names)[:10]) or "nothing"
         raise NoSuchModel(

@@ -62,6 +62,10 @@ def guarded(run: Callable[[], int]) -> int:
         return EXIT_ERROR
 
 
+PACKAGE = Path(__file__).parents[1]
+_USUAL_FORMAT = warnings.formatwarning
+
+
 def prepare_jax() -> None:
     """Call before the first computation: the persistent compilation cache, and libraries that talk less."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -73,7 +77,8 @@ def prepare_jax() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # orbax writes in tasks of which it drops some; one that failed would be a traceback after our line about it.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", category=UserWarning, module="orbax|grain|transformers|jax")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(orbax|grain|transformers|jax)(\.|$)")
+    warnings.formatwarning = _format_warning
     warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without widgets
     import jax
 
@@ -81,6 +86,13 @@ def prepare_jax() -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _format_warning(message: Any, category: Any, filename: str, *rest: Any) -> str:
+    """One line for a warning of ours, without the place in the code."""
+    if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
+        return f"warning: {message}\n"
+    return _USUAL_FORMAT(message, category, filename, *rest)
 
 
 def cache_dir() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,8 @@ import numpy as np
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.features import FeatureConfig, Features, check_rows, featurize
-from jax_simcas.data.rows import Row, RowSource
+from jax_simcas.data.rows import Row, RowSource, place_of
+from jax_simcas.data.stored import MAX_BAD_ROWS
 from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
 from jax_simcas.method.chunk import bucket
 from jax_simcas.method.document import Document, Example, Target
@@ -31,7 +33,8 @@ class PipelineConfig(FeatureConfig):
     chunk_buckets, target_buckets: lengths that batches are padded to; beyond them, powers of two.
     seed: of the order of rows and of training's random choices.
     workers: processes that prepare training batches; evaluation needs none.
-    embedding_rows: of the model; a token beyond them is an error; None: not known.
+    embedding_rows: of the model; a row with a token beyond them is left out; None: not known.
+    max_bad_rows: how many such rows may be left out.
     bucket_batches: training sorts the shuffled rows of that many batches by chunks, so that batches hold rows of
       similar length; 0: rows come as they are shuffled.
     """
@@ -43,6 +46,7 @@ class PipelineConfig(FeatureConfig):
     workers: int = 0
     bucket_batches: int = 0
     embedding_rows: int | None = None
+    max_bad_rows: int = MAX_BAD_ROWS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,7 +223,10 @@ class _Bucketed(grain.transforms.MapWithIndex):
 
 
 class _Featurize(grain.transforms.Map):
-    """Row number -> features; {} for numbers beyond the last row, which fill the last batch."""
+    """Row number -> features; {} for numbers beyond the last row, which fill the last batch, and for rows left out.
+
+    Left out are rows with a token that the model has no embedding of; the first is a warning in each process.
+    """
 
     def __init__(
         self,
@@ -229,6 +236,7 @@ class _Featurize(grain.transforms.Map):
         cache: FeatureCache | None,
     ) -> None:
         self._source, self._tokenizer, self._config, self._cache = source, tokenizer, config, cache
+        self._left_out: set[int] = set()
 
     def map(self, index: Any) -> Features:
         return self._features(int(index), None) if int(index) < len(self._source) else {}
@@ -237,8 +245,21 @@ class _Featurize(grain.transforms.Map):
         features = None if self._cache is None else self._cache.read(index, rng)
         if features is None:
             features = featurize(self._source[index], self._tokenizer, self._config, rng)
-        check_rows(features, self._tokenizer, self._config.embedding_rows, f"row {index}")
+        try:
+            check_rows(features, self._tokenizer, self._config.embedding_rows, place_of(self._source, index))
+        except UserError as error:
+            self._leave_out(index, error)
+            return {}
         return features | {"row_index": index}
+
+    def _leave_out(self, index: int, reason: UserError) -> None:
+        self._left_out.add(index)
+        most = self._config.max_bad_rows
+        if len(self._left_out) > most:
+            rows = "a row is" if most == 0 else f"{most + 1} such rows are"
+            raise UserError(f"{reason}; {rows} left out, more than config.data.max_bad_rows={most}")
+        if len(self._left_out) == 1:
+            warnings.warn(f"{reason}; such rows are left out", stacklevel=2)
 
 
 class _FeaturizeForTraining(_Featurize, grain.transforms.RandomMap):

@@ -30,7 +30,6 @@ from jax_simcas.data.batches import PipelineConfig, in_workers
 from jax_simcas.data.features import (
     FeatureConfig,
     Features,
-    check_rows,
     featurize,
     special_ids,
     target_content,
@@ -220,7 +219,6 @@ class _Pack(grain.transforms.Map):
     def map(self, index: Any) -> tuple[bytes, int]:
         row = self._source[int(index)]
         features = featurize(row, self._tokenizer, self._config)
-        check_rows(features, self._tokenizer, self._config.embedding_rows, f"row {row.id}")
         texts = (row.summary, *(row.answers if self._config.draw_answer else ()))
         targets = [target_content(text, self._tokenizer, self._config) for text in texts]
         return pack(features, targets, token_dtype(self._tokenizer)), len(features["input_ids"])

@@ -60,7 +60,7 @@ class FeatureConfig:
 
     @property
     def most_chunks(self) -> int:
-        """The most chunks that a document can have."""
+        """The most chunks that a document can have, where two special tokens frame each."""
         return most_chunks(self.max_input_len - 2, self.chunk_length, sentences=self.chunking == "sentences")
 
 

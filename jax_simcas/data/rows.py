@@ -6,7 +6,7 @@ records.py reads a row of a record, stored.py the rows of files and libraries; f
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -111,8 +111,17 @@ class First:
             raise IndexError(f"row {index} of {self._count}")
         return self._source[index]
 
+    def where(self, index: int) -> str:
+        return place_of(self._source, index)
+
     def __repr__(self) -> str:
         return f"First({self._source!r}, {self._count})"
+
+
+def place_of(source: RowSource | Sequence[Row], index: int) -> str:
+    """How errors name a row: by its file and line where the source knows them."""
+    where = getattr(source, "where", None)
+    return str(where(index)) if callable(where) else f"row {index}"
 
 
 def told(notes: Iterable[str]) -> list[str]:

@@ -95,6 +95,10 @@ class StoredRows:
         record, where = self._store.read(number, place), self._store.where(number)
         return read_row(record, self.fields, where, number, self._need_reference)
 
+    def where(self, index: int) -> str:
+        """How errors name a row: by its file and line."""
+        return self._store.where(int(self._numbers[index]))
+
     def __repr__(self) -> str:
         # Evaluations record it, and experiments compare it with those of earlier versions.
         return f"{self.label}({self._store.name!r})"

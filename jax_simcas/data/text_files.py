@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import gzip
+import itertools
 import json
 import os
 import re
@@ -46,7 +47,8 @@ class CsvSource(StoredRows):
     """The rows of a .csv (RFC 4180, UTF-8), .tsv (tabs) or .gz file of these, whose first record names the fields.
 
     Semicolons or tabs separate cells where the header has no comma. Records that are not UTF-8, have more or fewer
-    cells than the header, or lack a field are left out, and so is each line from a quote that never ends.
+    cells than the header, or lack a field are left out, and so is each line from a quote that never ends. A record
+    whose quotes are wrong is left out to the line on which their number is even.
 
     Raises:
       UserError: missing, damaged or without rows; more left out than `max_bad_rows`: named by file, line and field.
@@ -160,26 +162,37 @@ class CsvStore(_LineStore):
     def _parsed(self, file: Iterable[bytes], number: int) -> Iterator[tuple[int, int, list[str] | UserError]]:
         """(line, offset, cells) of each record from line `number` on; blank lines are skipped.
 
-        Each line of what is no CSV gives the reason in place of cells: nobody knows how many records it would be.
+        Each line of a record that cannot be read gives the reason in place of cells: nobody knows how many records it
+        would be.
         """
         csv.field_size_limit(LONGEST_CELL)
         lines = _Lines(file, number, self._decoded)
         reader = csv.reader(lines, strict=True, delimiter=self._delimiter)
         while True:
             first, offset = lines.number, lines.offset
+            lines.begin_record()
             try:
                 cells = next(reader, None)
-            except UserError as error:
-                yield first, offset, error
-                continue
-            except csv.Error as error:
-                wrong = UserError(f"{self.where(first)}: not CSV ({_of_csv(str(error))})")
+            except (UserError, csv.Error) as error:
+                not_csv = f"{self.where(first)}: not CSV ({_of_csv(str(error))})"
+                wrong = error if isinstance(error, UserError) else UserError(not_csv)
+                lines.leave_record(self._is_record)
                 yield from ((line, offset, wrong) for line in range(first, lines.number))
                 continue
             if cells is None:
                 return
             if cells:
                 yield first, offset, cells
+
+    def _is_record(self, line: bytes) -> bool:
+        """Whether a line that begins with a quote is a record by itself."""
+        if not line.startswith(b'"'):
+            return False
+        try:
+            (cells,) = csv.reader([line.decode("utf-8")], strict=True, delimiter=self._delimiter)
+        except (UnicodeDecodeError, csv.Error):
+            return False
+        return len(cells) == len(self._header)
 
     def _checked_header(self, cells: list[str], number: int) -> list[str]:
         twice = [name for name, count in Counter(cells).items() if count > 1]
@@ -218,15 +231,36 @@ class _Lines:
 
     def __init__(self, file: Iterable[bytes], number: int, decode: Callable[[bytes, int], str]) -> None:
         self._file, self._decode = iter(file), decode
+        self._ahead: list[bytes] = []
+        self._quotes = 0  # in the record
         self.number, self.offset = number, 0
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line, number = next(self._file), self.number
-        self.number, self.offset = number + 1, self.offset + len(line)
-        return self._decode(line, number)
+        number = self.number
+        return self._decode(self._take(), number)
+
+    def _take(self) -> bytes:
+        line = self._ahead.pop() if self._ahead else next(self._file)
+        self.number, self.offset = self.number + 1, self.offset + len(line)
+        self._quotes += line.count(b'"')
+        return line
+
+    def begin_record(self) -> None:
+        self._quotes = 0
+
+    def leave_record(self, is_record: Callable[[bytes], bool]) -> None:
+        """Skips the rest of a record that cannot be read, whose lines would pass for records of their own.
+
+        It ends where its quotes are even in number, as those of every record are, or before a line that is one.
+        """
+        while self._quotes % 2:
+            self._ahead = [*itertools.islice(self._file, 1)]
+            if not self._ahead or is_record(self._ahead[0]):
+                return
+            self._take()
 
 
 class JsonArrayStore(Store):

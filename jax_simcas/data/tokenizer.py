@@ -116,8 +116,11 @@ def probe_frame(tokenizer: Tokenizer) -> Frame:
     encoding = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
     source = target = _around(encoding.ids, encoding.special_tokens_mask)
     if callable(tokenizer):  # mBART's have another mode for targets
+        own = getattr(tokenizer, "tgt_lang", None)
         encoded = tokenizer(text_target=probe, return_special_tokens_mask=True)
         target = _around(encoded["input_ids"], encoded["special_tokens_mask"])
+        if own != getattr(tokenizer, "tgt_lang", None):  # it has taken the source's, which may change yet
+            setattr(tokenizer, "tgt_lang", own)  # noqa: B010 - not of every tokenizer
     bos, eos, pad = (special_id(tokenizer, name) for name in ("bos", "eos", "pad"))
     if not any(source) and _has_our_words(tokenizer):
         source = target = ((bos,), (eos,))

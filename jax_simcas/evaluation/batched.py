@@ -207,14 +207,19 @@ def select_together(
 
 @partial(jax.jit, static_argnames=("size",))
 def joined_rows(parts: Sequence[Compacted], *, size: int) -> Compacted:
-    """One batch of `size` documents: the parts in equally many rows, and the last document again where they end."""
+    """One batch of `size` documents: the parts in equally many rows, and the last document again where they end.
+
+    Rows that are added have index -1: what stands for none in a part depends on its number of candidates.
+    """
     rows = max(part.states.shape[1] for part in parts)
 
-    def padded(x: jax.Array, width: int) -> jax.Array:
-        return jnp.pad(x, ((0, 0), (0, width - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
+    def padded(x: jax.Array, width: int, fill: int = 0) -> jax.Array:
+        widths = ((0, 0), (0, width - x.shape[1]), *((0, 0),) * (x.ndim - 2))
+        return jnp.pad(x, widths, constant_values=fill)
 
     even = [
-        Compacted(padded(p.states, rows), padded(p.mask, rows), padded(p.index, rows - 1), p.overflow) for p in parts
+        Compacted(padded(p.states, rows), padded(p.mask, rows), padded(p.index, rows - 1, -1), p.overflow)
+        for p in parts
     ]
     return jax.tree.map(lambda *x: repeated(jnp.concatenate(x), size), *even)
 

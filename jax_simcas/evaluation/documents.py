@@ -59,6 +59,7 @@ class Evaluated(NamedTuple):
     nll: tuple[float, int]  # (nats, tokens) of the reference, teacher-forced
     unknown_and_read: tuple[int, int]  # tokens of the document
     overflow: int = 0  # candidates selected beyond the capacity
+    cut_target: int = 0  # tokens of the reference beyond max_target_len, which nll leaves out
 
 
 class Predictions(NamedTuple):
@@ -185,6 +186,7 @@ def score_row(
         else (0.0, 0),
         unknown_and_read=count_unknown(tokenizer, batch["input_ids"][b], batch["token_mask"][b]),
         overflow=int(predictions.overflow[b]),
+        cut_target=int(batch["cut_target"][b]) if references(row) else 0,
     )
 
 
@@ -259,6 +261,7 @@ def summary_of(rows: list[Evaluated], seed: int) -> dict[str, Any]:
         "documents": len(rows),
         "documents_scored": sum(bool(references(row.row)) for row in rows),
         "documents_cut": sum(row.cut_tokens > 0 for row in rows),
+        "references_cut": sum(row.cut_target > 0 for row in rows),
         "empty_predictions": sum(not row.prediction for row in rows),
         "unknown_share": float(unknown[0] / max(unknown[1], 1)),
         "scores": _as_dicts(bootstrap.summarize_scores([row.scores for row in rows], seed)),

@@ -37,6 +37,8 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
         yield table(summary)
         yield ""
     yield f"{tables.plural(documents, 'document')} of {summary['split']}; {kept_line(summary)}"
+    if left_out := summary.get("rows_left_out"):  # which earlier versions did not count
+        yield f"warning: {tables.plural(left_out, 'row is', 'rows are')} left out: tokens without an embedding"
     if scored < documents:
         without = tables.plural(documents - scored, "document has", "documents have")
         yield f"{without} no reference: predicted, not scored"
@@ -49,7 +51,11 @@ def lines(summary: dict[str, Any], folder: Path) -> Iterator[str]:
     if summary["unknown_share"] > MANY_UNKNOWN:
         yield unknown_line(summary["unknown_share"])
     if scored:
-        yield f"nll of the references: {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token"
+        nll = f"nll of the references: {tables.format_score(bootstrap.Score(**summary['nll']), 2)} nats per token"
+        if cut := summary.get("references_cut"):  # which earlier versions did not count
+            of = f"{cut} of {tables.plural(scored, 'reference is', 'references are')}"
+            nll += f"; {of} cut at max_target_len={summary['max_target_len']} for it"
+        yield nll
     if summary["evidence"] and summary["kept_share"]:
         yield evidence_line({name: bootstrap.Score(**score) for name, score in summary["evidence"].items()})
     if "bertscore_limit" in summary:

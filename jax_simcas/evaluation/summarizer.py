@@ -58,9 +58,10 @@ class Summary(NamedTuple):
 
 
 class Summarizer(NamedTuple):
-    """A trained model that summarises text."""
+    """A trained model that summarises text; `notes` tell what there is to know about it."""
 
     predictor: Predictor
+    notes: tuple[str, ...] = ()
 
     @overload
     def summarize(
@@ -97,7 +98,7 @@ class Summarizer(NamedTuple):
 
     def summarize(
         self,
-        text: str | list[str] | tuple[str, ...],
+        text: Any,  # what is no text in a list is an error in its place
         query: str | Sequence[str | None] | None = None,
         seed: int = 0,
         attention: bool = False,
@@ -137,6 +138,8 @@ class Summarizer(NamedTuple):
         for number, (each, asked) in enumerate(zip(text, queries, strict=True)):
             try:
                 with prefixed(f"document {number}: "):
+                    if not isinstance(each, str):
+                        raise UserError(f"is {type(each).__name__}, expected a text")
                     row = Row(id=str(number), document=each, summary="", query=asked)
                     prepared_of[number] = prepare(self.predictor, row)
             except UserError as error:
@@ -244,11 +247,10 @@ def kept_spans(kept: Bool[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"])
       kept: positions 1..S-1 of every chunk.
       offsets: characters [start, end) of every token, -1 where it is not of the document.
     """
-    rows = offsets[:, 1:]
-    own = rows[..., 0] >= 0
+    own = offsets[..., 0] >= 0
     spans: list[list[int]] = []
     joins = False  # whether the token before was kept
-    for (start, end), is_kept in zip(rows[own].tolist(), kept[own].tolist(), strict=True):
+    for (start, end), is_kept in zip(offsets[own].tolist(), _with_first(kept, True)[own].tolist(), strict=True):
         if is_kept and joins:
             spans[-1][1] = max(end, spans[-1][1])
         elif is_kept:
@@ -261,7 +263,16 @@ def tokens_read(
     kept: Bool[np.ndarray, "K N"], keep_prob: Float[np.ndarray, "K N"], offsets: Int[np.ndarray, "K S 2"]
 ) -> ReadTokens:
     """The document's own tokens among all positions of its chunks."""
-    spans = offsets[:, 1:]
-    own = spans[..., 0] >= 0
-    chunk = np.broadcast_to(np.arange(len(spans))[:, None], own.shape)
-    return ReadTokens(spans[own], chunk[own], keep_prob[own].astype(np.float64), kept[own])
+    own = offsets[..., 0] >= 0
+    chunk = np.broadcast_to(np.arange(len(offsets))[:, None], own.shape)
+    keep_prob = _with_first(keep_prob.astype(np.float64), 1.0)
+    return ReadTokens(offsets[own], chunk[own], keep_prob[own], _with_first(kept, True)[own])
+
+
+def _with_first(x: np.ndarray, fill: bool | float) -> np.ndarray:
+    """Values of positions 1..S-1 -> those of all.
+
+    The first position is of the document only where the tokenizer begins no text (T5's, PEGASUS') and there is one
+    chunk. Its state is then the document state, which the decoder always sees.
+    """
+    return np.pad(x, ((0, 0), (1, 0)), constant_values=fill)

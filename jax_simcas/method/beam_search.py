@@ -123,8 +123,9 @@ def search(
             logits, cache = backbone.decode_step(weights, token, length - 1, cache, cross, state.ancestors, dtype)
             allow = lambda scores: apply_logits_processors(scores, state.running, length, source, rules)
             scores = allow(jax.nn.log_softmax(logits, axis=-1))
-            # Without beams transformers penalises logits; with them, log-probabilities.
-            choice = allow(logits) if rules.num_beams == 1 and rules.repetition_penalty != 1.0 else scores
+            # Without beams transformers penalises logits; with them, log-probabilities. Where no rule depends on the
+            # size of a score, both choose alike.
+            choice = allow(logits) if rules.num_beams == 1 and rules.depends_on_size else scores
             new = advance(state, scores, choice, length, rules)
             return jax.tree.map(lambda n, o: jnp.where(state.unfinished, n, o), new, state), cache
 

@@ -163,7 +163,7 @@ def quarter_step(length: int) -> int:
 
 
 def most_chunks(count: int, chunk_length: int, *, sentences: bool = False) -> int:
-    """An upper bound on the chunks that `count` tokens of content can make.
+    """An upper bound on the chunks that `count` tokens of content can make, with two special tokens in each.
 
     fixed: ceil(n / (S - 2)). sentences: 2 ceil(n / (S - 1)), for two neighbours hold more than S - 2 tokens
     together, or they would be one.

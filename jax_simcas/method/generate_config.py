@@ -17,30 +17,33 @@ NOTHING = -1  # in place of a forced token
 class GenerateConfig:
     """Options of `transformers.GenerationMixin.generate`, by the same names; lengths count the start token.
 
-    None is what the pretrained checkpoint says, else transformers' default; from scratch, the value named last.
+    None is what the pretrained checkpoint says, else transformers' default; of a model from scratch, the default here.
 
     Raises:
       ValueError: a value that has no meaning, by the name of its option.
     """
 
-    num_beams: int | None = None  # hypotheses that are followed side by side; 4
-    max_length: int | None = None  # tokens of a summary, the start token included; 128
-    min_length: int | None = None  # tokens, likewise; 0
-    length_penalty: float | None = None  # scores are divided by tokens ** length_penalty: above 0 prefers long ones; 1
-    no_repeat_ngram_size: int | None = None  # no sequence of so many tokens comes twice; 0: it may; 0
-    # True ends when `num_beams` summaries are finished; False when a better one is unlikely; "never" when a better one
-    # is impossible; False
+    num_beams: int | None = None  # beam width; 1 is greedy search. Default: 4
+    max_length: int | None = None  # maximum length of a summary in tokens, the start token included. Default: 128
+    min_length: int | None = None  # minimum length, counted likewise. Default: 0
+    # scores are divided by length ** length_penalty: a value above 0 favours long summaries. Default: 1
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None  # n-grams of this size may not repeat; 0 allows all. Default: 0
+    # when a beam search ends: True, with `num_beams` finished summaries; False, when a better one is unlikely; "never",
+    # when a better one is impossible. Default: False
     early_stopping: bool | str | None = None
-    forced_bos_token_id: int | str | None = None  # what must come first, by id or (in settings) text; -1: anything may
-    forced_eos_token_id: int | None = None  # what must come at max_length; -1: anything may
-    repetition_penalty: float | None = None  # above 1 makes tokens that came before less probable; 1
-    encoder_no_repeat_ngram_size: int | None = None  # no sequence of so many tokens of the document comes; 0: it may; 0
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that never come; none
-    suppress_tokens: tuple[int, ...] | None = None  # tokens that never come; none
-    begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that never come first; none
-    # (start, factor): after `start` tokens an end becomes more probable, by factor ** (tokens beyond it); none
+    # the first token of every summary, by id or (in settings) text; -1: any. Default: that of the checkpoint
+    forced_bos_token_id: int | str | None = None
+    # the last token of a summary of max_length; -1: any. Default: that of the checkpoint
+    forced_eos_token_id: int | None = None
+    repetition_penalty: float | None = None  # above 1 makes tokens that were generated less probable. Default: 1
+    encoder_no_repeat_ngram_size: int | None = None  # n-grams of the document that may not occur; 0: none. Default: 0
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that may not occur. Default: none
+    suppress_tokens: tuple[int, ...] | None = None  # tokens that may not occur. Default: none
+    begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that may not come first. Default: none
+    # (start, factor): after `start` tokens the end becomes more probable, by factor ** (tokens beyond). Default: none
     exponential_decay_length_penalty: tuple[float, ...] | None = None
-    renormalize_logits: bool | None = None  # probabilities sum to 1 after all these rules; False
+    renormalize_logits: bool | None = None  # whether probabilities sum to 1 after all of these. Default: False
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -157,3 +160,8 @@ class Rules(NamedTuple):
     exponential_decay_length_penalty: tuple[float, ...] | None
     renormalize_logits: bool
     ends: tuple[int, ...]
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether a rule changes scores by their size, so that logits and log-probabilities may choose otherwise."""
+        return self.repetition_penalty != 1.0 or self.exponential_decay_length_penalty is not None

@@ -92,7 +92,7 @@ def selection_metrics(batch: Example, encoded: Encoded) -> Metrics:
     """Share of the candidates that the policy selected, and share of those beyond the capacity."""
     selected, candidates = _total(encoded.selection.action), _total(encoded.selection.candidate_mask)
     return {
-        "selection/kept": (selected, candidates),
+        "selection/kept": (selected, candidates),  # an old name: before the capacity
         "selection/states": (selected, _total(batch.document.chunk_mask.any(axis=-1))),
         "selection/overflow": (_total(encoded.compacted.overflow), selected),
     }
@@ -112,9 +112,17 @@ def batch_loss(
     """Mean over documents of the smoothed cross-entropy, in nats per token, and metrics.
 
     Args:
-      policy: in place of the model's.
+      policy: None: the model's of inference, whatever `train` is; training draws by `model.train_policy`.
       key: for drawing and, when `train`, for dropout; document b uses the b-th of its split.
       action: given actions, in place of the policy's.
+
+    Returns:
+      The loss, and metrics as (sum, count): `loss` per document, `nll` per target token (nats), `tokens` of the
+      documents per batch, `selection/kept` (what is selected, before the capacity) per candidate, `selection/states`
+      per document, `selection/overflow` per selected candidate.
+
+    Raises:
+      ValueError: a policy without the key, budget or tokens that it needs; a mesh that does not divide the chunks.
     """
     rows = batch.document.input_ids.shape[0]
     keys = jax.random.split(jax.random.key(0) if key is None else key, (rows, 2))
@@ -157,7 +165,9 @@ def transformer_step(
 ) -> tuple[TrainState, Metrics]:
     """One batch of the transformer's update; the selector draws (`train_policy`) but does not learn.
 
-    A batch whose loss or gradient is not finite changes nothing but `skipped`.
+    A batch whose loss or gradient is not finite changes nothing but the counts `step`, `skipped` and `skipped_in_row`;
+    where gradients accumulate over batches, it is not one of them. The metrics are those of `batch_loss`, `grad_norm`
+    and `skipped`, both per batch.
     """
     transformer, selector = split_params(state.params)
     key = jax.random.fold_in(state.key, 2 * state.step)
@@ -254,7 +264,13 @@ def selector_step(
     optimizer: optax.GradientTransformation,
     ppo: PPOConfig,
 ) -> tuple[TrainState, Metrics]:
-    """PPO on one batch, without dropout; the transformer stays as it is, and so does `step`."""
+    """PPO on one batch, without dropout; the transformer stays as it is, and so does `step`.
+
+    Draws follow `state.key` and `step`: to update the selector twice between two steps of the transformer, give the
+    second one another `key`. Of several documents, each minibatch holds as many candidates of every one, and the
+    update is that of their mean. The metrics are `reward` per document (in units of xi), those of PPO per minibatch,
+    `selector_skipped` per batch, and the selection's as in `batch_loss`.
+    """
     transformer, selector = split_params(state.params)
     key, order_key = jax.random.split(jax.random.fold_in(state.key, 2 * state.step + 1))
     keys = jax.random.split(key, batch.document.input_ids.shape[0])

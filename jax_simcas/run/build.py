@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Container, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -49,6 +50,7 @@ from jax_simcas.run.overrides import Keywords, overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
 Params = Any
+WARNING = "warning: "  # begins a note that a user should not miss
 # The fields of a shape that name its special tokens.
 ROLES = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", *FORCED)
 
@@ -347,15 +349,18 @@ def fitted_to(settings: Settings, shape: Shape) -> Settings:
     return dataclasses.replace(settings, simcas=simcas.replace(**fitting), generate=generate)
 
 
-def load_model(source: str, step: Any = "best") -> Model:
+def load_model(source: str, step: Any = "best", given: Container[str] = ()) -> Model:
     """A trained model, as `load_weights` reads it, with the settings that lie beside it or the default ones.
+
+    Args:
+      given: settings that will be replaced, and so need no note.
 
     Raises:
       UserError: no model, or what is there does not fit together.
     """
     loaded = load_weights(source, step)
     has_selector = "selector" in loaded.params
-    generate, notes = generation_of(loaded, source)
+    generate, notes = generation_of(loaded, source, has_length="generate.max_length" in given)
     loaded = fill_missing_params(loaded, source, jax.random.key(0))
     settings = Settings()
     if loaded.extra:
@@ -421,12 +426,18 @@ def load_summarizer(source: str | os.PathLike[str], step: Any = "best", **settin
       step: of a workdir: "best", "latest" or a number.
       settings: in place of the model's own, by the names of `summarize`'s flags: num_beams=2, dtype="bfloat16".
 
+    Warns of what a checkpoint asks for that has no effect here; `Summarizer.notes` has all that there is to know.
+
     Raises:
       UserError: no model, or what is there does not fit together; a value that a setting cannot have.
       TypeError: a setting that there is not.
     """
     given = Keywords(**settings)
-    return Summarizer(predictor(configured(load_model(os.fspath(source), step), given)))
+    model = configured(load_model(os.fspath(source), step, named_by(given)), given)
+    for note in model.notes:
+        if note.startswith(WARNING):
+            warnings.warn(note.removeprefix(WARNING), stacklevel=2)
+    return Summarizer(predictor(model), model.notes)
 
 
 def predictor(model: Model) -> Predictor:

@@ -17,7 +17,7 @@ from jax_simcas.evaluation import bertscore, documents, highlight, metrics, pair
 from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run import pages
 from jax_simcas.run.build import Model, configured, load_model, open_source, predictor, read_settings
-from jax_simcas.run.config_file import with_flags
+from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import policy_of
 from jax_simcas.run.overrides import OVERRIDES
 from jax_simcas.run.processes import gather, is_main, join, local_mesh
@@ -30,7 +30,7 @@ def open_run(arguments: Any) -> Model:
     if not (workdir / CONFIG).is_file():
         raise UserError(f"--workdir={workdir}: no {CONFIG} there; give a folder that jax_simcas.train wrote")
     with_flags(read_settings(str(workdir)), arguments, sizes_known=False)  # what they refuse, before weights are read
-    model = load_model(str(workdir), arguments.step)
+    model = load_model(str(workdir), arguments.step, named_by(arguments))
     model = configured(model, arguments)
     for note in model.notes if is_main() else ():
         print(note, file=sys.stderr)
@@ -134,6 +134,8 @@ def run(arguments: Any) -> int:
     rows = evaluate_all(model, source, policy, by, arguments.seed, html)
     if not is_main():
         return 0
+    if not rows:
+        raise UserError(f"{source!r}: each row has a token that the model has no embedding of; see the warning above")
     if encoder:
         rows = documents.with_bertscore(rows, encoder, by)
     summary = documents.summary_of(rows, arguments.seed) | {
@@ -141,11 +143,13 @@ def run(arguments: Any) -> int:
         "step": model.step,
         "source": repr(source),
         "policy": policy,
+        "rows_left_out": len(source) - len(rows),
         "task": by.task,
         "rouge_tokenizer": by.words.name,
         "score_warnings": [f"warning: {warning}" for warning in words.warnings(given, by.words, by.task)],
         "capacity": settings.simcas.capacity,
         "max_input_len": settings.simcas.max_input_len,
+        "max_target_len": settings.simcas.max_target_len,
         "lead_words": by.lead_words,
         "seconds": round(time.monotonic() - started, 1),
     }

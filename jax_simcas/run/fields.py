@@ -91,9 +91,11 @@ def parse(hint: Any, text: str, where: str) -> Any:
       UserError: not a value of this type.
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in kinds and text.lower() == "none":
+        return None
     for kind in kinds:
         value = _PARSERS.get(typing.get_origin(kind) or kind, lambda _: None)(text)
-        if value is not None or (kind is type(None) and text.lower() == "none"):
+        if value is not None:
             return value_of(hint, value, where)
     raise UserError(f"{where}={text}: expected {expected(hint)}")
 

@@ -138,12 +138,19 @@ class Keywords(argparse.Namespace):
         unknown = [name for name in given if name not in fields]
         if unknown:
             raise TypeError(f"there is no setting {unknown[0]!r}; there are {', '.join(fields)}")
-        super().__init__(**{fields[name]: value for name, value in given.items()})
+        tokens = {name for name in given if OVERRIDES[_flag(name)].kind is token and isinstance(given[name], str)}
+        read = given | {name: token(given[name]) for name in tokens}
+        super().__init__(**{fields[name]: value for name, value in read.items()})
 
 
 def keyword(flag: str) -> str:
     """num_beams of --num-beams."""
     return flag.removeprefix("--").replace("-", "_")
+
+
+def _flag(keyword: str) -> str:
+    """--num-beams of num_beams."""
+    return "--" + keyword.replace("_", "-")
 
 
 def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:

@@ -35,7 +35,8 @@ from jax_simcas.run.processes import Job, is_main, notify, wait_for_all
 from jax_simcas.run.workdir import CONFIG, TOKENIZER, Workdir
 
 SAVED = "checkpoint"  # the split of metrics.jsonl with one line per checkpoint on disk
-# A resumed run may differ in these: they change how long and how often, not what a step does.
+# A resumed run may differ in these: they change how long and how often, not what a step does, unless a schedule of the
+# user's own depends on the number of steps.
 FREE_ON_RESUME = (
     "loop.steps",
     "loop.epochs",

@@ -152,9 +152,10 @@ def finetune_config() -> ConfigDict:
 def published_config() -> ConfigDict:
     """What all published settings share: BART-base, chunks of 512 tokens, 16,384 tokens in.
 
-    Source: method.md "Published settings". Deviation: the selector learns in every 50th step, also where that step is
-    evaluated; inference is greedy (`--config.simcas.policy=sample` draws, as the released code does); products are in
-    bfloat16 and layers are recomputed (`--config.simcas.dtype=float32 --config.simcas.remat=none`).
+    Source: docs/method.md, "Published settings". Deviation: the selector learns in every 50th step (WCEP's in every
+    100th), also where that step is evaluated; inference is greedy (`--config.simcas.policy=sample` draws, as the
+    released code does); products are in bfloat16 and layers are recomputed (`--config.simcas.dtype=float32
+    --config.simcas.remat=none`).
     """
     config = default_config()
     config.pretrained = "facebook/bart-base"

@@ -20,7 +20,7 @@ from jax_simcas.evaluation.summarizer import Prepared, Summarizer, Summary, prep
 from jax_simcas.run import summary_input
 from jax_simcas.run.build import configured, load_model, predictor, read_settings
 from jax_simcas.run.config import Settings
-from jax_simcas.run.config_file import with_flags
+from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.pages import Pages
 from jax_simcas.run.summary_input import Given, is_rows
 
@@ -50,7 +50,7 @@ def check_query(settings: Settings, arguments: Any) -> None:
 def open_model(arguments: Any) -> tuple[Summarizer, Settings]:
     """The model with the flags applied, and its settings."""
     with prefixed("--model=", NoSuchModel):
-        model = load_model(arguments.model, "best")
+        model = load_model(arguments.model, given=named_by(arguments))
     for note in model.notes:
         print(note, file=sys.stderr)
     model = configured(model, arguments)

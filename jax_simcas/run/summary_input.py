@@ -1,4 +1,4 @@
-"""The documents that `jax_simcas.summarize` is given: a file each, or a row each of JSONL files."""
+"""The documents that `jax_simcas.summarize` is given: a file each, or a row each of JSONL and CSV files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.documents import text_of
-from jax_simcas.data.formats import LINES
+from jax_simcas.data.formats import FILES, LINES
 from jax_simcas.data.records import Record, read_row
 from jax_simcas.data.rows import Fields, Row
-from jax_simcas.data.text_files import JsonlStore
+from jax_simcas.data.text_files import CsvStore, JsonlStore
 
 WINDOW = 64  # documents that are held at a time, and sorted by length
 WINDOW_CHARACTERS = 1 << 25  # of all of them; one document may have more
@@ -29,8 +29,17 @@ class Given(NamedTuple):
 
 
 def is_rows(name: str) -> bool:
-    """Whether a file holds a document per line."""
-    return name.endswith(LINES)
+    """Whether a file holds a document per row."""
+    return name.endswith((*LINES, *FILES["csv"]))
+
+
+def open_rows(name: str, cache: Path) -> JsonlStore | CsvStore:
+    """The rows of such a file.
+
+    Raises:
+      UserError: missing, or damaged.
+    """
+    return (JsonlStore if name.endswith(LINES) else CsvStore)(Path(name), cache)
 
 
 def shown(name: str) -> str:
@@ -60,7 +69,7 @@ def count(names: Sequence[str], cache: Path) -> int:
     total = 0
     for name in names:
         try:
-            total += sum(1 for _ in JsonlStore(Path(name), cache).places()) if is_rows(name) else 1
+            total += sum(1 for _ in open_rows(name, cache).places()) if is_rows(name) else 1
         except UserError:
             total += 1
     return total
@@ -86,11 +95,11 @@ def documents(names: Sequence[str], fields: Fields, query: str | None, cache: Pa
 
 
 def rows(name: str, fields: Fields, query: str | None, cache: Path) -> Iterator[Given]:
-    """The documents of a JSONL file."""
+    """The documents of a file of rows."""
     plain = dataclasses.replace(fields, query="", evidence="")
     asked = dataclasses.replace(fields, query=fields.query or "query")
     try:
-        store = JsonlStore(Path(name), cache)
+        store = open_rows(name, cache)
         for number, _, record in store.places():
             where, label, row = store.where(number), {"file": name, "row": number}, record
             if not isinstance(record, UserError):
