@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_simcas.method.chunk import bucket, chunk_sentences, chunk_tokens, most_chunks, pad_rows
+from jax_simcas.method.chunk import bucket, chunk_sentences, chunk_tokens, most_chunks
 
 SPECIAL = {"bos": 0, "eos": 2, "pad": 1}
 
@@ -146,10 +146,3 @@ def test_bucket_stops_at_the_limit():
     assert [bucket(n, (), 33) for n in (1, 3, 32, 33)] == [1, 4, 32, 33]
     assert bucket(34, (), 33) == 64  # a length over the limit is still held
     assert bucket(9, (8, 24), 33) == 24
-
-
-def test_pad_rows():
-    np.testing.assert_array_equal(pad_rows(np.array([[1, 2]]), 3, 7), [[1, 2], [7, 7], [7, 7]])
-    assert pad_rows(np.zeros((2, 3), bool), 2, False).dtype == bool
-    with pytest.raises(ValueError, match="3 rows do not fit into 2"):
-        pad_rows(np.zeros((3, 1)), 2, 0)

@@ -130,13 +130,6 @@ def chunk_at(
     return Chunks(*(np.take_along_axis(x, order, axis=1) for x in chunks))
 
 
-def pad_rows(x: np.ndarray, rows: int, fill: int | bool) -> np.ndarray:
-    """`x` with rows of `fill` added up to `rows`."""
-    if len(x) > rows:
-        raise ValueError(f"{len(x)} rows do not fit into {rows}")
-    return np.concatenate([x, np.full((rows - len(x), *x.shape[1:]), fill, x.dtype)])
-
-
 def bucket(length: int, buckets: Sequence[int] = (), limit: int | None = None) -> int:
     """The smallest of `buckets` that holds `length`; where there is none the next power of two, or `limit` if less.
 
