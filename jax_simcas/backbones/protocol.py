@@ -29,6 +29,11 @@ class Tokens(NamedTuple):
     forced_eos: int | None = None
     ends: tuple[int, ...] = ()
 
+    @property
+    def all_ends(self) -> tuple[int, ...]:
+        """Every token that ends a summary."""
+        return self.ends or (self.eos,)
+
 
 class Flops(NamedTuple):
     """FLOPs of all layers, 2 per multiply-add of the matrix products that a forward pass requires.

@@ -88,11 +88,13 @@ def prepare_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _format_warning(message: Any, category: Any, filename: str, *rest: Any) -> str:
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """One line for a warning of ours, without the place in the code."""
     if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
         return f"warning: {message}\n"
-    return _USUAL_FORMAT(message, category, filename, *rest)
+    return _USUAL_FORMAT(message, category, filename, lineno, line)
 
 
 def cache_dir() -> Path:

@@ -99,7 +99,7 @@ class GenerateConfig:
                 raise ValueError(f"{name}={values[name]!r}: expected the id of a token")
             if values[name] == NOTHING:
                 values[name] = None
-        ends = tokens.ends or (tokens.eos,)
+        ends = tokens.all_ends
         # Source: transformers' NoBadWordsLogitsProcessor, which never forbids the end.
         bad = values["bad_words_ids"] or ()
         values["bad_words_ids"] = tuple(words for words in bad if words not in {(end,) for end in ends})

@@ -292,7 +292,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
             "that the weights were trained with"
         )
     tokens = settings.shape.tokens
-    ends = tokens.ends or (tokens.eos,)
+    ends = tokens.all_ends
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
         told = f"targets end in token {given}, generation ends at {' '.join(map(str, ends))}"

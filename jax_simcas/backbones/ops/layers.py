@@ -129,6 +129,11 @@ def drop(x: Float[Array, "... T D"], rate: float, key: Array) -> Float[Array, ".
     return jnp.where(keep, with_materialised_cotangent(x) * (2**16 / limit), 0.0).astype(x.dtype)
 
 
+def dropped(x: Float[Array, ...], rate: float, key: Array | None, place: int) -> Float[Array, ...]:
+    """`drop` with a key for each place of a layer; None switches it off."""
+    return x if key is None or rate == 0.0 else drop(x, rate, jax.random.fold_in(key, place))
+
+
 def _masks(key: Array, shape: tuple[int, ...], limit: int) -> UInt8[Array, "... _ D"]:
     """Four masks of independent bits that are set with probability limit / 2^16, as bytes.
 

@@ -18,7 +18,7 @@ from jax_simcas.backbones.ops.caches import (
     visible_rows,
     with_rows,
 )
-from jax_simcas.backbones.ops.layers import TRANSPOSED, few_rows
+from jax_simcas.backbones.ops.layers import TRANSPOSED, dropped, few_rows
 from jax_simcas.backbones.ops.matmul import product
 from jax_simcas.backbones.ops.stacks import apart, checkpointed
 from jax_simcas.backbones.t5.config import T5Config
@@ -28,7 +28,6 @@ from jax_simcas.backbones.t5.layers import (
     bias_by_distance,
     bias_of_step,
     cross_attention,
-    dropped,
     embed,
     feed_forward,
     key_of,

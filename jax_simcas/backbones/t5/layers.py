@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention
-from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, drop, few_rows
+from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, dropped, few_rows
 from jax_simcas.backbones.ops.matmul import Dimensions, product
 from jax_simcas.backbones.ops.memory import PRODUCT, SUM
 from jax_simcas.backbones.t5.config import T5Config
@@ -39,11 +39,6 @@ def rms_norm(params: Params, x: Float[Array, "... D"], config: T5Config, dtype: 
     x = x.astype(jnp.float32)
     size = lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + config.layer_norm_epsilon)
     return (x * size * params["weight"]).astype(dtype)
-
-
-def dropped(x: Float[Array, ...], rate: float, key: Array | None, place: int) -> Float[Array, ...]:
-    """Inverted dropout with a key for each place of a sublayer; None switches it off."""
-    return x if key is None or rate == 0.0 else drop(x, rate, jax.random.fold_in(key, place))
 
 
 def summed(x: Float[Array, "T D"], y: Float[Array, "T D"], config: T5Config, key: Array | None) -> Float[Array, "T D"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_simcas.backbones.ops import stacks
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
+from jax_simcas.backbones.ops.layers import dropped
 from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
 from jax_simcas.backbones.t5gemma import decoder, encoder, layers
 from jax_simcas.backbones.t5gemma.config import T5GemmaConfig
@@ -109,7 +110,7 @@ class T5Gemma:
         self, params: Params, ids: Int[Array, " S"], added: Float[Array, " D"] | None, dtype: Any, key: Array | None
     ) -> Float[Array, "S D"]:
         x = layers.embed(params["model"]["encoder"]["embed_tokens"], self.config, ids, added).astype(dtype)
-        return layers.dropped(x, self.config.dropout_rate, key, 0)
+        return dropped(x, self.config.dropout_rate, key, 0)
 
     def encoder_layers(self, params: Params) -> Params:
         """Beside their parameters, whether each layer slides."""

@@ -23,7 +23,7 @@ from jax_simcas.backbones.ops.caches import (
     visible_rows,
     with_rows,
 )
-from jax_simcas.backbones.ops.layers import TRANSPOSED, few_rows
+from jax_simcas.backbones.ops.layers import TRANSPOSED, dropped, few_rows
 from jax_simcas.backbones.ops.stacks import checkpointed, layers_apart, stacked_layers, unstack_layers
 from jax_simcas.backbones.t5gemma.config import T5GemmaConfig
 from jax_simcas.backbones.t5gemma.layers import (
@@ -31,7 +31,6 @@ from jax_simcas.backbones.t5gemma.layers import (
     Params,
     capped,
     decoder_window,
-    dropped,
     embed,
     in_rows,
     keys_values,

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention, repeated
-from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, drop, few_rows
+from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, dropped, few_rows
 from jax_simcas.backbones.ops.matmul import Dimensions, product
 from jax_simcas.backbones.ops.memory import PRODUCT, SUM
 from jax_simcas.backbones.t5gemma.config import StackConfig, T5GemmaConfig
@@ -48,11 +48,6 @@ def rms_norm(params: Params, x: Float[Array, "... D"], config: StackConfig, dtyp
 def capped(x: Float[Array, ...], cap: float | None) -> Float[Array, ...]:
     """cap tanh(x / cap)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def dropped(x: Float[Array, ...], rate: float, key: Array | None, place: int) -> Float[Array, ...]:
-    """Inverted dropout with a key for each place of a layer; None switches it off."""
-    return x if key is None or rate == 0.0 else drop(x, rate, jax.random.fold_in(key, place))
 
 
 # Rotary angles
