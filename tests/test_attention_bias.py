@@ -14,7 +14,6 @@ from jax_simcas.backbones.ops.attention import (
     attend_to_rows,
     attend_with_weights,
     attention,
-    fused_attention,
 )
 from jax_simcas.backbones.ops.distance import by_distance, by_doubling, sum_by_distance
 
@@ -169,9 +168,3 @@ def test_few_rows_take_a_bias_per_pair(cap):
     rows = attend_to_rows(query, key, value, mask, pairs, scale=1.0, cap=cap)
     few = attend_few_rows(query, key.swapaxes(1, 2), value, mask, pairs, scale=1.0, cap=cap)
     assert_close((rows, few), (expected, expected))
-
-
-def test_the_fused_kernel_takes_a_scale():
-    query, key, value, mask, _, _ = inputs(5, 7)
-    fused = lambda q, k, v, m: fused_attention(q, k, v, m, implementation="xla", scale=1.0)
-    assert_close(jax.vmap(fused)(query, key, value, mask), jax.vmap(partial(plain, scale=1.0))(query, key, value, mask))

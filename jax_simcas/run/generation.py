@@ -83,7 +83,7 @@ def read(raw: Raw, config: Shape, where: str, *, has_length: bool = False) -> tu
         raise UserError(f"{where}: {error}") from None
     notes = []
     if not has_length and all(raw.get(name) is None for name in ("max_length", "max_new_tokens")):
-        notes.append(f"warning: {where}: no max_length: summaries of at most {max_length} tokens, as in transformers")
+        notes.append(f"{where}: no max_length: summaries of at most {max_length} tokens, as in transformers")
     if not has_length and max_length > positions:
         notes.append(
             f"warning: {where}: max_length={max_length} exceeds the model's {positions} positions, which count"
