@@ -126,6 +126,14 @@ def test_the_decoder_starts_as_transformers_has_it():
     assert T5Config.from_hf({}, generation={"decoder_start_token_id": 7}).decoder_start_token_id == 7
 
 
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_field_that_is_null_is_as_one_that_is_missing(model_type):
+    whole = dataclasses.replace(TINY, model_type=model_type, relative_attention_max_distance=128).to_hf()
+    for name in set(whole) - {"model_type", "pad_token_id"}:  # null pads with EOS, as in transformers
+        without = {key: value for key, value in whole.items() if key != name}
+        assert T5Config.from_hf(without | {name: None}) == T5Config.from_hf(without), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -170,7 +170,7 @@ class T5Config:
         model_type = config.get("model_type", "t5")
         if model_type not in MODEL_TYPES:
             raise UserError(f"{where}: model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
-        config = UNSAID[model_type] | config
+        config = config | {name: value for name, value in UNSAID[model_type].items() if config.get(name) is None}
         tied = config.get("tie_word_embeddings") is not False
         given: dict[str, Any] = {"tie_word_embeddings": tied, "scale_decoder_outputs": tied}
         given |= fields_of(cls, config, where, unread=("eos_token_ids", "model_type"))
