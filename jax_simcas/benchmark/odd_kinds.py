@@ -245,7 +245,7 @@ def _tokenizer_files(folder: Path, rng: random.Random) -> Callable[[], Any]:
 def _shapes(folder: Path, rng: random.Random) -> Callable[[], Any]:
     """A config.json, and settings of generation."""
     from jax_simcas.checkpoints import hub
-    from jax_simcas.run import build
+    from jax_simcas.run.generation import generation_of
 
     config = json.loads((_trained() / "config.json").read_text())
     base = rng.choice((config, *CONFIGS))
@@ -256,7 +256,7 @@ def _shapes(folder: Path, rng: random.Random) -> Callable[[], Any]:
     def read() -> None:
         shape = hub.read_config(folder)
         held = hub.read_generation(folder)
-        build.generation_of(hub.Pretrained(shape, {}, folder, {}, (), held or {}, held is not None), str(folder))
+        generation_of(hub.Pretrained(shape, {}, folder, {}, (), held or {}, held is not None), str(folder))
 
     return read
 

@@ -37,7 +37,8 @@ class GenerateConfig:
     # the last token of a summary of max_length; -1: any. Default: that of the checkpoint
     forced_eos_token_id: int | None = None
     repetition_penalty: float | None = None  # above 1 makes tokens that were generated less probable. Default: 1
-    encoder_no_repeat_ngram_size: int | None = None  # n-grams of the document that may not occur; 0: none. Default: 0
+    # n-grams of this size in the document may not occur; 0 allows all. Default: 0
+    encoder_no_repeat_ngram_size: int | None = None
     bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that may not occur. Default: none
     suppress_tokens: tuple[int, ...] | None = None  # tokens that may not occur. Default: none
     begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that may not come first. Default: none

@@ -268,7 +268,7 @@ def selector_step(
 
     Draws follow `state.key` and `step`: to update the selector twice between two steps of the transformer, give the
     second one another `key`. Of several documents, each minibatch holds as many candidates of every one, and the
-    update is that of their mean. The metrics are `reward` per document (in units of xi), those of PPO per minibatch,
+    update is that of their mean. The metrics are `reward` per document (at most xi), those of PPO per minibatch,
     `selector_skipped` per batch, and the selection's as in `batch_loss`.
     """
     transformer, selector = split_params(state.params)

@@ -19,7 +19,6 @@ from jax_simcas.backbones.families import chunk_positions, name_of, replaced
 from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints.hub import (
     EXTRA,
-    GENERATION,
     Pretrained,
     fill_missing_params,
     load,
@@ -38,13 +37,13 @@ from jax_simcas.data.rows import RowSource
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.evaluation.predict import Predictor
 from jax_simcas.evaluation.summarizer import Summarizer
-from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig
+from jax_simcas.method.generate_config import FORCED, NOTHING
 from jax_simcas.method.model import init_params
 from jax_simcas.run import config as config_lib
-from jax_simcas.run import generation as generation_lib
 from jax_simcas.run.allowed_code import check_names
 from jax_simcas.run.config import TARGET, Settings
 from jax_simcas.run.config_file import named_by, with_flags
+from jax_simcas.run.generation import defaults, generating, generation_of, raw_generation
 from jax_simcas.run.method_config import SimcasConfig, check_machine
 from jax_simcas.run.overrides import Keywords, overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
@@ -175,46 +174,6 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     params = put(loaded.params, state_shardings(mesh, loaded.params, settings.model().sharding_rules))
     notes = (*loaded.notes, *notes)
     return Model(settings, params, tokenizer, notes, raw_generation(loaded), has_selector, passengers=loaded.passengers)
-
-
-def generation_of(loaded: Pretrained, where: str, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
-    """The generation settings of a checkpoint, and notes: those that we saved with it, or as transformers has them.
-
-    Args:
-      has_length: there is a max_length that counts in place of the checkpoint's.
-
-    Raises:
-      UserError: a value that has no meaning.
-    """
-    if loaded.extra and not loaded.generation_file:
-        settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
-        return generating(settings, defaults(loaded.config)).generate, ()
-    name = f"{where}/{GENERATION if loaded.generation_file else CONFIG}"
-    return generation_lib.read(raw_generation(loaded), loaded.config, name, has_length=has_length)
-
-
-def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
-    """The generation settings of a checkpoint, as transformers has them."""
-    return loaded.generation if loaded.generation_file else generation_lib.of_config(loaded.generation)
-
-
-def defaults(shape: Shape) -> GenerateConfig:
-    """The generation settings of a model from scratch, no longer than its positions."""
-    assert DEFAULTS.max_length is not None
-    longest = DEFAULTS.max_length if shape.positions is None else min(DEFAULTS.max_length, shape.positions)
-    return GenerateConfig(max_length=longest).filled(DEFAULTS)
-
-
-def generating(settings: Settings, checkpoint: GenerateConfig) -> Settings:
-    """The settings with the checkpoint's generation settings where they have none.
-
-    As in transformers, a shorter max_length lowers a min_length that the checkpoint asks for.
-    """
-    longest, shortest = settings.generate.max_length, checkpoint.min_length
-    if longest is not None and shortest is not None and settings.generate.min_length is None:
-        checkpoint = dataclasses.replace(checkpoint, min_length=min(shortest, longest))
-    filled = config_lib.made(lambda: settings.generate.filled(checkpoint), "config.generate")
-    return dataclasses.replace(settings, generate=filled)
 
 
 def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:

@@ -18,7 +18,7 @@ from jax_simcas.common import cli, files
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.tables import MIB
 from jax_simcas.run import generation, model_card
-from jax_simcas.run.build import generation_of, load_weights, raw_generation
+from jax_simcas.run.build import load_weights
 from jax_simcas.run.provenance import TOKENIZER_CONFIG, published, without_paths
 from jax_simcas.run.workdir import CHECKPOINTS
 
@@ -58,13 +58,13 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     backbone = (found.extra or {}).get("backbone", families.name_of(found.config))
     if backbone not in families.FAMILIES:
         raise UserError(f"{source}: config.backbone={backbone!r}: a backbone of your own has none of these layouts")
-    settings, notes = generation_of(found, source)
+    settings, notes = generation.generation_of(found, source)
     tokenizer = list(tokenizer_files(found.folder))
     extra, texts = found.extra, {}
     if to is not None:
         extra = published(found.extra, run_of(source))
         texts = {path.name: without_paths(path) for path in tokenizer if path.name == TOKENIZER_CONFIG}
-    texts[hub.GENERATION] = generation.to_json(raw_generation(found), settings, found.config)
+    texts[hub.GENERATION] = generation.to_json(generation.raw_generation(found), settings, found.config)
     card, more = card_for(source, found, target, layout, step, to)
     if card is not None:
         texts[CARD] = card

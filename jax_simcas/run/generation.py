@@ -14,9 +14,11 @@ from typing import Any
 from jax_simcas.backbones.families import replaced
 from jax_simcas.backbones.hf_config import forces_bos
 from jax_simcas.backbones.protocol import Shape
-from jax_simcas.checkpoints.hub import GENERATION
+from jax_simcas.checkpoints.hub import CONFIG, GENERATION, Pretrained
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig, tokens_of
+from jax_simcas.run import config as config_lib
+from jax_simcas.run.config import Settings
 from jax_simcas.run.fields import value_of
 
 Raw = Mapping[str, Any]  # the file's content
@@ -95,6 +97,46 @@ def read(raw: Raw, config: Shape, where: str, *, has_length: bool = False) -> tu
     if asked:
         notes.append(f"warning: {where}: asks for {', '.join(asked)}, which this package has not; summaries may differ")
     return settings, tuple(notes)
+
+
+def generation_of(loaded: Pretrained, where: str, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
+    """The generation settings of a checkpoint, and notes: those that we saved with it, or as transformers has them.
+
+    Args:
+      has_length: there is a max_length that counts in place of the checkpoint's.
+
+    Raises:
+      UserError: a value that has no meaning.
+    """
+    if loaded.extra and not loaded.generation_file:
+        settings = config_lib.from_mapping(loaded.extra, f"{where}: its settings")
+        return generating(settings, defaults(loaded.config)).generate, ()
+    name = f"{where}/{GENERATION if loaded.generation_file else CONFIG}"
+    return read(raw_generation(loaded), loaded.config, name, has_length=has_length)
+
+
+def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
+    """The generation settings of a checkpoint, as transformers has them."""
+    return loaded.generation if loaded.generation_file else of_config(loaded.generation)
+
+
+def defaults(shape: Shape) -> GenerateConfig:
+    """The generation settings of a model from scratch, no longer than its positions."""
+    assert DEFAULTS.max_length is not None
+    longest = DEFAULTS.max_length if shape.positions is None else min(DEFAULTS.max_length, shape.positions)
+    return GenerateConfig(max_length=longest).filled(DEFAULTS)
+
+
+def generating(settings: Settings, checkpoint: GenerateConfig) -> Settings:
+    """The settings with the checkpoint's generation settings where they have none.
+
+    As in transformers, a shorter max_length lowers a min_length that the checkpoint asks for.
+    """
+    longest, shortest = settings.generate.max_length, checkpoint.min_length
+    if longest is not None and shortest is not None and settings.generate.min_length is None:
+        checkpoint = dataclasses.replace(checkpoint, min_length=min(shortest, longest))
+    filled = config_lib.made(lambda: settings.generate.filled(checkpoint), "config.generate")
+    return dataclasses.replace(settings, generate=filled)
 
 
 def _lengths(raw: Raw, positions: int, where: str) -> tuple[int, int]:
