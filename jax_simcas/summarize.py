@@ -32,8 +32,8 @@ def parser() -> cli.Parser:
         "files",
         nargs="*",
         metavar="FILE",
-        help="UTF-8 text, PDF, HTML, DOCX, or .jsonl, .csv or .tsv (also .gz) with a document per row; - or nothing: "
-        "standard input",
+        help="UTF-8 text, PDF, HTML, DOCX, or .jsonl, .json, .csv or .tsv (also .gz) with a document per row; - or "
+        "nothing: standard input",
     )
     made.add_argument(
         "--model", required=True, type=cli.text, help="a workdir, a folder with pretrained weights, or a hub id"

@@ -16,6 +16,8 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.bart.dialects import DIALECTS
 from jax_simcas.backbones.bart.weights import from_state_dict
+from jax_simcas.backbones.families import FAMILIES
+from jax_simcas.backbones.hf_config import GENERATED
 from jax_simcas.backbones.ops.layers import ACTIVATIONS
 from jax_simcas.checkpoints.hub import from_pretrained, load, save
 from jax_simcas.common import trees
@@ -319,23 +321,52 @@ def test_positions_that_do_not_learn_are_those_of_transformers(tmp_path):
     ("model_type", "expected"),
     [
         ("pegasus", {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "decoder_start_token_id": 0}),
-        ("marian", {"vocab_size": 58101, "decoder_start_token_id": 58100, "forced_eos_token_id": 0}),
+        ("marian", {"vocab_size": 58101, "decoder_start_token_id": 58100}),
         ("m2m_100", {"activation_function": "relu", "scale_embedding": True, "forced_eos_token_id": None}),
         (
             "led",
             {"scale_embedding": False, "max_position_embeddings": 16384, "positions": 1024, "chunk_positions": 256},
         ),
+        ("bart", {"d_model": 1024, "encoder_layers": 12}),
+        ("mbart", {"d_model": 1024, "decoder_layers": 12}),
+        ("plbart", {"d_model": 768, "encoder_layers": 6}),
         ("mvp", {"vocab_size": 50267, "forced_eos_token_id": None}),
         ("blenderbot", {"encoder_layers": 2, "decoder_layers": 24, "decoder_start_token_id": 1}),
         ("blenderbot-small", {"d_model": 512, "positions": 512}),
     ],
 )
 def test_a_config_that_does_not_say_means_transformers_defaults(model_type, expected):
-    config = BartConfig.from_hf({"model_type": model_type, "normalize_before": True, "final_layer_norm": False})
+    own = {} if model_type == "bart" else {"normalize_before": True, "final_layer_norm": False}  # not transformers'
+    config = BartConfig.from_hf({"model_type": model_type, **own})
     assert {name: getattr(config, name) for name in expected} == expected
     theirs = transformers.AutoConfig.for_model(model_type)
-    known = config.to_hf().keys() & theirs.to_dict().keys() - {"architectures", "attention_window"}
+    known = config.to_hf().keys() & theirs.to_dict().keys() - {"architectures", "attention_window", *GENERATED}
     assert {name: config.to_hf()[name] for name in known} == {name: getattr(theirs, name) for name in known}
+
+
+@pytest.mark.parametrize("said", [(), ("decoder_start_token_id",), ("forced_eos_token_id",), ("eos_token_id",)])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_generation_takes_nothing_that_a_config_does_not_say(model_type, said, tmp_path):
+    raw = {"model_type": model_type, "bos_token_id": 5} | dict.fromkeys(said, 7)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    theirs = transformers.GenerationConfig.from_pretrained(
+        tmp_path, config_file_name="config.json", _from_model_config=True
+    )
+    tokens = BartConfig.from_hf(raw).tokens
+    start = theirs.bos_token_id if theirs.decoder_start_token_id is None else theirs.decoder_start_token_id
+    assert (tokens.decoder_start, tokens.forced_bos, tokens.forced_eos) == (start, None, theirs.forced_eos_token_id)
+    assert tokens.all_ends == ((-1,) if theirs.eos_token_id is None else (theirs.eos_token_id,))  # -1: nothing ends it
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_list_of_one_token_is_that_token(family):
+    raw = {"decoder_start_token_id": [4], "forced_bos_token_id": [5], "forced_eos_token_id": [6], "eos_token_id": [7]}
+    read = FAMILIES[family].config.from_hf
+    assert read(raw).tokens == read({name: token for name, (token,) in raw.items()}).tokens
+    assert read({}, generation=raw).tokens[3:6] == (4, 5, 6)
+    assert read({"forced_eos_token_id": [6, 7]}).tokens.forced_eos is None  # a warning tells of it
+    with pytest.raises(UserError, match=r"^a/generation_config.json: decoder_start_token_id is \[4, 5\], expected int"):
+        read({}, "a/config.json", {"decoder_start_token_id": [4, 5]})
 
 
 @pytest.mark.parametrize(

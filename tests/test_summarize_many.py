@@ -187,6 +187,26 @@ def test_rows_of_csv_are_documents(workdir, cache, tmp_path, capsys):
     assert "y.tsv:2: no field 'document'; its fields are 'text', 'other' (set config.data.fields.document)" in error
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("x.json", "list"), ("x.json.gz", "list"), ("x.json", "object"), ("x.json", "lines"), ("x.ndjson", "lines")],
+)
+def test_rows_of_json_are_documents(name, shape, workdir, cache, tmp_path, capsys):
+    records = [{"document": text, "id": f"d{i}"} for i, text in enumerate(TEXTS[: 1 if shape == "object" else 2])]
+    lines = "\n".join(map(json.dumps, records))
+    content = {"list": json.dumps(records), "object": json.dumps(records[0], indent=2), "lines": lines}[shape].encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert summarize.main([f"--model={workdir}", "--json", str(tmp_path / name)]) == 0
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [row["id"] for row in records]
+
+
+def test_half_a_surrogate_pair_in_a_text_counts_as_the_replacement_character(model):
+    half, whole = f"{TEXTS[0]} \ud800", f"{TEXTS[0]} \ufffd"
+    expected = model.summarize(whole)
+    for found in (model.summarize(half), *model.summarize([half])):
+        assert (found.summary, found.kept_spans) == (expected.summary, expected.kept_spans)
+
+
 def test_rows_that_fail_are_named_and_the_others_are_written(workdir, cache, tmp_path, capsys):
     rows = write_rows(
         tmp_path / "rows.jsonl",

@@ -75,6 +75,7 @@ def test_rows_with_empty_cells_are_left_out(tmp_path):
         (b'text,short\na,b\n"c\nd,e\n', r"x\.csv:3: not CSV \(a quote that opens in this record never ends\)"),
         (b'text,short\n"a"b,c\n', r"x\.csv:2: not CSV"),
         (b"text,short\na,b\nd,\xff\n", r"x\.csv:3: not UTF-8 \(byte 2 of the line\)"),
+        (b"text,short,,\na,b,,\nc,,,\n", r"x\.csv: empty document or summary \(line 3\); a row is left out"),
         (b"text,text\na,b\n", r"x\.csv:1: the header names 'text' twice"),
         (b"document;summary\na;b\n", r"x\.csv:2: no field 'text'; its fields are 'document', 'summary' \(set config"),
         (b"text|short\na|b\n", r"x\.csv:2: no field 'text'; its fields are 'text\|short' \(set config"),
@@ -145,6 +146,28 @@ def test_tabs(tmp_path):
         assert rows_of(open_rows(kind, str(tmp_path), "train", FIELDS, tmp_path / "cache")) == rows
 
 
+# JSON that is no line per object
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.json.gz"])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("many", [True, False])
+def test_json_files_may_hold_a_list_or_one_object(name, indent, many, tmp_path):
+    records = [{"text": f"document {i}", "short": "s"} for i in range(3 if many else 1)]
+    content = json.dumps(records if many else records[0], indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    source = open_rows("jsonl", str(tmp_path), "train", FIELDS, tmp_path / "cache")
+    assert rows_of(source) == [(record["text"], record["short"]) for record in records]
+
+
+@pytest.mark.parametrize("content", [[{"text": "a"}], {"text": "a"}])
+def test_objects_over_several_lines_of_jsonl_are_told(content, tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps(content, indent=1))
+    message = r"x\.jsonl:1: not JSON \(.*\); it goes on in the next line: write each object in a line of its own; none"
+    with pytest.raises(UserError, match=message):
+        JsonlSource(tmp_path / "x.jsonl", FIELDS, tmp_path / "cache")
+
+
 # Folders of files
 
 
@@ -170,12 +193,15 @@ def test_a_folder_of_texts(tmp_path):
         Row("b", "The second.\n", "Two."),
     ]
     empty, wrong, _ = source.notes
-    assert "1 of 4 rows left out: empty document or summary (file 4)" in empty
-    assert "1 of 4 rows left out: they cannot be read (file 3)" in wrong
+    assert "1 of 4 rows left out: empty document or summary (file lone.txt)" in empty
+    assert "1 of 4 rows left out: they cannot be read (file gone.summary.txt)" in wrong
     assert wrong.endswith("gone.summary.txt: no gone.txt beside it, whose summary it would be")
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
     (tmp_path / "train" / "b.summary.txt").write_text("Another.")
     assert open_texts()[1].summary == "Another." and open_texts().fingerprint != source.fingerprint
+    for number in range(3, 12):
+        (tmp_path / "train" / f"a.v1.summary.{number}.txt").write_text(str(number))
+    assert open_texts()[0].answers == ("One.", "First.", *map(str, range(3, 12)))  # by number, not by name
     for name in ("b", "lone"):
         (tmp_path / "train" / f"{name}.query.txt").write_text("Why?")
     assert open_texts(query="query")[0].query == "Which?"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from jax_simcas.common.errors import UserError
+
+# The fields that `generation_tokens` gives.
+GENERATED = ("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "eos_token_ids")
 
 
 def fields_of(cls: type, config: Mapping[str, Any], where: str, unread: Collection[str] = ()) -> dict[str, Any]:
@@ -59,21 +63,24 @@ def generation_tokens(
     Deviation: with neither of the two, where transformers fails, the start is that of config.json, or `start`.
 
     Args:
-      generation: the content of generation_config.json; None: there is none, and they are in `config`.
+      config: what config.json says; of fields that it lacks, transformers takes none of the family's defaults here.
+      generation: the content of generation_config.json, beside it; None: there is none, and they are in `config`.
       eos: the model's.
 
     Raises:
       UserError: a value of the wrong type.
     """
     in_config = generation is None
-    generation = config if generation is None else generation
-    starts = (*(generation.get(name) for name in ("decoder_start_token_id", "bos_token_id")),)
-    starts += (config.get("decoder_start_token_id"), start)
+    if generation is None:
+        generation = config
+    else:
+        where = str(Path(where).with_name("generation_config.json"))
+    starts = (*(_alone(generation.get(name)) for name in ("decoder_start_token_id", "bos_token_id")),)
+    starts += (_alone(config.get("decoder_start_token_id")), start)
     tokens = {"decoder_start_token_id": next(token for token in starts if token is not None)}
     for name in ("forced_bos_token_id", "forced_eos_token_id"):
-        token = generation.get(name)
-        several = isinstance(token, list) and len(token) != 1  # a warning tells of them
-        tokens[name] = None if several else token[0] if isinstance(token, list) else token
+        token = _alone(generation.get(name))
+        tokens[name] = None if isinstance(token, list) else token  # a warning tells of several
     if forces_bos(generation, in_config):
         tokens["forced_bos_token_id"] = generation.get("bos_token_id")
     for name, token in tokens.items():
@@ -81,6 +88,11 @@ def generation_tokens(
             raise UserError(f"{where}: {name} is {token!r}, expected int")
     ends = _ends(generation, where)
     return {**tokens, "eos_token_ids": () if ends == [eos] else tuple(ends) or (-1,)}
+
+
+def _alone(token: Any) -> Any:
+    """The token of a list of one."""
+    return token[0] if isinstance(token, list) and len(token) == 1 else token
 
 
 def _ends(generation: Mapping[str, Any], where: str) -> list[int]:

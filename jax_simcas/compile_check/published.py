@@ -23,6 +23,9 @@ PEGASUS_LARGE = BartConfig.from_hf(
         "max_position_embeddings": 1024,
         "activation_function": "relu",
         "scale_embedding": True,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "forced_eos_token_id": 1,
     }
 )
 LED_BASE = replace(BART_BASE, model_type="led", max_position_embeddings=16_384, max_decoder_position_embeddings=1024)

@@ -5,6 +5,7 @@ pypdf reads PDF, inscriptis HTML (laid out as a browser would), python-docx the 
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
 import logging
@@ -37,7 +38,12 @@ def text_of(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 (byte {error.start} is 0x{data[error.start]:02x})") from None
+        hint = f"byte {error.start} is 0x{data[error.start]:02x}"
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            hint = "it looks like UTF-16: save it as UTF-8"
+        elif data.startswith(b"\x1f\x8b"):
+            hint = "it looks like gzip: unpack it first"
+        raise UserError(f"not UTF-8 ({hint})") from None
 
 
 def kind_of(data: bytes, name: str) -> str:

@@ -22,6 +22,7 @@ import glob
 import hashlib
 import importlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -40,11 +41,12 @@ from jax_simcas.data.text_files import (
     CsvSource,
     CsvStore,
     Joined,
-    JsonArrayStore,
     JsonFolder,
     JsonlSource,
     JsonlStore,
+    JsonValueStore,
     TextFolder,
+    unpacked,
 )
 
 LINES = (".jsonl", ".jsonl.gz")
@@ -147,26 +149,48 @@ def _open_files(kind: str, paths: list[Path], fields: Fields, cache: Path, optio
     if path.is_dir():
         return StoredRows(JsonFolder(path), fields, cache, **options)
     if path.suffix != ".parquet":
-        if is_json_array(path):
-            return StoredRows(JsonArrayStore(path), fields, cache, **options)
+        if is_json_value(path, cache):
+            return StoredRows(JsonValueStore(path, cache), fields, cache, **options)
         source = CsvSource if {".csv", ".tsv"} & set(path.suffixes[-2:]) else JsonlSource
         return source(path, fields, cache, **options)
-    name = str(path) if len(paths) == 1 else f"{path} and {len(paths) - 1} more"
-    datasets = _library("datasets", "Parquet")
-    with _one_line(name, "is it a whole Parquet file?"):
-        # Row groups are unpacked once, into Arrow files that are mapped into memory.
-        table = datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache / "parquet"))
-    return StoredRows(Table(name, table, stat_key(paths)), fields, cache, **options)
+    stores = [_parquet(path, cache) for path in paths]  # each by itself: shards may differ in columns
+    store = stores[0] if len(stores) == 1 else Joined(f"{path} and {len(paths) - 1} more", stores)
+    return StoredRows(store, fields, cache, **options)
 
 
-def is_json_array(path: Path) -> bool:
-    """Whether a .json file is one list, not a line per object."""
-    return path.suffix == ".json" and _begins_a_list(path)
+def _parquet(path: Path, cache: Path) -> Store:
+    """The rows of a file, whose row groups are unpacked once, into an Arrow file that is mapped into memory."""
+    datasets, parquet = _library("datasets", "Parquet"), _library("pyarrow.parquet", "Parquet")
+    table: Any = ()
+    with _one_line(str(path), "is it a whole Parquet file?"):
+        rows = parquet.read_metadata(path).num_rows
+    with _one_line(str(path), "write it anew, with columns of texts or lists of texts"), _silent("datasets"):
+        if rows:  # the library refuses an empty file
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache / "parquet"))
+    return Table(str(path), table, stat_key([path]))
 
 
-def _begins_a_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(READ_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Without the messages that a library logs beside the error that it raises."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def is_json_value(path: Path, cache: Path) -> bool:
+    """Whether a .json or .json.gz file is one list, or one object over several lines, and not an object per line."""
+    return path.name.endswith((".json", ".json.gz")) and _is_value(path, cache)
+
+
+def _is_value(path: Path, cache: Path) -> bool:
+    with (unpacked(path, cache) if path.suffix == ".gz" else path).open("rb") as file:
+        begin = file.read(READ_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return begin.startswith(b"[") or begin.partition(b"\n")[0].strip() == b"{"
 
 
 class Table(Store):
@@ -274,8 +298,8 @@ def _text_store(kind: str, file: Path, separator: str | None, cache: Path) -> St
     """
     if kind in (".csv", ".tsv"):
         return CsvStore(file, cache) if separator == ("\t" if kind == ".tsv" else ",") else None
-    if kind == ".json" and _begins_a_list(file):
-        return JsonArrayStore(file)
+    if kind == ".json" and _is_value(file, cache):
+        return JsonValueStore(file, cache)
     return JsonlStore(file, cache) if kind in (".json", ".jsonl", ".ndjson") else None
 
 

@@ -40,7 +40,7 @@ def read_row(mapping: dict[str, Any], fields: Fields, where: str, number: int, n
         summary, answers = record.references(need_reference)
         given_id = record.optional("id")
         return Row(
-            id=_encodable(str(number if given_id is None else given_id)),
+            id=encodable(str(number if given_id is None else given_id)),
             document=document,
             summary=summary,
             answers=answers,
@@ -88,7 +88,7 @@ class Record:
             return ""
         if not isinstance(value, str):
             raise self.wrong(role, f"is {type(value).__name__}, expected text")
-        return _encodable(value)
+        return encodable(value)
 
     def texts(self, role: str) -> tuple[str, ...]:
         """A list of texts, of objects with a `text`, or of those with a `speaker` and what is said; without nulls."""
@@ -98,7 +98,7 @@ class Record:
             held = f"an object with {', '.join(strange) or 'nothing'}" if isinstance(strange, dict) else repr(strange)
             expected = "texts, objects with a text, or with speaker and content"
             raise self.wrong(role, f"is a list with {held[:60]} in it, expected {expected}")
-        return tuple(map(_encodable, texts))
+        return tuple(map(encodable, texts))
 
     def document(self) -> str:
         """The document's text or joined lines; "" where ready-made chunks replace it."""
@@ -180,6 +180,6 @@ def _text_of(item: Any) -> Any:
     return f"{speaker}: {said}" if isinstance(speaker, str) and isinstance(said, str) else said
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """JSON may escape half of a surrogate pair, which UTF-8 cannot hold: U+FFFD replaces it, offsets stay."""
     return SURROGATE.sub("\ufffd", text)

@@ -47,6 +47,10 @@ class Store(abc.ABC):
     def where(self, number: int) -> str:
         """How errors name a record."""
 
+    def label(self, number: int) -> str:
+        """How lists behind `unit` name a record."""
+        return str(number)
+
 
 class StoredRows:
     """The rows of a store as a RowSource; only their places are held in memory.
@@ -170,7 +174,7 @@ def _check_left_out(store: Store, empty: list[int], wrong: list[int], reason: st
     """Raises UserError if more rows than `most` are left out."""
     count = len(empty) + len(wrong)
     if count > most:
-        first = reason or f"{store.name}: empty document or summary ({store.unit} {_listed(empty)})"
+        first = reason or f"{store.name}: empty document or summary ({store.unit} {_listed(store, empty)})"
         rows = "a row is" if count == 1 else f"{count} rows are"
         raise UserError(f"{first}; {rows} left out, more than config.data.max_bad_rows={most}")
 
@@ -182,7 +186,7 @@ def _notes(store: Store, fields: Fields, index: _Index, total: int) -> Iterator[
         (index.wrong.tolist(), "they cannot be read", f"; the first: {index.reason}"),
     ):
         if numbers:
-            listed = f"{store.unit} {_listed(numbers)}"
+            listed = f"{store.unit} {_listed(store, numbers)}"
             yield f"{store.name}: {len(numbers)} of {total} rows left out: {why} ({listed}){reason}"
     if index.lists:
         taken, other, joined = "several references", "sentences", "joins them to one"
@@ -194,8 +198,8 @@ def _notes(store: Store, fields: Fields, index: _Index, total: int) -> Iterator[
         )
 
 
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:ROWS_LISTED])) + (", ..." if len(numbers) > ROWS_LISTED else "")
+def _listed(store: Store, numbers: list[int]) -> str:
+    return ", ".join(map(store.label, numbers[:ROWS_LISTED])) + (", ..." if len(numbers) > ROWS_LISTED else "")
 
 
 def stat_key(paths: Iterable[Path]) -> str:

@@ -120,7 +120,9 @@ class JsonlStore(_LineStore):
         except RecursionError:
             raise UserError(f"{where}: not JSON that can be read (nested too deeply)") from None
         except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
+            spread = number == 1 and text.strip() in ("{", "[")
+            hint = "; it goes on in the next line: write each object in a line of its own" if spread else ""
+            raise UserError(f"{where}: not JSON ({error}){hint}") from None
         if not isinstance(record, dict):
             hint = "; name a file that is one list .json" if number == 1 and isinstance(record, list) else ""
             raise UserError(f"{where}: a JSON {type(record).__name__}, expected an object{hint}")
@@ -195,7 +197,7 @@ class CsvStore(_LineStore):
         return len(cells) == len(self._header)
 
     def _checked_header(self, cells: list[str], number: int) -> list[str]:
-        twice = [name for name, count in Counter(cells).items() if count > 1]
+        twice = [name for name, count in Counter(cells).items() if count > 1 and name.strip()]
         if twice:
             raise UserError(f"{self.where(number)}: the header names {twice[0]!r} twice, expected one name per column")
         return cells
@@ -263,17 +265,19 @@ class _Lines:
             self._take()
 
 
-class JsonArrayStore(Store):
-    """The objects of a .json file that is one list of them, held in memory; numbered from 0."""
+class JsonValueStore(Store):
+    """The objects of a .json or .json.gz file that is one list of them, or one object; in memory, numbered from 0."""
 
     unit = "row"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: Path) -> None:
         self.name, self.key = str(path), stat_key([path])
+        plain = unpacked(path, cache) if path.suffix == ".gz" else path
         try:
-            self._records = json.loads(path.read_bytes())
+            value = json.loads(plain.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error})") from None
+        self._records = value if isinstance(value, list) else [value]
 
     def places(self) -> Iterator[tuple[int, int, Any]]:
         for number, record in enumerate(self._records):
@@ -305,6 +309,9 @@ class FolderStore(Store):
 
     def where(self, number: int) -> str:
         return str(self._files[number - 1])
+
+    def label(self, number: int) -> str:
+        return self._files[number - 1].name
 
 
 class JsonFolder(FolderStore):
@@ -350,7 +357,7 @@ class TextFolder(FolderStore):
             raise UserError(f"{path}: no {part['document']}.txt beside it, whose {part['field']} it would be")
         record: dict[str, Any] = {"id": path.stem, "document": _text_of(path), "summary": None}
         for field, files in self._parts.get(path.stem, {}).items():
-            texts = [_text_of(file) for file in files]
+            texts = [_text_of(file) for file in sorted(files, key=_number)]
             record[field] = texts if len(texts) > 1 else texts[0]
         return record
 
@@ -377,6 +384,12 @@ class Joined(Store):
 
     def where(self, number: int) -> str:
         return f"{self.name} row {number}"
+
+
+def _number(part: Path) -> int:
+    """The N of `NAME.summary.N.txt`; 0 without one."""
+    number = part.stem.rpartition(".")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _or_error(read: Callable[..., Any], *arguments: Any) -> Any:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.common.tables import plural
 from jax_simcas.data.features import Features, check_rows, featurize, shuffle_parts
+from jax_simcas.data.records import encodable
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
 from jax_simcas.evaluation.batched import Predicted, predict_in_batches
@@ -125,7 +126,7 @@ class Summarizer(NamedTuple):
         if isinstance(text, str):
             if not (query is None or isinstance(query, str)):
                 raise ValueError("a list of queries needs a list of texts")
-            prepared = prepare(self.predictor, Row(id="text", document=text, summary="", query=query))
+            prepared = prepare(self.predictor, _row("text", text, query))
             [(_, summary)] = self.summaries([prepared], seed, attention)
             return summary
         if batch_size is not None and batch_size < 1:
@@ -140,8 +141,7 @@ class Summarizer(NamedTuple):
                 with prefixed(f"document {number}: "):
                     if not isinstance(each, str):
                         raise UserError(f"is {type(each).__name__}, expected a text")
-                    row = Row(id=str(number), document=each, summary="", query=asked)
-                    prepared_of[number] = prepare(self.predictor, row)
+                    prepared_of[number] = prepare(self.predictor, _row(str(number), each, asked))
             except UserError as error:
                 if errors == "raise":
                     raise
@@ -276,3 +276,8 @@ def _with_first(x: np.ndarray, fill: bool | float) -> np.ndarray:
     chunk. Its state is then the document state, which the decoder always sees.
     """
     return np.pad(x, ((0, 0), (1, 0)), constant_values=fill)
+
+
+def _row(number: str, text: str, query: str | None) -> Row:
+    """A text as a row; of the strings that Python can hold, some cannot be tokenised."""
+    return Row(id=number, document=encodable(text), summary="", query=None if query is None else encodable(query))

@@ -1,4 +1,4 @@
-"""The documents that `jax_simcas.summarize` is given: a file each, or a row each of JSONL and CSV files."""
+"""The documents that `jax_simcas.summarize` is given: a file each, or a row each of JSON and CSV files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.documents import text_of
-from jax_simcas.data.formats import FILES, LINES
+from jax_simcas.data.formats import FILES, LINES, is_json_value
 from jax_simcas.data.records import Record, read_row
 from jax_simcas.data.rows import Fields, Row
-from jax_simcas.data.text_files import CsvStore, JsonlStore
+from jax_simcas.data.stored import Store
+from jax_simcas.data.text_files import CsvStore, JsonlStore, JsonValueStore
 
+OBJECTS = (*LINES, ".ndjson", ".ndjson.gz", ".json", ".json.gz")  # names of files of JSON objects
 WINDOW = 64  # documents that are held at a time, and sorted by length
 WINDOW_CHARACTERS = 1 << 25  # of all of them; one document may have more
 
@@ -30,16 +32,19 @@ class Given(NamedTuple):
 
 def is_rows(name: str) -> bool:
     """Whether a file holds a document per row."""
-    return name.endswith((*LINES, *FILES["csv"]))
+    return name.endswith((*OBJECTS, *FILES["csv"]))
 
 
-def open_rows(name: str, cache: Path) -> JsonlStore | CsvStore:
+def open_rows(name: str, cache: Path) -> Store:
     """The rows of such a file.
 
     Raises:
       UserError: missing, or damaged.
     """
-    return (JsonlStore if name.endswith(LINES) else CsvStore)(Path(name), cache)
+    path = Path(name)
+    if path.is_file() and is_json_value(path, cache):
+        return JsonValueStore(path, cache)
+    return (JsonlStore if name.endswith(OBJECTS) else CsvStore)(path, cache)
 
 
 def shown(name: str) -> str:

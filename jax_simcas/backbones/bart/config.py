@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jax_simcas.backbones.bart.dialects import DIALECTS, OWN, Dialect
-from jax_simcas.backbones.hf_config import fields_of, generation_tokens
+from jax_simcas.backbones.hf_config import GENERATED, fields_of, generation_tokens
 from jax_simcas.backbones.ops.layers import ACTIVATIONS
 from jax_simcas.backbones.protocol import Flops, Tokens
 from jax_simcas.common import checks
@@ -195,13 +195,13 @@ class BartConfig:
         if model_type not in MODEL_TYPES:
             raise UserError(f"{where}: model_type is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}")
         dialect = DIALECTS[model_type]
-        config = {**dialect.defaults, **config}
+        said, config = config, {**dialect.defaults, **config}
         for name, why in dialect.unsupported.items():
             if config.get(name):
                 raise UserError(f"{where}: {name} is {config[name]!r}: {why}")
         config |= {ours: config[theirs] for ours, theirs in dialect.fields.items()}
         ours = "final_layer_norm" in config  # which only `to_hf` writes; transformers goes by the model_type alone
-        unread = {"eos_token_ids", "model_type", "attention_window", *dialect.ignored, *(OWN - {*dialect.own})}
+        unread = {*GENERATED, "model_type", "attention_window", *dialect.ignored, *(OWN - {*dialect.own})}
         given = fields_of(cls, config, where, {*unread, *(() if ours else ("normalize_before",))})
         if not ours:
             given |= dict.fromkeys(("normalize_before", "final_layer_norm"), model_type == "mbart")
@@ -214,7 +214,8 @@ class BartConfig:
         if "attention_window" in dialect.own:
             given["attention_window"] = _windows(config["attention_window"], given["encoder_layers"], where)
         eos = given.get("eos_token_id", cls.eos_token_id)
-        given |= generation_tokens(config, generation, where, eos=eos, start=eos)
+        start = dialect.defaults.get("decoder_start_token_id", eos)
+        given |= generation_tokens(said, generation, where, eos=eos, start=start)
         try:
             return cls(**given, model_type="" if model_type in ("bart", "mbart") else model_type)
         except ValueError as error:

@@ -129,9 +129,13 @@ _PLAIN = Dialect("", encoder_input=plain_sum, decoder_input=plain_sum)
 _BEFORE = _PLAIN._replace(normalize_before=True, final_layer_norm=True)
 
 DIALECTS: dict[str, Dialect] = {
-    "bart": _OPEN._replace(name="Bart"),
-    "mbart": _OPEN._replace(name="MBart", wraps_targets=True),
-    "plbart": _OPEN._replace(name="PLBart", wraps_targets=True, defaults={"scale_embedding": True}),
+    "bart": _OPEN._replace(name="Bart", defaults=_LARGE),
+    "mbart": _OPEN._replace(name="MBart", wraps_targets=True, defaults=_LARGE),
+    "plbart": _OPEN._replace(
+        name="PLBart",
+        wraps_targets=True,
+        defaults={"scale_embedding": True, "attention_dropout": 0.1, "vocab_size": 50005},
+    ),
     "mvp": Dialect(
         "Mvp",
         defaults=_LARGE | _tokens(50267, 1, 0, 2, 2),

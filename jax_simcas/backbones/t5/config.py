@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from jax_simcas.backbones.hf_config import fields_of, generation_tokens
+from jax_simcas.backbones.hf_config import GENERATED, fields_of, generation_tokens
 from jax_simcas.backbones.ops.layers import ACTIVATIONS
 from jax_simcas.backbones.protocol import Flops, Tokens
 from jax_simcas.common import checks
@@ -173,7 +173,7 @@ class T5Config:
         config = config | {name: value for name, value in UNSAID[model_type].items() if config.get(name) is None}
         tied = config.get("tie_word_embeddings") is not False
         given: dict[str, Any] = {"tie_word_embeddings": tied, "scale_decoder_outputs": tied}
-        given |= fields_of(cls, config, where, unread=("eos_token_ids", "model_type"))
+        given |= fields_of(cls, config, where, unread=(*GENERATED, "model_type"))
         given.setdefault("num_decoder_layers", given["num_layers"])
         if model_type == "mt5":
             given["scale_decoder_outputs"] = False
