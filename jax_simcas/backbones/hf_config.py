@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from jax_simcas.common.errors import UserError
@@ -74,7 +73,7 @@ def generation_tokens(
     if generation is None:
         generation = config
     else:
-        where = str(Path(where).with_name("generation_config.json"))
+        where = "".join(where.rpartition("/")[:2]) + "generation_config.json"
     starts = (*(_alone(generation.get(name)) for name in ("decoder_start_token_id", "bos_token_id")),)
     starts += (_alone(config.get("decoder_start_token_id")), start)
     tokens = {"decoder_start_token_id": next(token for token in starts if token is not None)}

@@ -255,7 +255,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
         told = f"targets end in token {given}, generation ends at {' '.join(map(str, ends))}"
-        return (f"warning: {where}: {told}: summaries are as long as max_length lets them be",)
+        return (f"warning: {where}: {told}: a model trained on these targets does not learn to end",)
     return ()
 
 
