@@ -20,9 +20,8 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-import importlib
+import itertools
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ import numpy as np
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import read_json
+from jax_simcas.data.libraries import innermost_reason, library, one_line, silent
 from jax_simcas.data.published import QMSUM_FIELDS, Qmsum
 from jax_simcas.data.rows import Fields, RowSource
 from jax_simcas.data.stored import Store, StoredRows, stat_key
@@ -65,9 +65,7 @@ SPLITS = {"validation": ("validation", "val", "dev", "valid")}  # and what else 
 CHUNKED = {"document": "input_texts", "summary": "output_texts", "chunks": "input_ids", "query": "", "context": ""}
 TFDS_NAME = re.compile(r"\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?")  # no `namespace:` in front: those are code from elsewhere
 COMPRESSED = (".bz2", ".xz", ".zst", ".lz4", ".zip")  # as the datasets library unpacks them
-SAFE_DATASETS = 4  # older ones have scripts, which come with data
 HUB_SECONDS = 10  # after which the hub counts as unreachable
-REASON = 300  # characters of a library's message
 
 
 def check_source(source: str) -> None:
@@ -153,33 +151,34 @@ def _open_files(kind: str, paths: list[Path], fields: Fields, cache: Path, optio
             return StoredRows(JsonValueStore(path, cache), fields, cache, **options)
         source = CsvSource if {".csv", ".tsv"} & set(path.suffixes[-2:]) else JsonlSource
         return source(path, fields, cache, **options)
-    stores = [_parquet(path, cache) for path in paths]  # each by itself: shards may differ in columns
-    store = stores[0] if len(stores) == 1 else Joined(f"{path} and {len(paths) - 1} more", stores)
-    return StoredRows(store, fields, cache, **options)
+    return StoredRows(_parquet(paths, cache), fields, cache, **options)
 
 
-def _parquet(path: Path, cache: Path) -> Store:
-    """The rows of a file, whose row groups are unpacked once, into an Arrow file that is mapped into memory."""
-    datasets, parquet = _library("datasets", "Parquet"), _library("pyarrow.parquet", "Parquet")
-    table: Any = ()
-    with _one_line(str(path), "is it a whole Parquet file?"):
-        rows = parquet.read_metadata(path).num_rows
-    with _one_line(str(path), "write it anew, with columns of texts or lists of texts"), _silent("datasets"):
-        if rows:  # the library refuses an empty file
-            table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache / "parquet"))
-    return Table(str(path), table, stat_key([path]))
+def _parquet(paths: list[Path], cache: Path) -> Store:
+    """The rows of all files, which may differ in columns; those that follow one another and do not are one table."""
+    datasets, parquet = (library(name, "Parquet") for name in ("datasets", "pyarrow.parquet"))
+    filled: list[tuple[Path, Any]] = []  # and their columns
+    for path in paths:
+        with one_line(str(path), "is it a whole Parquet file?"):
+            metadata = parquet.read_metadata(path)
+            if metadata.num_rows:  # the library refuses an empty file
+                filled.append((path, metadata.schema.to_arrow_schema()))
+    alike = itertools.groupby(filled, key=lambda file: file[1])
+    stores = [_parquet_table(datasets, [path for path, _ in group], cache) for _, group in alike]
+    if len(stores) == 1:
+        return stores[0]
+    return Joined(_shards(paths), stores) if stores else Table(str(paths[0]), (), stat_key(paths))
 
 
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Without the messages that a library logs beside the error that it raises."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _parquet_table(datasets: Any, paths: list[Path], cache: Path) -> Store:
+    """The rows of files of the same columns; row groups are unpacked once, into Arrow files mapped into memory."""
+    with one_line(_shards(paths), "write it anew, with columns of texts or lists of texts"), silent("datasets"):
+        table = datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(cache / "parquet"))
+    return Table(_shards(paths), table, stat_key(paths))
+
+
+def _shards(paths: list[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 def is_json_value(path: Path, cache: Path) -> bool:
@@ -209,7 +208,7 @@ class Table(Store):
                 yield number, number, error
 
     def read(self, number: int, place: int) -> Any:
-        with _one_line(self.where(number), "the stored row cannot be read"):
+        with one_line(self.where(number), "the stored row cannot be read"):
             return _plain(self._records[place], self.where(number))
 
     def where(self, number: int) -> str:
@@ -238,11 +237,12 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
     It finds the files of a folder, but those of JSON and CSV are read here: the library turns texts into dates and
     numbers.
     """
-    datasets = _library("datasets", f"config.data.source={source}")
+    datasets = library("datasets", f"config.data.source={source}")
     folder = Path(name).expanduser()
     if folder.is_dir():
         saved = [file for file in ("dataset_dict.json", "state.json") if (folder / file).is_file()]
-        with _one_line(f"{folder} split {split!r}", "check config.data.source and the split's name"):
+        remedy = "check config.data.source and the split's name"
+        with one_line(f"{folder} split {split!r}", remedy), silent("datasets"):
             if saved:
                 table = datasets.load_from_disk(str(folder))
                 table = table if saved == ["state.json"] else _named_split(table, split)
@@ -317,17 +317,17 @@ def _hub(datasets: Any, source: str, name: str, split: str, cache: Path) -> Any:
 
     name, _, config = name.partition(":")
     unreached = ""
-    with _one_line(f"config.data.source={source}", "expected a folder or an id of the hub"):
+    with one_line(f"config.data.source={source}", "expected a folder or an id of the hub"):
         validate_repo_id(name)
     try:
         HfApi().dataset_info(name, timeout=HUB_SECONDS)
     except HfHubHTTPError as error:
         raise UserError(
-            f"config.data.source={source}: no folder here, and the hub refuses {name} ({_innermost_reason(error)}); "
+            f"config.data.source={source}: no folder here, and the hub refuses {name} ({innermost_reason(error)}); "
             "check the id, or log in with `hf auth login` if it is gated"
         ) from None
     except Exception as error:  # no network, a proxy that refuses, HF_HUB_OFFLINE
-        unreached = _innermost_reason(error)
+        unreached = innermost_reason(error)
     remedy = "check the configuration's and the split's name"
     if unreached:
         remedy = (
@@ -337,7 +337,7 @@ def _hub(datasets: Any, source: str, name: str, split: str, cache: Path) -> Any:
     offline = datasets.config.HF_HUB_OFFLINE
     try:
         datasets.config.HF_HUB_OFFLINE = offline or bool(unreached)  # look in the cache alone
-        with _one_line(f"config.data.source={source} split {split!r}", remedy):
+        with one_line(f"config.data.source={source} split {split!r}", remedy), silent("datasets"):
             builder = datasets.load_dataset_builder(name, config or None)
             if stores := _text_stores(datasets, builder, split, cache):
                 return Joined(f"{source} {split}", stores)
@@ -348,7 +348,7 @@ def _hub(datasets: Any, source: str, name: str, split: str, cache: Path) -> Any:
 
 def _tfds(name: str, data_dir: str, split: str) -> Table:
     """A prepared set of tensorflow-datasets; its array_record files are read at random places."""
-    tfds = _library("tensorflow_datasets", f"config.data.source=tfds:{name}")
+    tfds = library("tensorflow_datasets", f"config.data.source=tfds:{name}")
     where = {"data_dir": str(Path(data_dir).expanduser())} if data_dir else {}
     shown = "".join(f", {key}={value!r}" for key, value in where.items())
     prepare = (
@@ -359,7 +359,7 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
         "check the name and config.data.data_dir; a set in another file format is prepared again, into another folder, "
         "with file_format='array_record'"
     )
-    with _one_line(f"config.data.source=tfds:{name}", remedy):
+    with one_line(f"config.data.source=tfds:{name}", remedy):
         for place in tfds.core.utils.file_utils.list_data_dirs(given_data_dir=where.get("data_dir")):
             for path in sorted((Path(place) / re.split("[/:]", name)[0]).rglob("features.json")):
                 _check_features(path)
@@ -367,7 +367,7 @@ def _tfds(name: str, data_dir: str, split: str) -> Table:
     folder = Path(builder.data_path)
     if not builder.is_prepared():
         raise UserError(f"config.data.source=tfds:{name}: not prepared in {folder}; {prepare}")
-    with _one_line(f"config.data.source=tfds:{name} split {split!r}", prepare):
+    with one_line(f"config.data.source=tfds:{name} split {split!r}", prepare):
         records = builder.as_data_source(split)
         key = _key(split, stat_key(sorted(path for path in folder.iterdir() if path.is_file())))
     return Table(f"tfds:{name} {split}", records, key)
@@ -401,38 +401,6 @@ def _classes_in(value: Any) -> Iterator[str]:
                 yield from _classes_in(json.loads(inner))
         else:
             yield from _classes_in(inner)
-
-
-def _library(name: str, needed_by: str) -> Any:
-    try:
-        library = importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{needed_by} needs {error.name or name}: pip install 'jax_simcas[data]'") from None
-    if name == "datasets" and int(library.__version__.split(".")[0]) < SAFE_DATASETS:
-        raise UserError(
-            f"{needed_by} needs datasets {SAFE_DATASETS} or newer, as {library.__version__} may run code that comes "
-            "with data: pip install 'jax_simcas[data]'"
-        )
-    return library
-
-
-@contextlib.contextmanager
-def _one_line(what: str, remedy: str) -> Iterator[None]:
-    """Turns any error of a library into one line: what failed, the library's reason, the remedy."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # the libraries raise anything, from KeyError to pyarrow's own
-        raise UserError(f"{what}: {_innermost_reason(error)}; {remedy}") from None
-
-
-def _innermost_reason(error: BaseException) -> str:
-    """An error's innermost reason in one line of a readable length."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or repr(error)
-    return text if len(text) <= REASON else text[: REASON - 3] + "..."
 
 
 def _key(*parts: str) -> str:
