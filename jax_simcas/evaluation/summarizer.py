@@ -278,6 +278,6 @@ def _with_first(x: np.ndarray, fill: bool | float) -> np.ndarray:
     return np.pad(x, ((0, 0), (1, 0)), constant_values=fill)
 
 
-def _row(number: str, text: str, query: str | None) -> Row:
+def _row(name: str, text: str, query: str | None) -> Row:
     """A text as a row; of the strings that Python can hold, some cannot be tokenised."""
-    return Row(id=number, document=encodable(text), summary="", query=None if query is None else encodable(query))
+    return Row(id=name, document=encodable(text), summary="", query=None if query is None else encodable(query))
