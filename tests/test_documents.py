@@ -99,7 +99,7 @@ BAD = {
     "cut DOCX": (lambda: docx()[:-400], "a.docx", "not DOCX that can be read"),
     "old Word": (lambda: b"\xd0\xcf\x11\xe0\xa1", "a.doc", r"a Word file of before 2007: save it as \.docx"),
     "no words": (lambda: b"<html><body></body></html>", "a.html", "HTML without any text"),
-    "binary": (lambda: b"\xff\xfe", "a.txt", r"not UTF-8 \(byte 0 is 0xff\)"),
+    "binary": (lambda: b"\xff\x00", "a.txt", r"not UTF-8 \(byte 0 is 0xff\)"),
 }
 
 
