@@ -291,27 +291,6 @@ def test_no_rows(tmp_path, cache):
     fails("parquet", tmp_path / "data", cache, r"train\.parquet: no rows in it; it is empty")
 
 
-def test_parquet_shards_may_differ_in_their_columns(tmp_path, cache, caplog):
-    shards = [
-        [{"article": "one", "abstract": "1"}],
-        [{"article": "two", "abstract": "2", "extra": 3}],
-        [{"article": ["three", "parts"], "abstract": "3"}],
-        [],
-        [{"abstract": "4", "article": "four"}],
-    ]
-    for i, records in enumerate(shards):
-        table = arrow(records or shards[0]).select(range(len(records)))
-        table.to_parquet(str(tmp_path / f"train-{i:05}-of-00005.parquet"))
-    found = rows(open_rows("parquet", str(tmp_path), "train", Fields("article", "abstract"), cache))
-    assert [(row.document, row.summary) for row in found] == [
-        ("one", "1"),
-        ("two", "2"),
-        ("three\nparts", "3"),
-        ("four", "4"),
-    ]
-    assert not caplog.records
-
-
 def test_damaged_files(tmp_path, cache):
     _, folder = write_parquet(tmp_path / "parquet", RECORDS)
     path = folder / "train.parquet"

@@ -199,6 +199,8 @@ def test_a_folder_of_texts(tmp_path):
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
     (tmp_path / "train" / "b.summary.txt").write_text("Another.")
     assert open_texts()[1].summary == "Another." and open_texts().fingerprint != source.fingerprint
+    (tmp_path / "train" / "b.txt").write_text("The second.", encoding="utf-16")
+    assert "b.txt: not UTF-8 (it looks like UTF-16: save it as UTF-8)" in open_texts().notes[1]
     for number in range(3, 12):
         (tmp_path / "train" / f"a.v1.summary.{number}.txt").write_text(str(number))
     assert open_texts()[0].answers == ("One.", "First.", *map(str, range(3, 12)))  # by number, not by name

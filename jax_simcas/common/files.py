@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import json
@@ -174,3 +175,10 @@ def make_folder(folder: Path, name: str) -> Path:
     except OSError as error:
         raise UserError(f"{name}={folder}: cannot be written ({error.strerror}); choose another folder") from None
     return folder
+
+
+def not_utf8(data: bytes, otherwise: str, unpack: str = "unpack it first") -> str:
+    """Why the first bytes of a file are no UTF-8: what they look like and what to do about it; else `otherwise`."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "not UTF-8 (it looks like UTF-16: save it as UTF-8)"
+    return f"not UTF-8 (it looks like gzip: {unpack})" if data.startswith(b"\x1f\x8b") else f"not UTF-8 ({otherwise})"

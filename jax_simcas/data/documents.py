@@ -5,7 +5,6 @@ pypdf reads PDF, inscriptis HTML (laid out as a browser would), python-docx the 
 
 from __future__ import annotations
 
-import codecs
 import importlib
 import io
 import logging
@@ -15,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from jax_simcas.common.errors import UserError, kind_and_line
+from jax_simcas.common.files import not_utf8
 
 TEXT = (".txt", ".md", ".text")  # names of plain text, whatever it begins with
 HTML = (".html", ".htm", ".xhtml")
@@ -38,12 +38,7 @@ def text_of(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        hint = f"byte {error.start} is 0x{data[error.start]:02x}"
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            hint = "it looks like UTF-16: save it as UTF-8"
-        elif data.startswith(b"\x1f\x8b"):
-            hint = "it looks like gzip: unpack it first"
-        raise UserError(f"not UTF-8 ({hint})") from None
+        raise UserError(not_utf8(data, f"byte {error.start} is 0x{data[error.start]:02x}")) from None
 
 
 def kind_of(data: bytes, name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.common.files import replacing
+from jax_simcas.common.files import not_utf8, replacing
 from jax_simcas.common.tables import plural
 from jax_simcas.data.rows import Fields
 from jax_simcas.data.stored import Store, StoredRows, stat_key
@@ -90,12 +90,9 @@ class _LineStore(Store):
         try:
             return line.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # inside too, where files were joined
         except UnicodeDecodeError as error:
-            zipped = line.startswith(b"\x1f\x8b") and number == 1
-            suffix = self._path.suffix
-            hint = f"it looks like gzip: name it {suffix}.gz" if zipped else f"byte {error.start} of the line"
-            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                hint = "it looks like UTF-16: save it as UTF-8"
-            raise UserError(f"{self.where(number)}: not UTF-8 ({hint})") from None
+            begin, place = line if number == 1 else b"", f"byte {error.start} of the line"
+            why = not_utf8(begin, place, f"name it {self._path.suffix}.gz")
+            raise UserError(f"{self.where(number)}: {why}") from None
 
 
 class JsonlStore(_LineStore):
@@ -403,11 +400,12 @@ def _or_error(read: Callable[..., Any], *arguments: Any) -> Any:
 def _text_of(path: Path) -> str:
     """The text of a UTF-8 file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+        raise UserError(f"{path}: {not_utf8(data, f'byte {error.start}')}") from None
 
 
 def unpacked(path: Path, cache: Path) -> Path:
