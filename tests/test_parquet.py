@@ -9,7 +9,8 @@ from jax_simcas.data.rows import Fields
 datasets = pytest.importorskip("datasets", reason="the sources' libraries: pip install 'jax_simcas[data]'")
 
 
-def test_parquet_shards_may_differ_in_their_columns(tmp_path, caplog):
+@pytest.mark.parametrize("by_library", [False, True])
+def test_parquet_shards_may_differ_in_their_columns(tmp_path, caplog, by_library):
     shards = [
         [{"article": "one", "abstract": "1"}],
         [{"article": "two", "abstract": "2", "extra": 3}],
@@ -20,7 +21,8 @@ def test_parquet_shards_may_differ_in_their_columns(tmp_path, caplog):
     for i, records in enumerate(shards):
         table = datasets.Dataset.from_list(records or shards[0]).select(range(len(records)))
         table.to_parquet(str(tmp_path / f"train-{i:05}-of-00005.parquet"))
-    found = rows(open_rows("parquet", str(tmp_path), "train", Fields("article", "abstract"), tmp_path / "cache"))
+    source, data_dir = (f"datasets:{tmp_path}", "") if by_library else ("parquet", str(tmp_path))
+    found = rows(open_rows(source, data_dir, "train", Fields("article", "abstract"), tmp_path / "cache"))
     assert [(row.document, row.summary) for row in found] == [
         ("one", "1"),
         ("two", "2"),

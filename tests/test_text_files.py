@@ -178,7 +178,7 @@ def test_a_folder_of_texts(tmp_path):
         "a.v1.txt": "\ufeffThe first.",
         "a.v1.summary.1.txt": "One.",
         "a.v1.summary.2.txt": "First.",
-        "a.v1.query.txt": "Which?",
+        "a.v1.query.TXT": "Which?",
         "lone.txt": "No summary.",
         "gone.summary.txt": "Of what?",
         "other.md": "Not read.",

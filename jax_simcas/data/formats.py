@@ -46,6 +46,7 @@ from jax_simcas.data.text_files import (
     JsonlStore,
     JsonValueStore,
     TextFolder,
+    files_ending,
     unpacked,
 )
 
@@ -119,10 +120,11 @@ def _files_of(kind: str, folder: Path, split: str) -> list[Path]:
     """The first of the names that the split may have, with the first of the kind's suffixes that is there."""
     for name in SPLITS.get(split, (split,)):
         for suffix in FILES[kind]:
-            inside, _, pattern = f"{glob.escape(name)}{suffix}".rpartition("/")
-            found = sorted((folder / name if inside else folder).glob(pattern))
-            if found:
-                return [folder / name] if inside else found
+            if suffix.startswith("/*"):
+                if files_ending(folder / name, suffix[2:]):
+                    return [folder / name]
+            elif found := sorted(folder.glob(f"{glob.escape(name)}{suffix}")):
+                return found
     for name in SPLITS.get(split, (split,)):
         for suffix in FILES[kind]:
             found = [] if "*" in suffix else list(folder.glob(f"*_{glob.escape(name)}{suffix}"))
@@ -251,20 +253,38 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
                 builder = datasets.load_dataset_builder(str(folder), **options)
                 if stores := _text_stores(datasets, builder, split, cache):
                     return Joined(f"{source} {split}", stores)
-                table = datasets.load_dataset(str(folder), split=split, **options)
+                table = _prepared(datasets, builder, split, cache)
     elif os.path.isabs(folder) or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"config.data.source={source}: no such folder")
     else:
         table = _hub(datasets, source, name, split, cache)
-        if isinstance(table, Store):
-            return table
+    if isinstance(table, Store):
+        return table
     files = [Path(file["filename"]) for file in table.cache_files]
     return Table(f"{source} {split}", table, _key(split, str(len(table)), stat_key(files)))
 
 
+def _prepared(datasets: Any, builder: Any, split: str, cache: Path) -> Any:
+    """The library's table of a split, or the rows of Parquet files that it does not put into one: they differ."""
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError:
+        urls = list((builder.config.data_files or {}).get(split, ())) if _is_built_by(builder, "Parquet") else []
+        if not urls:
+            raise
+        files = datasets.DownloadManager(base_path=builder.base_path).download(urls)
+        return _parquet([Path(file) for file in files], cache)
+    return builder.as_dataset(split=split)
+
+
+def _is_built_by(builder: Any, *names: str) -> bool:
+    """Whether the library reads files by one of its classes of these names."""
+    return any(base.__name__ in names for base in type(builder).__mro__)
+
+
 def _text_stores(datasets: Any, builder: Any, split: str, cache: Path) -> list[Store]:
     """A store per file of a split; none unless all are JSON or CSV that the library would read by its defaults."""
-    if not {"Csv", "Json"} & {base.__name__ for base in type(builder).__mro__}:
+    if not _is_built_by(builder, "Csv", "Json"):
         return []
     given, default = vars(builder.config), vars(type(builder.config)())
     named = {"name", "version", "data_dir", "data_files", "description", "features", "sep"}
@@ -341,7 +361,7 @@ def _hub(datasets: Any, source: str, name: str, split: str, cache: Path) -> Any:
             builder = datasets.load_dataset_builder(name, config or None)
             if stores := _text_stores(datasets, builder, split, cache):
                 return Joined(f"{source} {split}", stores)
-            return datasets.load_dataset(name, config or None, split=split)
+            return _prepared(datasets, builder, split, cache)
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
 

@@ -315,7 +315,7 @@ class JsonFolder(FolderStore):
     """A JSON object per file; its id is the file's name without `.json`, unless it has one."""
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.json"))
+        files = files_ending(folder, ".json")
         super().__init__(folder, files, files)
 
     def read(self, number: int, place: int) -> Any:
@@ -336,7 +336,7 @@ class TextFolder(FolderStore):
     """
 
     def __init__(self, folder: Path) -> None:
-        every = sorted(folder.glob("*.txt"))
+        every = files_ending(folder, ".txt")
         names = {path.stem for path in every if not PART.fullmatch(path.stem)}
         self._parts: dict[str, dict[str, list[Path]]] = {}
         files = []
@@ -381,6 +381,11 @@ class Joined(Store):
 
     def where(self, number: int) -> str:
         return f"{self.name} row {number}"
+
+
+def files_ending(folder: Path, suffix: str) -> list[Path]:
+    """What in a folder has this suffix, in small or capital letters, by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == suffix)
 
 
 def _number(part: Path) -> int:
