@@ -8,7 +8,7 @@ import pytest
 from helpers import BERT_POSITIONS, BERT_WORDS, tiny_bert
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.tokenizer import word_level
+from jax_simcas.data.tokenizer import byte_level_bpe, word_level
 from jax_simcas.evaluation import bertscore
 
 
@@ -93,6 +93,22 @@ def test_nothing_matches_nothing(encoder):
     pairs = [("", "w1"), ("w1", " \n"), ("", "")]
     got = bertscore.bertscore(encoder, [p for p, _ in pairs], [[r] for _, r in pairs])
     assert got == [(0, 0, 0)] * 3
+
+
+def test_nothing_matches_nothing_with_bytes_either(tmp_path):
+    """Vocabularies of bytes have a token for the space before a word."""
+    torch = pytest.importorskip("torch")
+    from transformers import RobertaConfig, RobertaModel
+
+    byte_level_bpe(["some text and more"], 270, tmp_path / "roberta")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    RobertaModel(RobertaConfig(vocab_size=270, max_position_embeddings=40, **sizes)).save_pretrained(
+        tmp_path / "roberta"
+    )
+    encoder = bertscore.load_encoder(f"{tmp_path}/roberta@2")
+    got = bertscore.bertscore(encoder, ["", "some text", " ", "text"], [["some text"], [""], [" "], ["text"]])
+    assert got[:3] == [(0, 0, 0)] * 3 and got[3].f1 == pytest.approx(1, abs=1e-5)
 
 
 def test_long_texts_are_cut(encoder):

@@ -400,7 +400,7 @@ def test_flags_override_a_checkpoints_settings(tmp_path, capsys):
     out = json.loads(capsys.readouterr().out)
     assert out["summary"].startswith("T") and out["chunks"] > 1
     for flag, message in (
-        ("--forced-bos-token=nowhere", "'nowhere': the tokenizer has no such token"),
+        ("--forced-bos-token=nowhere", "--forced-bos-token='nowhere': the tokenizer has no such token"),
         ("--chunk-length=131", "--chunk-length=131 exceeds the model's 130 positions"),
         ("--max-length=131", "--max-length=131 exceeds the model's 130 positions"),
         ("--src-lang=en_XX", "knows no languages"),
@@ -417,8 +417,11 @@ def test_a_checkpoint_without_a_selector_keeps_everything_or_an_even_spread(tmp_
     printed = capsys.readouterr()
     out = json.loads(printed.out)
     assert out["kept"] == out["candidates"] and out["chunks"] > 2 and "no selector in this checkpoint" in printed.err
+    assert "until a selector is trained, policy=all keeps all states" in printed.err
     assert summarize.main([*command, "--capacity=21"]) == 0
-    out = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "policy=spaced keeps at most 20 evenly spread states" in printed.err
+    out = json.loads(printed.out)
     middles = np.mean(out["kept_spans"], axis=1) / len(TEXT)
     assert out["kept"] == 20 and np.abs(np.histogram(middles, 4, (0, 1))[0] - len(middles) / 4).max() <= 2
     assert summarize.main([*command, "--policy=first", "--budget=6"]) == 0

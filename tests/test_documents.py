@@ -74,6 +74,32 @@ def test_texts_of_documents():
     assert text_of(locked("", "owner"), "a.pdf").strip() == "Behind a lock."
 
 
+REVIEWED = """\
+<w:p><w:pPr><w:tabs><w:tab w:val="left" w:pos="1"/></w:tabs></w:pPr><w:r><w:t>Kept</w:t></w:r>\
+<w:ins w:id="1" w:author="a"><w:r><w:t> added</w:t></w:r></w:ins>\
+<w:del w:id="2" w:author="a"><w:r><w:delText> deleted</w:delText></w:r></w:del>\
+<w:moveFrom w:id="3" w:author="a"><w:r><w:t> moved away</w:t></w:r></w:moveFrom>\
+<w:sdt><w:sdtContent><w:r><w:tab/><w:t>chosen</w:t></w:r></w:sdtContent></w:sdt></w:p>\
+<w:sdt><w:sdtPr/><w:sdtContent><w:p><w:r><w:t>In a control</w:t></w:r></w:p></w:sdtContent></w:sdt>\
+<w:tbl><w:tr><w:tc><w:p><w:r><w:t>a</w:t></w:r></w:p></w:tc><w:sdt><w:sdtContent><w:tc><w:tbl><w:tr><w:tc><w:p><w:r>\
+<w:t>inner</w:t></w:r></w:p></w:tc></w:tr></w:tbl><w:p/></w:tc></w:sdtContent></w:sdt></w:tr></w:tbl>\
+<w:p><w:r><w:t>Box:</w:t><w:pict><w:txbxContent><w:p><w:r><w:t>boxed</w:t></w:r></w:p></w:txbxContent></w:pict></w:r></w:p>\
+"""
+
+
+def test_docx_in_review_and_from_templates_is_read_whole():
+    import docx
+    from docx.oxml import parse_xml
+    from docx.oxml.ns import nsdecls
+
+    document, out = docx.Document(), io.BytesIO()
+    for element in parse_xml(f"<w:body {nsdecls('w')}>{REVIEWED}</w:body>"):
+        document.element.body.insert(len(document.element.body) - 1, element)
+    document.save(out)
+    read = text_of(out.getvalue(), "a.docx")
+    assert read == "Kept added\tchosen\nIn a control\na\tinner\n\nBox:\nboxed\n"
+
+
 def test_the_first_bytes_tell_more_than_the_name():
     assert text_of(pdf("Hello."), "-") == text_of(b"\n" + pdf("Hello."), "report.txt") == "Hello."
     assert text_of(docx(), "a.zip") == text_of(docx(), "-")

@@ -263,7 +263,13 @@ def test_references_that_are_cut_for_the_nll_are_told(workdir, cache, capsys):
 
 def test_evaluation_changes_settings_for_itself(workdir, cache, capsys):
     longer = ["--config.data.embedded.chunks=7", "--config.data.batch_size=2"]
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=3", "--num-beams=1"]) == 0
+    capsys.readouterr()
     assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0
+    warning = f"warning: {workdir}/evaluation/test has an evaluation with --num-beams=1 --limit=3, which this one will"
+    assert warning in capsys.readouterr().err
+    assert evaluate.main([f"--workdir={workdir}", "--split=test", "--limit=2", *longer]) == 0
+    assert "will replace" not in capsys.readouterr().err
     scores = json.loads((workdir / "evaluation" / "test" / "scores.json").read_text())
     assert "chunks=7" in scores["source"]
     assert config_lib.read_json(workdir / "config.json").data.embedded.chunks == 4

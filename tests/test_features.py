@@ -122,6 +122,25 @@ def test_query(words):
         featurize(dataclasses.replace(row, query=None), words, config)
 
 
+@pytest.mark.parametrize("chunking", ["fixed", "sentences"])
+def test_a_question_behind_a_document_is_not_cut(words, chunking):
+    config = dataclasses.replace(
+        CONFIG, input_template="ask : {document} q {query} .", max_input_len=12, chunking=chunking
+    )
+    read = lambda row: words.decode(
+        (found := featurize(row, words, config))["input_ids"][found["token_mask"]], skip_special_tokens=True
+    )
+    row = Row("1", "w0 w1 w2 w3 w4 w5 w6 w7 w8", "w9", query="w40 w41", evidence=((0, 2), (21, 23)))
+    features = featurize(row, words, config)
+    assert read(row) == "ask : w0 w1 w2 w3 q w40 w41 ." and features["cut_tokens"] == 5
+    shown = features["token_offsets"][..., 0] >= 0
+    assert words.decode(features["input_ids"][shown]) == "w0 w1 w2 w3"
+    assert words.decode(features["input_ids"][features["evidence_mask"]]) == "w0"
+    assert read(dataclasses.replace(row, document="w0 w1 w2")) == "ask : w0 w1 w2 q w40 w41 ."
+    # One that leaves no room for a document is cut, not the document.
+    assert read(dataclasses.replace(row, query=" ".join(WORDS[20:30]))).startswith("ask : w0 w1 w2 w3 w4 w5")
+
+
 def test_an_empty_span_is_no_evidence(words):
     assert not featurize(Row("1", "w0 w12", "w3", evidence=((4, 4),)), words, CONFIG)["evidence_mask"].any()
 

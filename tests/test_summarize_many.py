@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -185,6 +187,42 @@ def test_rows_of_csv_are_documents(workdir, cache, tmp_path, capsys):
     assert summarize.main([f"--model={workdir}", str(tmp_path / "y.tsv")]) == 1
     error = one_line_error(capsys.readouterr().err)
     assert "y.tsv:2: no field 'document'; its fields are 'text', 'other' (set config.data.fields.document)" in error
+
+
+def test_rows_of_csv_as_pandas_writes_it_and_in_capitals(workdir, cache, tmp_path, capsys):
+    """A column without a name numbers the rows."""
+    (tmp_path / "X.CSV").write_text(f',document,summary\n0,"{TEXTS[0]}",s\n1,"{TEXTS[3]}",s\n')
+    (tmp_path / "X.JSONL.GZ").write_bytes(gzip.compress(json.dumps({"document": TEXTS[0]}).encode()))
+    assert summarize.main([f"--model={workdir}", "--json", *map(str, sorted(tmp_path.glob("X.*")))]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["row"] for line in lines] == [2, 3, 1]
+
+
+def test_plain_summaries_are_one_line_each(workdir, cache, document, tmp_path, monkeypatch, capsys):
+    """What a model writes may have line breaks; JSON keeps them."""
+    summaries = Summarizer.summaries
+    monkeypatch.setattr(
+        Summarizer,
+        "summaries",
+        lambda *given, **options: (
+            (place, summary._replace(summary="One.\nTwo.\r\nThree.")) for place, summary in summaries(*given, **options)
+        ),
+    )
+    assert summarize.main([f"--model={workdir}", str(document), str(document)]) == 0
+    assert capsys.readouterr().out == "One. Two. Three.\n" * 2
+    assert summarize.main([f"--model={workdir}", "--json", str(document)]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"] == "One.\nTwo.\r\nThree."
+
+
+def test_a_name_that_is_not_utf8_does_not_lose_the_summaries(workdir, cache, document, tmp_path, capsys):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    Path(odd).write_text(document.read_text())
+    out = tmp_path / "out.jsonl"
+    assert summarize.main([f"--model={workdir}", f"--output={out}", str(document), odd]) == 0
+    assert [json.loads(line)["file"] for line in out.read_text().splitlines()] == [
+        str(document),
+        f"{tmp_path}/caf\ufffd.txt",
+    ]
 
 
 @pytest.mark.parametrize(

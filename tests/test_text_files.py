@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import tempfile
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_objects_over_several_lines_of_jsonl_are_told(content, tmp_path):
 def test_a_folder_of_texts(tmp_path):
     files = {
         "b.txt": "The second.\n",
-        "b.summary.txt": "Two.",
+        "b.summary.txt": "Two.\r\nMore.\r\n",
         "a.v1.txt": "\ufeffThe first.",
         "a.v1.summary.1.txt": "One.",
         "a.v1.summary.2.txt": "First.",
@@ -190,12 +191,14 @@ def test_a_folder_of_texts(tmp_path):
     source = open_texts()
     assert [source[i] for i in range(len(source))] == [
         Row("a.v1", "The first.", "One.", ("One.", "First.")),
-        Row("b", "The second.\n", "Two."),
+        Row("b", "The second.\n", "Two.\nMore."),
     ]
     empty, wrong, _ = source.notes
     assert "1 of 4 rows left out: empty document or summary (file lone.txt)" in empty
     assert "1 of 4 rows left out: they cannot be read (file gone.summary.txt)" in wrong
     assert wrong.endswith("gone.summary.txt: no gone.txt beside it, whose summary it would be")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/train/caf\xe9.txt")).write_text("No summary either.")
+    assert "2 of 5 rows left out: empty" in open_texts().notes[0]  # its name is not UTF-8
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
     (tmp_path / "train" / "b.summary.txt").write_text("Another.")
     assert open_texts()[1].summary == "Another." and open_texts().fingerprint != source.fingerprint

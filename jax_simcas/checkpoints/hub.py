@@ -143,10 +143,7 @@ def fill_missing_params(
     params, notes = dict(loaded.params), list(loaded.notes)
     if "selector" not in params:
         params["selector"] = jax.device_get(init_selector(key, loaded.config.width))
-        notes.append(
-            f"{source}: no selector in this checkpoint: until one is trained, all states are kept (policy=all), or "
-            "evenly spread ones beyond a capacity"
-        )
+        notes.append(f"{source}: no selector in this checkpoint; a fresh one was made")
     position_key = jax.random.fold_in(key, 1)
     backbone = families.backbone_for(loaded.config)
     fresh = {} if chunk_position is None else chunk_position.init(position_key, backbone)

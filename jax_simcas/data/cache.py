@@ -134,6 +134,8 @@ def key_of(source: RowSource, tokenizer: Tokenizer, config: FeatureConfig) -> st
     tokens = (tokenizer.backend_tokenizer.to_str(), special_ids(tokenizer, config), tokenizers.__version__)
     settings = sorted((field.name, getattr(config, field.name)) for field in dataclasses.fields(FeatureConfig))
     parts: tuple[Any, ...] = (FORMAT, source.fingerprint, tokens, settings)
+    if config.input_template.partition("{document}")[2].strip():
+        parts += ("what stands behind a document is kept",)  # it was cut once
     if any(own := cutters(tokenizer)):
         parts += ([cutter and (type(cutter).__name__, cutter.backend.to_str()) for cutter in own],)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]

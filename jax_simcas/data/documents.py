@@ -1,6 +1,7 @@
 """The text of a file as people have it: plain text, PDF, HTML or DOCX. All but text needs the extra `documents`.
 
-pypdf reads PDF, inscriptis HTML (laid out as a browser would), python-docx the paragraphs and tables of DOCX.
+pypdf reads PDF, inscriptis HTML (laid out as a browser would), python-docx opens DOCX. Of DOCX all text of the body is
+taken, also what is in content controls, text boxes or tracked insertions, which python-docx's paragraphs leave out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import logging
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -21,6 +23,11 @@ HTML = (".html", ".htm", ".xhtml")
 HTML_HEAD = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html)\b", re.I | re.S
 )
+# Of DOCX: what stands for a character; and settings, text that was deleted or moved away, what is there once more for
+# older programs.
+MARKS = {"tab": "\t", "ptab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+PROPERTIES = ("pPr", "rPr", "tblPr", "tblGrid", "trPr", "tcPr", "sdtPr", "sectPr")
+UNREAD = (*PROPERTIES, "del", "moveFrom", "instrText", "Fallback")
 OLD_WORD = b"\xd0\xcf\x11\xe0"
 
 
@@ -95,15 +102,47 @@ def _html(data: bytes) -> str:
 
 def _docx(data: bytes) -> str:
     docx = _library("docx", "DOCX")
-    blocks = docx.Document(io.BytesIO(data)).iter_inner_content()
-    return "\n".join(line for block in blocks for line in _lines(block))
+    return "\n".join(_lines(docx.Document(io.BytesIO(data)).element.body))
 
 
-def _lines(block: Any) -> list[str]:
-    """The text of a paragraph, or a line for each row of a table; a merged cell counts once."""
-    if not hasattr(block, "rows"):
-        return [block.text]
-    return ["\t".join(cell.text for cell in dict.fromkeys(row.cells)) for row in block.rows]
+def _lines(element: Any) -> Iterator[str]:
+    """The lines of what holds paragraphs: one for each paragraph, and for each row of a table."""
+    for child in element.iterchildren("{*}*"):
+        kind = _kind(child)
+        if kind == "p":
+            yield "".join(_pieces(child))
+        elif kind == "tr":
+            yield "\t".join("\n".join(_lines(cell)) for cell in _cells(child))
+        elif kind not in UNREAD:
+            yield from _lines(child)
+
+
+def _cells(row: Any) -> Iterator[Any]:
+    """The cells of a table's row; one that continues the cell above is empty."""
+    for child in row.iterchildren("{*}*"):
+        if _kind(child) == "tc":
+            yield child
+        elif _kind(child) not in UNREAD:
+            yield from _cells(child)
+
+
+def _pieces(element: Any) -> Iterator[str]:
+    """The text within a paragraph; paragraphs within it, as text boxes have, are lines of their own."""
+    for child in element.iterchildren("{*}*"):
+        kind = _kind(child)
+        if kind == "t":
+            yield child.text or ""
+        elif kind in MARKS:
+            yield MARKS[kind]
+        elif kind == "txbxContent":
+            yield "".join(f"\n{line}" for line in _lines(child)) + "\n"
+        elif kind not in UNREAD:
+            yield from _pieces(child)
+
+
+def _kind(element: Any) -> str:
+    """The name of an element without its namespace."""
+    return str(element.tag).rpartition("}")[2]
 
 
 def _library(name: str, kind: str) -> Any:

@@ -14,7 +14,15 @@ from jaxtyping import Bool, Int, Int32
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.rows import Row
-from jax_simcas.data.tokenizer import SETTLED, LightTokenizer, Tokenizer, frame_of, tokenize_start
+from jax_simcas.data.tokenizer import (
+    SETTLED,
+    LightTokenizer,
+    Tokenized,
+    Tokenizer,
+    frame_of,
+    tokenize,
+    tokenize_start,
+)
 from jax_simcas.method.chunk import Chunks, chunk_at, chunk_sentences, chunk_tokens, most_chunks
 
 Features = dict[str, Any]
@@ -174,7 +182,7 @@ def _from_text(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Conten
         raise UserError(f"row {row.id}: its document is empty")
     before, after = _around_document(row, config.input_template)
     text = before + row.document + after
-    (ids, offsets), cut = tokenize_start(tokenizer, text, config.max_input_len - 2)
+    (ids, offsets), cut = _cut_before(after, text, tokenizer, config.max_input_len - 2)
     special = special_ids(tokenizer, config)
     if config.chunking == "sentences":
         read = text[: offsets[-1, 1] + SETTLED] if cut else text
@@ -184,6 +192,23 @@ def _from_text(row: Row, tokenizer: Tokenizer, config: FeatureConfig) -> _Conten
     else:
         chunks = chunk_tokens(ids, config.chunk_length, **special)
     return _Content(chunks, _within(offsets - len(before), len(row.document)), cut)
+
+
+def _cut_before(after: str, text: str, tokenizer: Tokenizer, limit: int) -> tuple[Tokenized, int]:
+    """`limit` tokens of a text, and how many are cut: those in front of `after`, its end, such as a question.
+
+    An `after` that leaves no room is cut itself, as it comes last.
+    """
+    start, cut = tokenize_start(tokenizer, text, limit)
+    if not cut or not after.strip():
+        return start, cut
+    end = tokenize(tokenizer, after)
+    room = limit - len(end.ids)
+    if room <= 0:
+        return start, cut
+    offsets = end.offsets + len(text) - len(after)
+    ids = np.concatenate([start.ids[:room], end.ids])
+    return Tokenized(ids, np.concatenate([start.offsets[:room], offsets])), cut
 
 
 def _around_document(row: Row, template: str) -> list[str]:

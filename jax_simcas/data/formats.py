@@ -47,9 +47,12 @@ from jax_simcas.data.text_files import (
     JsonValueStore,
     TextFolder,
     files_ending,
+    kind_of,
     unpacked,
 )
 
+OBJECTS = (".jsonl", ".ndjson", ".json")  # suffixes of files of JSON objects, without one of a compression
+TABLES = (".csv", ".tsv")
 LINES = (".jsonl", ".jsonl.gz")
 FILES = {
     "jsonl": (*LINES, ".json", ".json.gz", "/*.json", ".txt", ".txt.gz"),  # arXiv and PubMed are published as .txt
@@ -151,7 +154,7 @@ def _open_files(kind: str, paths: list[Path], fields: Fields, cache: Path, optio
     if path.suffix != ".parquet":
         if is_json_value(path, cache):
             return StoredRows(JsonValueStore(path, cache), fields, cache, **options)
-        source = CsvSource if {".csv", ".tsv"} & set(path.suffixes[-2:]) else JsonlSource
+        source = CsvSource if kind_of(path).suffix in TABLES else JsonlSource
         return source(path, fields, cache, **options)
     return StoredRows(_parquet(paths, cache), fields, cache, **options)
 
@@ -185,11 +188,11 @@ def _shards(paths: list[Path]) -> str:
 
 def is_json_value(path: Path, cache: Path) -> bool:
     """Whether a .json or .json.gz file is one list, or one object over several lines, and not an object per line."""
-    return path.name.endswith((".json", ".json.gz")) and _is_value(path, cache)
+    return kind_of(path).suffix == ".json" and _is_value(path, cache)
 
 
 def _is_value(path: Path, cache: Path) -> bool:
-    with (unpacked(path, cache) if path.suffix == ".gz" else path).open("rb") as file:
+    with (unpacked(path, cache) if kind_of(path).gzipped else path).open("rb") as file:
         begin = file.read(READ_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")
     return begin.startswith(b"[") or begin.partition(b"\n")[0].strip() == b"{"
 
@@ -246,7 +249,7 @@ def _datasets(source: str, name: str, split: str, cache: Path) -> Store:
         remedy = "check config.data.source and the split's name"
         with one_line(f"{folder} split {split!r}", remedy), silent("datasets"):
             if saved:
-                table = datasets.load_from_disk(str(folder))
+                table = datasets.load_from_disk(str(folder), keep_in_memory=False)  # its files tell it from others
                 table = table if saved == ["state.json"] else _named_split(table, split)
             else:
                 options = {"cache_dir": str(cache / "datasets")}
@@ -305,7 +308,7 @@ def _plain_files(manager: Any, url: str, file: str) -> list[tuple[str, Path]]:
     """(kind, place) of a file, or of what a compressed one holds; gzip stays, which is read as it is."""
     name = Path(url)
     if name.suffix not in COMPRESSED:
-        return [(Path(name.stem).suffix if name.suffix == ".gz" else name.suffix, Path(file))]
+        return [(kind_of(name).suffix, Path(file))]
     inside = [Path(path) for path in manager.iter_files(manager.extract(file))]
     return [(path.suffix if name.suffix == ".zip" else Path(name.stem).suffix, path) for path in inside]
 
@@ -316,11 +319,11 @@ def _text_store(kind: str, file: Path, separator: str | None, cache: Path) -> St
     Args:
       kind: the suffix of its name without one of a compression.
     """
-    if kind in (".csv", ".tsv"):
+    if kind in TABLES:
         return CsvStore(file, cache) if separator == ("\t" if kind == ".tsv" else ",") else None
     if kind == ".json" and _is_value(file, cache):
         return JsonValueStore(file, cache)
-    return JsonlStore(file, cache) if kind in (".json", ".jsonl", ".ndjson") else None
+    return JsonlStore(file, cache) if kind in OBJECTS else None
 
 
 def _named_split(table: Any, split: str) -> Any:

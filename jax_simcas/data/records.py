@@ -65,7 +65,9 @@ class Record:
     where: str
 
     def optional(self, role: str) -> Any:
-        """The value; None if the record lacks it."""
+        """The value; None if the record lacks it, or no field has this role."""
+        if not getattr(self.fields, role):
+            return None
         holder, key = self._find(role)
         return holder.get(key)
 

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import not_utf8, replacing
@@ -71,7 +71,7 @@ class _LineStore(Store):
             raise UserError(f"{path}: no such file")
         self.name, self._path = str(path), path
         self.key = stat_key([path])
-        self._plain = unpacked(path, cache) if path.suffix == ".gz" else path
+        self._plain = unpacked(path, cache) if kind_of(path).gzipped else path
 
     def places(self) -> Iterator[tuple[int, int, Any]]:
         try:
@@ -132,7 +132,7 @@ class CsvStore(_LineStore):
     def __init__(self, path: Path, cache: Path) -> None:
         super().__init__(path, cache)
         self._header: list[str] = []
-        self._delimiter = "\t" if ".tsv" in path.suffixes[-2:] else _separator(self._plain)
+        self._delimiter = "\t" if kind_of(path).suffix == ".tsv" else _separator(self._plain)
 
     def _records(self, file: IO[bytes]) -> Iterator[tuple[int, int, Any]]:
         for number, offset, cells in self._parsed(file, 1):
@@ -269,7 +269,7 @@ class JsonValueStore(Store):
 
     def __init__(self, path: Path, cache: Path) -> None:
         self.name, self.key = str(path), stat_key([path])
-        plain = unpacked(path, cache) if path.suffix == ".gz" else path
+        plain = unpacked(path, cache) if kind_of(path).gzipped else path
         try:
             value = json.loads(plain.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
@@ -354,7 +354,8 @@ class TextFolder(FolderStore):
             raise UserError(f"{path}: no {part['document']}.txt beside it, whose {part['field']} it would be")
         record: dict[str, Any] = {"id": path.stem, "document": _text_of(path), "summary": None}
         for field, files in self._parts.get(path.stem, {}).items():
-            texts = [_text_of(file) for file in sorted(files, key=_number)]
+            # The end of the file's last line is no part of a summary, and a model would learn to write it.
+            texts = [_text_of(file).replace("\r\n", "\n").strip() for file in sorted(files, key=_number)]
             record[field] = texts if len(texts) > 1 else texts[0]
         return record
 
@@ -381,6 +382,19 @@ class Joined(Store):
 
     def where(self, number: int) -> str:
         return f"{self.name} row {number}"
+
+
+class Kind(NamedTuple):
+    """What a file's name tells: the suffix of what it holds, in small letters, and whether that is compressed."""
+
+    suffix: str
+    gzipped: bool
+
+
+def kind_of(path: Path) -> Kind:
+    """`.jsonl`, compressed, for `A.JSONL.gz`."""
+    gzipped = path.suffix.lower() == ".gz"
+    return Kind(Path(path.stem if gzipped else path).suffix.lower(), gzipped)
 
 
 def files_ending(folder: Path, suffix: str) -> list[Path]:

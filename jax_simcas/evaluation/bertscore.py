@@ -150,7 +150,7 @@ def _encode(encoder: Encoder, texts: Sequence[str]) -> list[States]:
     # Byte-level vocabularies encode the first word of a text differently from the same word later on.
     byte_level = "ByteLevel" in str(encoder.tokenizer.backend_tokenizer.pre_tokenizer)
     batch = encoder.tokenizer(
-        [" " * byte_level + text.strip() for text in texts],
+        [(" " * byte_level + text.strip()).rstrip() for text in texts],
         padding=True,
         truncation=True,
         max_length=encoder.limit,

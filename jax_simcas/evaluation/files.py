@@ -17,7 +17,7 @@ NUMBER = (int, float, type(None))  # JSON's; null where it is not finite
 FIELDS: dict[str, tuple[type, ...]] = dict.fromkeys((*GROUPS, "nll"), (dict,))
 FIELDS |= dict.fromkeys(("documents", "documents_scored", "documents_cut", "empty_predictions"), (int,))
 FIELDS |= dict.fromkeys(("unknown_share", "kept_share", "overflow_share", "states"), NUMBER)
-FIELDS |= {"split": (str,), "rouge_tokenizer": (str,), "score_warnings": (list,)}
+FIELDS |= {"split": (str,), "rouge_tokenizer": (str,), "score_warnings": (list,), "flags": (dict,)}
 SCORE = {"mean": NUMBER, "low": NUMBER, "high": NUMBER, "count": (int,)}
 
 

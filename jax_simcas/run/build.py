@@ -30,6 +30,7 @@ from jax_simcas.checkpoints.repository import PASSENGERS
 from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.sharding import put, state_shardings
+from jax_simcas.common.tables import plural
 from jax_simcas.data import formats, synthetic
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.batches import PipelineConfig
@@ -166,7 +167,8 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     settings = settings.with_shape(keep_run_dropout(loaded.config, settings))
     settings = fitted_to(generating(settings, generate), settings.shape)
     if not has_selector and not settings.loop.selector_every:
-        settings = without_selector(settings)
+        settings, untrained = without_selector(settings)
+        notes += untrained
     tokenizer = saved or tokenizer_lib.load_tokenizer(data.tokenizer or loaded.folder, data.src_lang, data.tgt_lang)
     settings = in_language(settings, tokenizer)
     notes += check_vocabulary(tokenizer, settings, source)
@@ -176,15 +178,17 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     return Model(settings, params, tokenizer, notes, raw_generation(loaded), has_selector, passengers=loaded.passengers)
 
 
-def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
+def in_language(
+    settings: Settings, tokenizer: TextTokenizer, flags: Mapping[str, str] = MappingProxyType({})
+) -> Settings:
     """The settings with summaries that begin in the target language, where one is named, or with a token named by text.
 
     Where the tokenizer ends a target with its language's code (mBART-25, PLBart), the decoder starts with it; where it
     begins a target with it (mBART-50, NLLB, M2M100), or the model does not wrap targets around, it is the forced first
     token.
     """
-    settings = _with_ids(settings, "generate", ("forced_bos_token_id",), tokenizer)
-    settings = _with_ids(settings, "simcas", ("chunk_start", "chunk_end"), tokenizer)
+    settings = _with_ids(settings, "generate", ("forced_bos_token_id",), tokenizer, flags)
+    settings = _with_ids(settings, "simcas", ("chunk_start", "chunk_end"), tokenizer, flags)
     if not settings.data.tgt_lang:
         return settings
     frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer_lib.language_id(tokenizer, settings.data.tgt_lang)
@@ -196,7 +200,9 @@ def in_language(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     return settings.with_shape(replaced(settings.shape, **changes))
 
 
-def _with_ids(settings: Settings, section: str, names: tuple[str, ...], tokenizer: TextTokenizer) -> Settings:
+def _with_ids(
+    settings: Settings, section: str, names: tuple[str, ...], tokenizer: TextTokenizer, flags: Mapping[str, str]
+) -> Settings:
     """The settings with the ids of tokens that these fields name by text."""
     held = getattr(settings, section)
     ids: dict[str, int] = {}
@@ -205,7 +211,8 @@ def _with_ids(settings: Settings, section: str, names: tuple[str, ...], tokenize
         if isinstance(given, str):
             token = tokenizer.backend_tokenizer.token_to_id(given)
             if token is None:
-                raise UserError(f"config.{section}.{name}={given!r}: the tokenizer has no such token")
+                shown = flags.get(f"{section}.{name}", f"config.{section}.{name}")
+                raise UserError(f"{shown}={given!r}: the tokenizer has no such token")
             ids[name] = token
     changed: Any = dataclasses.replace(held, **ids)
     return dataclasses.replace(settings, **{section: changed})
@@ -214,18 +221,20 @@ def _with_ids(settings: Settings, section: str, names: tuple[str, ...], tokenize
 LEARNED_POLICIES = ("greedy", "sample", "threshold", "topk")  # those that ask the selector
 
 
-def without_selector(settings: Settings) -> Settings:
-    """Settings that do without a selector: all states are kept or, beyond a capacity, evenly spread ones."""
+def without_selector(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """Settings without a selector, and a note: all states are kept or, beyond a capacity, evenly spread ones."""
     simcas = settings.simcas
     if simcas.policy not in LEARNED_POLICIES:
-        return settings
+        return settings, ()
     room = None if simcas.capacity is None else simcas.capacity - 1
     wanted = simcas.budget if simcas.policy == "topk" else None
     budget = min((count for count in (room, wanted) if count is not None), default=None)
     changes: dict[str, Any] = {"policy": "all"} if budget is None else {"policy": "spaced", "budget": budget}
     if not settings.loop.selector_every:
         changes["train_policy"] = "all"
-    return dataclasses.replace(settings, simcas=simcas.replace(**changes))
+    settings = dataclasses.replace(settings, simcas=simcas.replace(**changes))
+    kept = "all states" if budget is None else f"at most {plural(budget, 'evenly spread state')}"
+    return settings, (f"until a selector is trained, policy={settings.simcas.policy} keeps {kept}",)
 
 
 def keep_run_dropout(pretrained: Shape, settings: Settings) -> Shape:
@@ -345,12 +354,15 @@ def configured(model: Model, arguments: Any = None) -> Model:
         settings = config_lib.check(model.settings, sizes_known=True)
     else:
         settings = with_flags(model.settings, arguments)
+    notes = model.notes
     if not model.has_selector and "simcas.policy" not in named_by(arguments):
-        settings = without_selector(settings)
+        settings, untrained = without_selector(settings)
+        notes += untrained
     flags = {} if arguments is None else overrides_of(arguments)
     named = [flags.get(f"data.{name}", (f"config.data.{name}",))[0] for name in ("src_lang", "tgt_lang")]
     tokenizer_lib.set_languages(model.tokenizer, settings.data.src_lang, settings.data.tgt_lang, (named[0], named[1]))
-    return model._replace(settings=in_language(settings, model.tokenizer))
+    shown = {field: flag for field, (flag, _) in flags.items()}
+    return model._replace(settings=in_language(settings, model.tokenizer, shown), notes=notes)
 
 
 def read_settings(source: str) -> Settings:

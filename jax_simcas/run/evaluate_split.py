@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from functools import partial
@@ -19,7 +20,7 @@ from jax_simcas.run import pages
 from jax_simcas.run.build import Model, configured, load_model, open_source, predictor, read_settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.method_config import policy_of
-from jax_simcas.run.overrides import OVERRIDES
+from jax_simcas.run.overrides import OVERRIDES, given_flags, shown_flags
 from jax_simcas.run.processes import gather, is_main, join, local_mesh
 from jax_simcas.run.workdir import CONFIG
 
@@ -116,6 +117,18 @@ def output_folders(arguments: Any, name: str) -> tuple[Path, Path | None]:
     return folder, html
 
 
+def warn_of_another(folder: Path, flags: dict[str, str]) -> None:
+    """Warns that an evaluation with other flags is in the folder, which its replacement would make one forget."""
+    with contextlib.suppress(UserError):
+        before = evaluation_files.read_scores(folder).get("flags", flags)
+        if before != flags:
+            print(
+                f"warning: {folder} has an evaluation with {shown_flags(before) or 'no flags'}, which this one will "
+                "replace; --output=FOLDER keeps both",
+                file=sys.stderr,
+            )
+
+
 def run(arguments: Any) -> int:
     """The program after its flags are read."""
     cli.prepare_jax()
@@ -127,6 +140,9 @@ def run(arguments: Any) -> int:
     policy = arguments.policy or settings.simcas.policy
     name = split + (f"-{arguments.policy}" if arguments.policy else "")
     folder, html = output_folders(arguments, name)
+    flags = given_flags(arguments, "--policy", "--limit")
+    if is_main():
+        warn_of_another(folder, flags)
     encoder = encoder_of(arguments) if is_main() else None
     started = time.monotonic()
     given = [references for i in range(len(source)) if (references := documents.references(source[i]))]
@@ -141,6 +157,7 @@ def run(arguments: Any) -> int:
     summary = documents.summary_of(rows, arguments.seed) | {
         "split": split,
         "step": model.step,
+        "flags": flags,
         "source": repr(source),
         "policy": policy,
         "rows_left_out": len(source) - len(rows),

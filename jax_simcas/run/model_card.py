@@ -21,6 +21,7 @@ from jax_simcas.evaluation.files import SCORES, read_scores
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.config import DataConfig, Settings
 from jax_simcas.run.method_config import LONGEST_WARMUP
+from jax_simcas.run.overrides import GENERATION, READING, shown_flags
 from jax_simcas.run.provenance import LOCAL, data_in_words, hub_dataset, hub_model, languages
 
 FOLDER = "FOLDER"  # what a card calls the place of a model that is in a local folder
@@ -266,6 +267,12 @@ def _words(evaluation: Evaluation) -> words.Words:
         return metrics.STANDARD
 
 
+def _flags(evaluation: Evaluation) -> str:
+    """The flags that changed what the model reads or writes, without those that may name a folder of the user."""
+    flags = evaluation.summary.get("flags", {})
+    return shown_flags({flag: flags[flag] for flag in flags if flag in (*READING, *GENERATION, "--limit")})
+
+
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:
     summary, counted = evaluation.summary, _words(evaluation)
     lead = {name: comparison.as_score(fields) for name, fields in summary.get("lead", {}).items()}
@@ -275,11 +282,12 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
         if not name.startswith(metrics.AUTHORS)
     ]
     policy = f", policy `{summary['policy']}`" if summary.get("policy") else ""
+    flags = f", `{flags}`" if (flags := _flags(evaluation)) else ""
     share = summary.get("kept_share")
     kept = f", kept {100 * share:.1f} % of the candidates" if share else ""
     yield (
-        f"`{evaluation.name}`: {tables.plural(summary['documents'], 'document')} of `{summary['split']}`{policy}{kept}"
-        "; means, with their 95 % bootstrap intervals; lead: the first words of the document. Rouge tokenizer: "
+        f"`{evaluation.name}`: {tables.plural(summary['documents'], 'document')} of `{summary['split']}`{policy}{flags}"
+        f"{kept}; means, with their 95 % bootstrap intervals; lead: the first words of the document. Rouge tokenizer: "
         f"{counted.name}."
     )
     yield ""
@@ -312,6 +320,7 @@ def _results(subject: Subject, evaluation: Evaluation, data: DataConfig) -> Iter
                 "interval": 0.95,
                 **interval,
                 "rouge_tokenizer": _words(evaluation).name,
+                **({"flags": flags} if (flags := _flags(evaluation)) else {}),
             },
         )
 

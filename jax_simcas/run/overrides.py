@@ -6,7 +6,7 @@ Imports nothing but Python: --help answers at once, and where nothing is install
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jax_simcas.common import cli
@@ -151,6 +151,20 @@ def keyword(flag: str) -> str:
 def _flag(keyword: str) -> str:
     """--num-beams of num_beams."""
     return "--" + keyword.replace("_", "-")
+
+
+def given_flags(arguments: Any, *others: str) -> dict[str, str]:
+    """The flags that change a result, as they were given: flags of `OVERRIDES`, `others` and --config.FIELD."""
+    flags = {flag: value for flag, value in overrides_of(arguments).values() if flag != "--batch-size"}
+    flags |= {flag: value for flag in others if (value := getattr(arguments, keyword(flag))) is not None}
+    return {name: str(value) for name, value in flags.items()} | {
+        f"--config.{field}": value for field, value in getattr(arguments, "changes", ())
+    }
+
+
+def shown_flags(flags: Mapping[str, str]) -> str:
+    """--num-beams=2 --limit=20, as one types them."""
+    return " ".join(f"{flag}={value}" for flag, value in flags.items())
 
 
 def overrides_of(arguments: Any) -> dict[str, tuple[str, Any]]:

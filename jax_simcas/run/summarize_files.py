@@ -14,6 +14,7 @@ from typing import Any
 from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.tables import plural
+from jax_simcas.data.records import encodable
 from jax_simcas.evaluation import highlight
 from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
 from jax_simcas.evaluation.summarizer import Prepared, Summarizer, Summary, prepare
@@ -110,8 +111,8 @@ class Writer:
         if not given.is_row:
             self._bar.note(figures(summary))
         record = {**given.label, **summary.record()}
-        line = json.dumps(record, ensure_ascii=False) if self._as_json else summary.summary
-        self._lines.append(line)
+        plain = " ".join(summary.summary.splitlines())
+        self._lines.append(encodable(json.dumps(record, ensure_ascii=False)) if self._as_json else plain)
         if self._pages:
             assert not isinstance(given.row, UserError)
             self._pages.write(self.seen, highlight.shown_summary(given.name, summary, given.row.query))

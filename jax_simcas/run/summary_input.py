@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.data.documents import text_of
-from jax_simcas.data.formats import FILES, LINES, is_json_value
-from jax_simcas.data.records import Record, read_row
+from jax_simcas.data.formats import OBJECTS, TABLES, is_json_value
+from jax_simcas.data.records import Record, encodable, read_row
 from jax_simcas.data.rows import Fields, Row
 from jax_simcas.data.stored import Store
-from jax_simcas.data.text_files import CsvStore, JsonlStore, JsonValueStore
+from jax_simcas.data.text_files import CsvStore, JsonlStore, JsonValueStore, kind_of
 
-OBJECTS = (*LINES, ".ndjson", ".ndjson.gz", ".json", ".json.gz")  # names of files of JSON objects
 WINDOW = 64  # documents that are held at a time, and sorted by length
 WINDOW_CHARACTERS = 1 << 25  # of all of them; one document may have more
 
@@ -32,7 +31,7 @@ class Given(NamedTuple):
 
 def is_rows(name: str) -> bool:
     """Whether a file holds a document per row."""
-    return name.endswith((*OBJECTS, *FILES["csv"]))
+    return kind_of(Path(name)).suffix in (*OBJECTS, *TABLES)
 
 
 def open_rows(name: str, cache: Path) -> Store:
@@ -44,12 +43,12 @@ def open_rows(name: str, cache: Path) -> Store:
     path = Path(name)
     if path.is_file() and is_json_value(path, cache):
         return JsonValueStore(path, cache)
-    return (JsonlStore if name.endswith(OBJECTS) else CsvStore)(path, cache)
+    return (JsonlStore if kind_of(path).suffix in OBJECTS else CsvStore)(path, cache)
 
 
 def shown(name: str) -> str:
     """A file's name in messages."""
-    return "standard input" if name == "-" else name
+    return "standard input" if name == "-" else encodable(name)
 
 
 def read_document(name: str) -> str:
@@ -116,7 +115,7 @@ def rows(name: str, fields: Fields, query: str | None, cache: Path) -> Iterator[
                     row = error
             yield Given(where, label, row, is_row=True)
     except UserError as error:  # of the file
-        yield Given(name, {"file": name}, error, is_row=True)
+        yield Given(shown(name), {"file": name}, error, is_row=True)
 
 
 def query_of(record: Record) -> str | None:
