@@ -1,7 +1,8 @@
 """A policy of your own: keeps or drops whole sentences, by the mean keep-probability of their tokens.
 
 python -m jax_simcas.train --config=configs/qmsum.py --workdir=runs/sentences --config.data.data_dir=DATA \
-    --config.pretrained=facebook/bart-base --config.simcas.policy=examples.policy_sentences:BART
+    --config.pretrained=facebook/bart-base --config.simcas.policy=examples.policy_sentences:BART \
+    --config.optimizer.max_lr=None --config.optimizer.peak_lr=1e-4
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ PROGRAMS = {
     "compare": ("compare", "show several evaluations as one table"),
     "experiments": ("experiments.__main__", "train and evaluate variants times seeds"),
     "convert": ("convert", "rewrite a model in another layout, or upload it to the hub"),
-    "compile_check": ("compile_check.__main__", "tell whether a config fits a TPU slice, without one"),
+    "compile_check": ("compile_check.__main__", "tell whether a config fits a TPU slice or GPUs, without them"),
     "check": ("check", "compare a checkpoint with what transformers makes of it"),
     "parity": ("parity", "compare with arrays computed by the released code"),
     "benchmark": ("benchmark.__main__", "time each stage against the length of the document"),

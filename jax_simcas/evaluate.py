@@ -13,7 +13,7 @@ EXAMPLES = """\
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --split=test --num-beams=8
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --policy=random      # as many as the model would keep
-  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512  # the first chunk only
+  python -m jax_simcas.evaluate --workdir=runs/sumpubmed --max-input-len=512 --output=runs/sumpubmed-512
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --limit=20 --html   # what was kept of each document
   python -m jax_simcas.evaluate --workdir=runs/sumpubmed --bertscore=roberta-large
   python -m jax_simcas.evaluate --compare runs/a/evaluation/test runs/b/evaluation/test --plot=difference.png

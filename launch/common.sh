@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034  # sets variables that the scripts read
+# shellcheck shell=bash disable=SC2034,SC2154  # sets variables that the scripts read, and reads those of environment.sh
 # Functions shared by the other scripts, which source it.
 
 if [ "${BASH_VERSINFO[0]}" -lt 5 ]; then
@@ -39,6 +39,27 @@ check_train_arguments() { # check_train_arguments ROOT ARGUMENTS...: what would 
   [ -n "$config" ] || fail 2 "no config: end the command with -- --config=configs/NAME.py" || return
   (cd "$root" && { [ -f "${config%%:*}" ] || [ -f "configs/${config%%:*}.py" ]; }) ||
     fail 2 "--config=$config is no file, seen from $root"
+}
+
+cuda_extra() { # cuda12 or cuda13: what the environment has, as both do not go together, else what the driver knows
+  local version
+  for version in 12 13; do
+    if "$venv/bin/python" -c "import importlib.metadata as m; m.version('jax-cuda$version-plugin')" 2>/dev/null; then
+      echo "cuda$version"
+      return
+    fi
+  done
+  version="$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1)"
+  [ "${version:-12}" -ge 13 ] && echo cuda13 || echo cuda12
+}
+
+note_on_batch() { # note_on_batch ARGUMENTS...: by default a batch is one document, which several hosts cannot share
+  local argument
+  for argument; do
+    case "$argument" in --config.data.batch_size=* | --config.mesh.*) return 0 ;; esac
+  done
+  echo "warning: no --config.data.batch_size after -- : unless the config sets it, a batch is one document, and several" \
+    "hosts refuse to train; give a document for each device, or --config.mesh.chunk=-1 for one document on all" >&2
 }
 
 # Sets verb; NAME of every --NAME=VALUE (a - in it becomes _) and, to "yes", of every --NAME alone; train: what is

@@ -6,9 +6,10 @@
 #   bash launch/gpu.sh logs --workdir=runs/arxiv        follows until training ends
 #   bash launch/gpu.sh stop --workdir=runs/arxiv        training saves and ends; start resumes
 #   bash launch/gpu.sh slurm --workdir=/shared/runs/arxiv --nodes=2 --gpus=8 --time=24:00:00 \
-#       --sbatch-flags='--partition=gpu' -- --config=configs/arxiv.py --config.data.data_dir=/shared/data
+#       --sbatch-flags='--partition=gpu' -- --config=configs/arxiv.py --config.data.data_dir=/shared/data \
+#       --config.data.batch_size=16 --config.optimizer.accumulate_step=1
 #
-# start uses all GPUs in one process, or those of --gpus=0,1; it makes the environment with [cuda] first.
+# start uses all GPUs in one process, or those of --gpus=0,1; it makes the environment with [cuda12] or [cuda13] first.
 # Paths in train's arguments are relative to the checkout.
 # slurm writes WORKDIR/job.sbatch and submits it: one process per node, which drives its --gpus=COUNT. Training gets
 # SIGTERM 5 minutes before the time limit, saves and exits with 75, and the job is requeued, as after a preemption.
@@ -28,12 +29,12 @@ start() {
   set -- bash "$here/job.sh" start "$workdir/job" \
     env "${settings[@]}" "$venv/bin/python" -u -m jax_simcas.train "--workdir=$workdir" "${train[@]}"
   if [ -n "$dry_run" ]; then
-    echo "make_environment cuda"
+    echo "make_environment $(cuda_extra)"
     quote "$@"
     return
   fi
   nvidia-smi --list-gpus 2>/dev/null | grep -q . || fail 1 "no GPU: nvidia-smi is missing, or finds none" || return
-  make_environment cuda && cd "$root" && "$@"
+  make_environment "$(cuda_extra)" && cd "$root" && "$@"
 }
 
 script() { # the sbatch script
@@ -67,7 +68,7 @@ slurm() {
   [[ "$time" =~ ^[0-9:-]+$ ]] || fail 2 "--time='$time': give the job's time limit, e.g. 24:00:00" || return
   if [ -n "$dry_run" ]; then script && return; fi
   command -v sbatch >/dev/null || fail 1 "no sbatch on PATH: slurm works on a login node of a Slurm cluster" || return
-  make_environment cuda || return
+  make_environment "$(cuda_extra)" || return
   script >"$workdir/job.sbatch" || return
   read -ra more <<<"$sbatch_flags"
   sbatch "${more[@]}" --output="$workdir/slurm-%j.log" "$workdir/job.sbatch" || return
@@ -79,6 +80,7 @@ read_arguments "start status logs stop slurm" "--workdir --gpus --nodes --time -
 case "$verb" in
   start | slurm)
     check_train_arguments "$root" "${train[@]}" || exit
+    [ "$nodes" = 1 ] || note_on_batch "${train[@]}"
     [ -n "$dry_run" ] || mkdir -p "$workdir" || exit
     case "$workdir" in /*) ;; *) workdir="$PWD/$workdir" ;; esac
     "$verb"

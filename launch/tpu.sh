@@ -5,7 +5,8 @@
 #
 #   run      create, wait, copy, install, start, follow; again after each preemption, until trained; then delete
 #            bash launch/tpu.sh run --name=arxiv --zone=us-west4-a --type=v5litepod-256 --workdir=gs://BUCKET/runs/arxiv \
-#                -- --config=configs/arxiv.py --config.data.data_dir=gs://BUCKET/data/arxiv
+#                -- --config=configs/arxiv.py --config.data.data_dir=gs://BUCKET/data/arxiv --config.data.batch_size=256 \
+#                   --config.optimizer.accumulate_step=1
 #   create   ask for the machine              tpu.sh create --name=arxiv --zone=us-west4-a --type=v5litepod-16 --on-demand
 #   wait     until it is there                tpu.sh wait --name=arxiv --zone=us-west4-a --timeout=7200
 #   copy     what git tracks, as it is now    tpu.sh copy --name=arxiv --zone=us-west4-a
@@ -274,6 +275,7 @@ check_flags() {
       ;;
   esac
   case "$verb" in run | resume | start) check_train_arguments "$root" "${train[@]}" && check_config_goes_along || return ;; esac
+  case "$verb" in run | resume | start) note_on_batch "${train[@]}" ;; esac
   case "$verb" in
     run | resume | create)
       [ -n "$type" ] || fail 2 "no type: add --type=TYPE, e.g. v5litepod-16 (or SIMCAS_TPU_TYPE)" || return

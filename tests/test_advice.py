@@ -6,12 +6,19 @@ import pytest
 from helpers import tiny_config
 
 from jax_simcas.run import advice
+from jax_simcas.run.plan import Intervals
 
 
 def test_a_warmup_within_the_run_is_not_worth_a_word():
     settings = tiny_config()
     rate = settings.optimizer.learning_rate(50)
     assert advice.on_settings(settings, 50, rate) == [] and advice.on_settings(settings, 49, rate) != []
+
+
+def test_intervals_at_which_few_steps_are_both_validated_and_saved():
+    assert advice.on_intervals(Intervals(1, 50, 100)) == advice.on_intervals(Intervals(1, 100, 50)) == []
+    (warning,) = advice.on_intervals(Intervals(1, 30, 100))
+    assert "config.loop.eval_every=30 and checkpoint_every=100" in warning and "every 300th" in warning
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_older_weights_beside_those_of_transformers_are_told(tmp_path):
     assert note.startswith("warning: ") and "flax_model.msgpack is read; pytorch_model.bin lies beside it" in note
 
 
+def test_an_adapter_beside_a_model_is_told(tmp_path):
+    """transformers applies it, where peft is installed."""
+    plain(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.warns(UserWarning, match="the adapter of peft beside the model is not applied; to apply it, merge it"):
+        jax_simcas.load(tmp_path)
+
+
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="an adapter of peft, not a model: merge it into its base model"):

@@ -87,3 +87,11 @@ def test_files_that_are_not_settings(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         lib.read_json(tmp_path / "config.json")
+
+
+def test_steps_that_are_given_count_where_the_config_has_passes():
+    config = lib.to_config(Settings())
+    config.loop.epochs = 100
+    assert override(config, [("loop.steps", "7")]).loop.to_dict().items() >= {"steps": 7, "epochs": 0}.items()
+    assert override(config, [("loop.steps", "7"), ("loop.epochs", "2")]).loop.epochs == 2
+    assert override(config, [("loop.steps", "None")]).loop.epochs == override(config, []).loop.epochs == 100

@@ -17,6 +17,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.data.tokenizer import load_tokenizer, save_tokenizer, word_level
 from jax_simcas.run import config as settings
 from jax_simcas.run.build import load_model
+from jax_simcas.run.convert_model import notes_on_config
 from jax_simcas.run.method_config import SimcasConfig
 
 torch = pytest.importorskip("torch")
@@ -39,6 +40,30 @@ def test_a_round_trip_through_all_layouts_is_exact(path, tmp_path, capsys):
     assert "with its selector" in capsys.readouterr().out
     assert load(source).config == parity_model()[0]
     assert_same(load(source).params, jax.tree.map(np.asarray, parity_model()[1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model_type": "led", "scale_embedding": True},
+            "bart.scale_embedding=True has no place in the config.json of a led",
+        ),
+        ({"max_decoder_position_embeddings": 20}, "bart.max_decoder_position_embeddings=20 has no place"),
+        ({"normalize_before": True}, "no mbart with final_layer_norm=False"),
+        ({"final_layer_norm": True}, "no bart with final_layer_norm=True"),
+        ({"normalize_before": True, "final_layer_norm": True}, ""),
+        ({"model_type": "pegasus"}, ""),
+    ],
+)
+def test_settings_that_transformers_cannot_have_are_told(changes, message):
+    """A model from scratch may have them."""
+    config = dataclasses.replace(TINY, **changes)
+    try:
+        found = "".join(notes_on_config(config, "runs/a"))
+    except UserError as error:
+        found = str(error)
+    assert message in found and bool(message) == bool(found)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

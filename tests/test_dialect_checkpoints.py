@@ -17,6 +17,7 @@ import jax_simcas
 from jax_simcas import convert, summarize
 from jax_simcas.common.errors import UserError
 from jax_simcas.data.tokenizer import frame_of, load_tokenizer
+from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.run import build
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.loop import train
@@ -132,6 +133,20 @@ def test_chunks_of_led_are_no_longer_than_half_its_window(tmp_path):
     longer = dataclasses.replace(model.settings, simcas=model.settings.simcas.replace(chunk_length=33))
     with pytest.raises(UserError, match=r"chunk_length=33 exceeds the model's 32 positions .half its attention_window"):
         config_lib.check(longer, sizes_known=True)
+
+
+def test_targets_of_led_are_no_longer_than_its_decoders_positions(tmp_path, capsys):
+    """A gather beyond the table would take its last row."""
+    checkpoint(tmp_path, "led", {}, attention_window=64, max_encoder_position_embeddings=90)
+    model = build.load_model(str(tmp_path))
+    longer = dataclasses.replace(model.settings, simcas=model.settings.simcas.replace(max_target_len=61))
+    with pytest.raises(UserError, match=r"max_target_len=61 exceeds the model's 60 positions .max_decoder_position"):
+        config_lib.check(longer, sizes_known=True)
+    with pytest.raises(ValueError, match="max_length=61 exceeds the model's 60 positions"):
+        GenerateConfig(max_length=61).rules(model.settings.model().backbone)
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert summarize.main([f"--model={tmp_path}", "--max-length=61", str(tmp_path / "text.txt")]) == 1
+    assert "--max-length=61 exceeds the model's 60 positions" in capsys.readouterr().err
 
 
 @pytest.mark.slow

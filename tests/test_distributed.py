@@ -266,3 +266,16 @@ def test_two_processes_evaluate_each_document_once(trained, tmp_path):
     assert [code for code, _ in done] == [0, 0, 0], done
     one, two = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("one", "two"))
     assert one == two and one.count("\n") == 5
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_cannot_read_neither_uses(cache, tmp_path):
+    """Each reads its own part of the parameters: the other would resume from a newer step."""
+    mesh = {"mesh.fsdp": 2, "loop.checkpoint_every": 1}
+    train(tmp_path, cache, 2, 1, **mesh, **{"loop.steps": 3})
+    parts = sorted((tmp_path / "checkpoints" / "3" / "state").glob("ocdbt.process_1/d/*"))
+    assert parts
+    for part in parts:
+        part.write_bytes(part.read_bytes()[:20])
+    done = train(tmp_path, cache, 2, 1, **mesh)
+    assert "resuming at step 2 of 4" in done[0][1] and "checkpoints/3: skipped, damaged" in done[0][1]

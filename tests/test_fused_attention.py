@@ -14,6 +14,7 @@ from jax_simcas.common.errors import UserError
 from jax_simcas.run.method_config import SimcasConfig, backbone_of, check_machine
 
 on_gpu = pytest.mark.skipif(not ops.has_cudnn(), reason="needs an NVIDIA GPU with cuDNN")
+slow_here = () if ops.has_cudnn() else pytest.mark.slow  # the check of a GPU leaves slow tests out
 # cuDNN's kernel runs on a GPU; that what surrounds it is right, XLA's can show anywhere.
 KERNELS = [
     pytest.param("xla", jnp.float32, 2e-5, id="xla, float32"),
@@ -49,10 +50,10 @@ def causal(count):
             32,
             lengths([20, 9], 32).at[:, :, -1].set(True),
             id="PAD between content and EOS",
-            marks=pytest.mark.slow,
+            marks=slow_here,
         ),
         pytest.param(8, 37, lengths([37, 1], 37), id="cross-attention, of an odd number of states"),
-        pytest.param(24, 24, causal(24), id="causal", marks=pytest.mark.slow),
+        pytest.param(24, 24, causal(24), id="causal", marks=slow_here),
     ],
 )
 def test_the_fused_kernel_has_the_values_and_gradients_of_the_plain_one(kernel, dtype, tolerance, queries, keys, mask):

@@ -1,17 +1,19 @@
 """The check on a GPU: its parts, its report after each of them, and the script around it; rehearsed on the CPU."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
 from jax_simcas.benchmark import comparison, gpu, gpu_check, stages, timing
-from jax_simcas.benchmark.parts import Failed, Part, Programs, Report
+from jax_simcas.benchmark.parts import Done, Failed, Part, Programs, Report, Stopped
 from jax_simcas.common.errors import UserError
 
 CARD = gpu.Card("NVIDIA H100 80GB HBM3", "580.1", "81559 MiB", "1980 MHz", "1980 MHz", "2619 MHz", "700.00 W")
@@ -126,12 +128,35 @@ def test_the_report_is_whole_after_every_part(tmp_path, log, capsys):
 def test_parts_are_in_order_and_long_training_is_alone():
     arguments = gpu_check.parser().parse_args(["--parts=parity,benchmark", "--size=large"])
     groups = [[part.name for part in group] for group in gpu_check.groups_of_parts(arguments)]
+    sides = "jax, torch-bf16, torch-bf16-compile"
     assert groups == [
+        [f"benchmark large 16,384 encode, transformer, selector, generate of {sides}"],
         ["parity"],
-        ["benchmark large 16,384 encode, transformer, selector, generate"],
-        ["benchmark large 131,072 transformer"],
-        ["benchmark large 131,072 encode, selector, generate"],
+        ["benchmark large 16,384 encode, transformer of jax --attention=cudnn"],
+        [f"benchmark large 131,072 encode, selector, generate of {sides}"],
+        ["benchmark large 131,072 transformer of jax"],
+        ["benchmark large 131,072 transformer of jax"],
+        ["benchmark large 131,072 transformer of torch-bf16"],
+        ["benchmark large 131,072 transformer of torch-bf16-compile"],
     ]
+
+
+def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path):
+    class Slow(Programs):
+        def python(self, *arguments, **options):
+            folder = next(a.removeprefix("--output=") for a in arguments if str(a).startswith("--output="))
+            (Path(folder) / "benchmark.json").write_text('{"results": [{"seconds": [1.0]}]}')
+            raise Stopped("stopped after 9 s", Done(-9, "", "skipped: one\nother\n"))
+
+    with pytest.raises(Failed, match="stopped after 9 s; 1 task measured, 1 skipped") as caught:
+        gpu_check.benchmark(Slow("cpu", ROOT, tmp_path, io.StringIO(), time.monotonic() + 60))
+    assert caught.value.figures == {"results": [{"seconds": [1.0]}], "skipped": ["one"]}
+
+
+def test_figures_are_given_as_they_come():
+    task, seen = stages.Task("encode", size="tiny", length=128, chunk_length=32), []
+    timing.time_tasks([task], 2, on_results=lambda results: seen.append([len(r["seconds"]) for r in results]))
+    assert seen == [[1], [2]]
 
 
 def test_tasks_that_are_not_ready_in_time_are_skipped(capsys):

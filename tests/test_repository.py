@@ -68,6 +68,18 @@ def test_what_a_model_needs_is_fetched_and_nothing_else(hub, weights):
     assert fetched == {*weights, *TOKENIZERS}
 
 
+def test_other_weights_of_a_repository_are_told(hub, tmp_path):
+    save(tmp_path / "out", TINY, tiny_params(), "flax")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    hub.add("someone/model", files | {"pytorch_model.bin": b"not fetched", "adapter_config.json": b"{}"})
+    adapter, weights = load("someone/model").notes
+    assert weights == (
+        "warning: someone/model: flax_model.msgpack is read; transformers reads pytorch_model.bin, which may hold "
+        "another model"
+    )
+    assert adapter.startswith("warning: someone/model: the adapter of peft beside the model is not applied")
+
+
 @pytest.mark.parametrize("layout", ["hf", "flax", "released"])
 def test_each_layout_is_fetched(layout, hub, tmp_path):
     if layout == "released":

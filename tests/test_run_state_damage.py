@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from states import assert_same, flip, make_state, remove, restored_step, steps_i
 from states import folder as folder
 from states import two_steps as two_steps
 
+from jax_simcas.checkpoints import run_state
 from jax_simcas.checkpoints.run_state import Checkpointer, load_params
 from jax_simcas.common.errors import UserError
 
@@ -119,6 +121,37 @@ def test_no_good_checkpoint_is_an_error_not_a_fresh_start(folder):
     with pytest.raises(UserError, match="no good checkpoint"):
         load_params(folder)
     assert steps_in(folder) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no memory"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+        ValueError("UNAVAILABLE: Error reading gs://b/run"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_fault_of_a_checkpoint_does_not_condemn_it(folder, monkeypatch, error):
+    """Skipped, it would be deleted by the next save."""
+
+    def fail(path, *arguments, read=run_state.read_arrays):
+        if path.name == "2":
+            raise error
+        return read(path, *arguments)
+
+    monkeypatch.setattr(run_state, "read_arrays", fail)
+    with (
+        Checkpointer(folder) as checkpointer,
+        pytest.raises(UserError, match=r"copy/2: cannot be read \(.*may be good"),
+    ):
+        checkpointer.restore(make_state(0))
+    with pytest.raises(UserError, match="may be good: run the same command again"):
+        load_params(folder, "latest")
+    monkeypatch.undo()
+    assert restored_step(folder) == (2, ())
 
 
 def test_unfinished_saves_are_warned_of_and_are_no_checkpoints(tmp_path):

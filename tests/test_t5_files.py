@@ -104,6 +104,27 @@ def test_logits_are_scaled_where_transformers_scales_them(kind, said, scale):
         assert (again.is_gated_act, again.dense_act_fn) == (theirs.is_gated_act, theirs.dense_act_fn)
 
 
+@pytest.mark.parametrize("kind", MODEL_TYPES)
+@pytest.mark.parametrize("projection", [{}, {"feed_forward_proj": "gated-gelu"}, {"feed_forward_proj": "silu"}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *({"dense_act_fn": name} for name in ("gelu", "gelu_new", "relu")),
+        *({"is_gated_act": gated} for gated in (True, False)),
+        {"dense_act_fn": "silu", "is_gated_act": True},
+        {"dense_act_fn": "gelu", "is_gated_act": True},
+    ],
+)
+def test_what_transformers_makes_of_the_projection_counts_where_it_is_said(kind, projection, said):
+    raw = {"model_type": kind} | projection | said
+    theirs, config = transformers.AutoConfig.for_model(**raw), T5Config.from_hf(raw)
+    same = {"gelu_python": "gelu"}
+    assert (config.gated, same.get(config.activation, config.activation)) == (theirs.is_gated_act, theirs.dense_act_fn)
+    again = transformers.AutoConfig.for_model(**config.to_hf())
+    assert (again.is_gated_act, again.dense_act_fn) == (config.gated, config.activation)
+    assert T5Config.from_hf(config.to_hf()) == config
+
+
 def test_a_head_of_its_own_is_told_by_the_weights_alone():
     """transformers 5 writes that heads are tied whether they are or not."""
     for own_head in (False, True):
@@ -145,6 +166,7 @@ def test_a_field_that_is_null_is_as_one_that_is_missing(model_type):
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
         ({"decoder_start_token_id": 99999}, "decoder_start_token_id=99999 lies outside the vocabulary"),
         ({"d_model": "wide"}, "d_model is 'wide', expected int"),
+        ({"is_gated_act": "yes"}, "is_gated_act='yes'"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(changes, message):

@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, and how one in a bucket is kept."""
 
 import errno
+import shutil
 
 import pytest
 from etils.epath.backend import fsspec_backend
@@ -27,6 +28,13 @@ def test_a_workdir_in_a_bucket_has_its_small_files_copied_both_ways(monkeypatch,
     there = workdir_lib.Workdir.at("gs://b/run", tmp_path / "two")
     found = sorted(str(path.relative_to(there.local)) for path in there.local.rglob("*") if path.is_file())
     assert found == ["config.json", "tokenizer/vocab.json"]
+    # What is gone from the bucket is gone from the copy, or an emptied folder would seem to hold a run.
+    (there.local / "metrics.jsonl").write_text("{}")
+    there.publish()
+    assert there.begun()
+    shutil.rmtree(bucket)
+    again = workdir_lib.Workdir.at("gs://b/run", tmp_path / "two")
+    assert again.local == there.local and not again.begun() and not (again.local / "config.json").exists()
     assert workdir_lib.Workdir.at(tmp_path / "plain", tmp_path).checkpoints == str(tmp_path / "plain" / "checkpoints")
 
 

@@ -100,7 +100,7 @@ class Shape(Protocol):
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that a chunk or a target may have; None without a limit."""
+        """The most tokens of a target, and of a chunk where no `chunk_positions` is there; None without a limit."""
 
     @property
     def encoder_heads(self) -> tuple[int, int]:
@@ -146,7 +146,7 @@ class Backbone(Protocol):
 
     @property
     def positions(self) -> int | None:
-        """The most tokens that a chunk or a target may have; None without a position table."""
+        """The most tokens that a target may have, and a chunk of most families; None without a position table."""
 
     @property
     def init_std(self) -> float:

@@ -1,9 +1,9 @@
 """Checks and measures this checkout on a GPU within a time limit; `launch/gpu_check.sh` starts it.
 
 Parts: environment (card, driver, versions), parity with the arrays of the released code, tests of the method, resume
-(bit-identical), training (the quickstart's, for some steps), benchmark (beside the PyTorch peer). A part that fails or
-runs out of time is reported, and the others go on. gpu_check.json and gpu_check.md in --output are written after each
-part, gpu_check.log has what the programs printed. With --device cpu and a tiny model it is its own rehearsal.
+(bit-identical), training (configs/embedded.py, for some steps), benchmark (beside the PyTorch peer). A part that fails
+or runs out of time is reported, and the others go on. gpu_check.json and gpu_check.md in --output are written after
+each part, gpu_check.log has what the programs printed. With --device cpu and a tiny model it is its own rehearsal.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 
 from jax_simcas.benchmark import comparison, gpu
 from jax_simcas.benchmark.__main__ import add_models
-from jax_simcas.benchmark.parts import Failed, Part, Programs, Report
+from jax_simcas.benchmark.parts import Failed, Part, Programs, Report, Stopped
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.tables import plural
 
 EXAMPLES = """\
   python -m jax_simcas.benchmark.gpu_check --output runs/gpu_check
@@ -40,6 +41,11 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # no atomic sums, no choice 
 # Tolerances are those of float32. XLA multiplies float32 matrices in TF32 on a GPU, with 10 bits, unless told not to:
 # users get that default, comparisons must not.
 EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+# What the parts import; a machine without an index may lack some.
+NEEDED = (
+    *("grain", "ml_collections", "rouge_score", "tensorboardX", "orbax.checkpoint", "pytest", "beartype", "jaxtyping"),
+    *("jax_simcas.run.loop", "jax_simcas.benchmark.stages", "jax_simcas.parity"),
+)
 VERSIONS = """
 import importlib.metadata as m, json, platform, jax
 names = ("jax", "jaxlib", "nvidia-cudnn-cu13", "flax", "optax", "orbax-checkpoint", "torch", "transformers", "numpy")
@@ -72,6 +78,7 @@ def environment(run: Programs) -> dict[str, Any]:
     """Card, driver, clocks and versions."""
     card = gpu.card()._asdict() if run.on_gpu else None
     versions = last_json(run.python("-c", VERSIONS).stdout)
+    run.python("-c", f"import {', '.join(NEEDED)}", env={"JAX_PLATFORMS": "cpu"})
     if run.on_gpu and versions["platform"] != "gpu":
         raise Failed(f"JAX computes on {versions['device']}, not on the GPU")
     return {"card": card} | versions
@@ -114,7 +121,7 @@ def tests(run: Programs) -> dict[str, Any]:
 
 
 def train(run: Programs, name: str, steps: int, env: dict[str, str], *flags: str) -> Path:
-    """Trains the quickstart's model; the workdir."""
+    """Trains the model of configs/embedded.py; the workdir."""
     workdir = run.folder / name
     config = f"--config={CHECKOUT / 'configs/embedded.py'}"
     run.python(
@@ -157,7 +164,7 @@ def resume(run: Programs) -> dict[str, Any]:
 
 
 def training(run: Programs, steps: int) -> dict[str, Any]:
-    """The quickstart's training for some steps: the time of a step, and that the loss falls."""
+    """The training of configs/embedded.py for some steps: the time of a step, and that the loss falls."""
     every = 10
     rare = f"--config.loop.eval_every={steps}"
     workdir = train(run, "training", steps, {}, f"--config.loop.log_every={every}", rare)
@@ -174,51 +181,60 @@ def training(run: Programs, steps: int) -> dict[str, Any]:
 def benchmark(run: Programs, *flags: str) -> dict[str, Any]:
     """One call of the benchmark, in bfloat16."""
     folder = Path(tempfile.mkdtemp(dir=run.folder))
-    left = max(run.end - time.monotonic() - 15, 1)  # so that it ends by itself, with what it has
+    left = max(run.end - time.monotonic() - 30, 1)  # so that it ends by itself, with what it has
     own = ("--dtypes=bfloat16", f"--device={run.device}", f"--output={folder}", f"--seconds={left:.0f}")
-    done = run.python("-m", "jax_simcas.benchmark", *own, *flags, check=False)
+    try:
+        done = run.python("-m", "jax_simcas.benchmark", *own, *flags, check=False)
+    except Stopped as stopped:
+        done, problem = stopped.done, str(stopped)
+    else:
+        problem = f"it ended with {done.returncode}" if done.returncode else ""
     skipped = [line.removeprefix("skipped: ") for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     path = folder / "benchmark.json"
-    if not path.is_file():
-        raise Failed(f"it ended with {done.returncode} before it had results", {"skipped": skipped})
-    figures = {"results": json.loads(path.read_text(encoding="utf-8"))["results"], "skipped": skipped}
-    if done.returncode:
-        raise Failed(f"{len(skipped)} tasks were skipped", figures)
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
+    figures = {"results": results, "skipped": skipped}
+    if problem or not results:
+        raise Failed(f"{problem}; {plural(len(results), 'task')} measured, {len(skipped)} skipped", figures)
     return figures
 
 
 def benchmark_parts(arguments: Any) -> list[Part]:
-    """The calls of the benchmark, what matters most first; long training is alone, for its memory."""
-    sides = ("jax", *arguments.peers)
+    """The calls of the benchmark, what matters most first; in long training each side is alone, for its memory."""
+    sides, remats, gpu_side = ("jax", *arguments.peers), tuple(arguments.remat), arguments.device == "gpu"
     same = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in SAME]
-    same += [f"--remat={','.join(arguments.remat)}"]
 
-    def part(size: str, length: int, stages: Sequence[str]) -> Part:
-        together = len(stages) * (len(sides) + len(arguments.remat)) if arguments.device == "gpu" else 1
+    def part(
+        size: str, length: int, stages: Sequence[str], sides: Sequence[str], remats: Sequence[str], *more: str
+    ) -> Part:
+        together = len(stages) * (len(sides) + len(remats)) if gpu_side else 1
         flags = [f"--model={size}", f"--lengths={length}", f"--stages={','.join(stages)}", f"--sides={','.join(sides)}"]
-        flags += [f"--together={together}", *same]
-        name = f"benchmark {size} {length:,} {', '.join(stages)}"
+        flags += [f"--together={together}", *same, f"--remat={','.join(remats)}", *more]
+        name = f"benchmark {size} {length:,} {', '.join(stages)} of {', '.join(sides)} {' '.join(more)}".strip()
         return Part(name, arguments.benchmark_seconds, lambda run: benchmark(run, *flags))
 
     shortest, *longer = sorted(arguments.lengths)
-    parts = [part(size, shortest, arguments.stages) for size in arguments.size]
+    parts = [part(size, shortest, arguments.stages, sides, remats) for size in arguments.size]
+    if fused := [stage for stage in arguments.stages if stage in ("encode", "transformer")] if gpu_side else []:
+        parts.insert(1, part(arguments.size[0], shortest, fused, ["jax"], remats[:1], "--attention=cudnn"))
     for length in longer:
         for size in arguments.size:
-            alone = [stage for stage in arguments.stages if stage == "transformer"]
             others = [stage for stage in arguments.stages if stage != "transformer"]
-            parts += [part(size, length, stages) for stages in (alone, others) if stages]
+            if others:
+                parts.append(part(size, length, others, sides, remats))
+            if others != arguments.stages:
+                alone = [("jax", remat) for remat in remats] + [(side, remats[0]) for side in arguments.peers]
+                parts += [part(size, length, ["transformer"], [side], [remat]) for side, remat in alone]
     return parts
 
 
 def groups_of_parts(arguments: Any) -> list[list[Part]]:
-    """The parts in order; those of one group run at the same time, since none of them is timed."""
+    """The parts in order, what no other machine tells first; those of one group run together, as none is timed."""
     checks = [Part("parity", 150, parity), Part("tests", 200, tests), Part("resume", 170, resume)]
     trains = Part("training", 90, lambda run: training(run, arguments.steps))
-    groups = [[Part("environment", 60, environment)], checks, [trains]]
-    chosen = [[part for part in group if part.name in arguments.parts] for group in groups]
-    if "benchmark" in arguments.parts:
-        chosen += [[part] for part in benchmark_parts(arguments)]
-    return [group for group in chosen if group]
+    first, *others = [[part] for part in benchmark_parts(arguments)] if "benchmark" in arguments.parts else [[]]
+    groups = [[Part("environment", 60, environment)], first, checks, [trains], *others]
+    named = lambda part: part.name.split()[0]
+    return [chosen for group in groups if (chosen := [part for part in group if named(part) in arguments.parts])]
 
 
 def run(arguments: Any) -> int:
@@ -237,6 +253,8 @@ def run(arguments: Any) -> int:
                         programs, end=min(end, time.monotonic() + arguments.patience * part.seconds)
                     )
                     pool.submit(report.add, part, own)
+            if report.failed == ["environment"]:  # something is missing that all others need
+                break
     print((folder / "gpu_check.md").read_text(encoding="utf-8"))
     return cli.EXIT_ERROR if report.failed else 0
 
@@ -257,7 +275,7 @@ def parser() -> cli.Parser:
     made.add_argument("--remat", type=cli.names, default=["dots", "layer"], help="as in the benchmark")
     made.add_argument("--attention", default="auto", help="as in the benchmark")
     made.add_argument("--repeats", type=cli.positive, default=7, help="timed runs per task (default 7)")
-    made.add_argument("--steps", type=cli.positive, default=100, help="of the quickstart's training (default 100)")
+    made.add_argument("--steps", type=cli.positive, default=100, help="of the training (default 100)")
     made.add_argument("--benchmark-seconds", type=cli.number(float, 0), default=150.0, help="per call (default 150)")
     made.add_argument("--chunk-length", type=cli.positive, default=512)
     made.add_argument("--target", type=cli.positive, default=256, help="tokens of the summary")

@@ -88,15 +88,19 @@ def tasks_of(arguments: Any, sides: Sequence[str], stages: Sequence[str]) -> lis
     return tasks
 
 
-def print_results(results: Sequence[dict[str, Any]], folder: Path, machine: str, card: gpu.Card | None) -> None:
-    """Prints the tables; writes benchmark.json and, where there are several lengths, benchmark.png."""
-    lines = growth.lines_of(results)
-    exponents = growth.exponents(lines)
+def write_results(results: Sequence[dict[str, Any]], folder: Path, machine: str, card: gpu.Card | None) -> None:
+    """Writes benchmark.json."""
+    exponents = growth.exponents(growth.lines_of(results))
     figures = {"machine": machine, "card": card and card._asdict(), "results": results, "growth": exponents}
     content = json.dumps(files.json_ready(figures), indent=1)
-    columns = growth.columns(card)
-    print(tables.markdown_table([growth.result_cells(result, card) for result in results], columns))
     files.replace_file(folder / "benchmark.json", f"{content}\n".encode())
+
+
+def print_results(results: Sequence[dict[str, Any]], folder: Path, machine: str, card: gpu.Card | None) -> None:
+    """Prints the tables; draws benchmark.png where there are several lengths."""
+    lines = growth.lines_of(results)
+    exponents, columns = growth.exponents(lines), growth.columns(card)
+    print(tables.markdown_table([growth.result_cells(result, card) for result in results], columns))
     if len({result["length"] for result in results}) > 1:
         print()
         print(tables.markdown_table(exponents, list(exponents[0])))
@@ -113,8 +117,10 @@ def run(arguments: Any) -> int:
     sides, others = choose_sides(arguments, stages)
     tasks = tasks_of(arguments, sides, stages)
     folder = files.make_folder(Path(arguments.output), "--output")
-    results = time_tasks(tasks, arguments.repeats, others, arguments.together, arguments.seconds)
+    where = f"{card.name}, {machine()}" if card else machine()
+    write = lambda results: write_results(results, folder, where, card) if results else None
+    results = time_tasks(tasks, arguments.repeats, others, arguments.together, arguments.seconds, write)
     if not results:
         raise UserError("every process ended before it was measured; their messages are above")
-    print_results(results, folder, f"{card.name}, {machine()}" if card else machine(), card)
+    print_results(results, folder, where, card)
     return 0 if len(results) == len(tasks) else cli.EXIT_ERROR

@@ -37,6 +37,14 @@ class Done(NamedTuple):
     stderr: str
 
 
+class Stopped(Failed):
+    """A program that took too long; done: what it had printed."""
+
+    def __init__(self, problem: str, done: Done) -> None:
+        super().__init__(problem)
+        self.done = done
+
+
 @dataclass(frozen=True)
 class Programs:
     """Runs programs of this Python on a device, until a point in time.
@@ -71,7 +79,7 @@ class Programs:
         """Runs this Python with these arguments and more environment.
 
         Raises:
-          Failed: no time is left; it took too long; or (`check`) it ended with another code than 0.
+          Failed: no time is left; it took too long (Stopped); or (`check`) it ended with another code than 0.
         """
         command = [sys.executable, *map(str, arguments)]
         left = self.end - time.monotonic()
@@ -97,7 +105,7 @@ class Programs:
             done = Done(-signal.SIGKILL if code is None else code, *(_read(file) for file in (out, err)))
         self._write(command, done)
         if code is None:
-            raise Failed(f"stopped after {left:.0f} s")
+            raise Stopped(f"stopped after {left:.0f} s", done)
         if check and code:
             last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise Failed(f"ended with code {code}: {last[:300]}")

@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,13 @@ class Worker:
             pass  # read() reports how it ended
         return self.read()["seconds"]
 
-    def close(self) -> None:
+    def kill(self) -> None:
+        """Ends the process, without waiting for it."""
         self._process.kill()
+
+    def close(self) -> None:
+        """Ends the process, and waits until it has given its memory back."""
+        self.kill()
         self._process.communicate()
 
 
@@ -183,6 +188,7 @@ def time_tasks(
     others: Others = OURS,
     together: int = 1,
     seconds: float | None = None,
+    on_results: Callable[[list[dict[str, Any]]], None] = lambda results: None,
 ) -> list[dict[str, Any]]:
     """The figures of every task. All are compiled first and then run in turns, so that all see the same noise.
 
@@ -192,6 +198,7 @@ def time_tasks(
       together: so many tasks are made and compiled at the same time.
       seconds: the time for everything. What is not ready after three quarters of it is skipped; what is runs at least
         once.
+      on_results: called after every run with the figures of what has run, so that a program that is stopped keeps them.
     """
     started = time.monotonic()
     ready, end = (None, None) if seconds is None else (started + 0.75 * seconds, started + seconds)
@@ -206,10 +213,15 @@ def time_tasks(
                     running += _first_figures(worker, ready)
                     bar.update(1)
             for done in range(repeats):
-                if end is not None and done and time.monotonic() > end:
-                    break
-                running = [pair for pair in running if _timed(*pair, bar)]
+                for pair in list(running):
+                    if end is not None and done and time.monotonic() > end:
+                        break
+                    if not _timed(*pair, bar):
+                        running.remove(pair)
+                    on_results([result for _, result in running if result["seconds"]])
     finally:
+        for worker in workers:
+            worker.kill()
         for worker in workers:
             worker.close()
     return [result for _, result in running]
@@ -222,6 +234,7 @@ def _first_figures(worker: Worker, end: float | None) -> list[tuple[Worker, dict
         return [(worker, own | worker.read(end) | {"seconds": []})]
     except UserError as error:
         print(f"skipped: {error}", file=sys.stderr)
+        worker.close()  # or it would still compile, or warm up, beside those that are timed
         return []
 
 

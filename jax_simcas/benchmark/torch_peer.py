@@ -58,7 +58,7 @@ class Peer(nn.Module):
       params: our parameter tree, selector included.
       align: mean, shift or none.
       autocast: compute in bfloat16 where torch's autocast finds it safe.
-      static_cache: in generation; on a GPU transformers then compiles the decoder's step.
+      static_cache: in generation. transformers compiles a step on it in greedy search and sampling, not with beams.
     """
 
     def __init__(

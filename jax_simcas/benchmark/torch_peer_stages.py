@@ -43,7 +43,7 @@ def inputs_of(task: Task) -> PeerInputs:
     ).eval()
     if half and choices.bfloat16_weights:
         peer.backbone.bfloat16()
-    if choices.compiled and task.stage != "generate":  # in generation transformers compiles the whole step
+    if choices.compiled and task.stage != "generate":  # which transformers alone could compile
         peer.compile_layers(decoder=task.stage != "selector")  # whose attention weights come through hooks
     batch = example(task)
     ids, target = (

@@ -133,8 +133,7 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
     """
     folder = Path(source)
     if folder.is_dir():
-        _check_no_adapter([path.name for path in folder.iterdir()], source)
-        return folder, ()
+        return folder, _notes_on_adapter([path.name for path in folder.iterdir()], source)
     if folder.exists():
         raise NoSuchModel(f"{source}: a file; expected a folder with config.json and weights")
     hub_id = HubId.of(source)
@@ -142,7 +141,7 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
         raise NoSuchModel(f"{source}: no such folder")
     # The hub's client lets any error of its network library through.
     try:
-        return _download(hub_id), ()
+        return _download(hub_id)
     except UserError:
         raise
     except Exception as error:
@@ -155,22 +154,27 @@ def find_folder(source: str) -> tuple[Path, tuple[str, ...]]:
     return cached, (f"{source}: the hub could not be asked ({reason}); the copy in {cached} is used",)
 
 
-def _check_no_adapter(names: Collection[str], where: str) -> None:
-    """Raises NoSuchModel where there is only what peft adds to a model that lies elsewhere."""
-    if ADAPTER in names and CONFIG not in names:
-        raise NoSuchModel(
-            f"{where}: an adapter of peft, not a model: merge it into its base model (merge_and_unload in peft), save "
-            "that, and give its folder"
-        )
+def _notes_on_adapter(names: Collection[str], where: str) -> tuple[str, ...]:
+    """A note on what peft adds to a model, beside the model; transformers applies it where peft is installed.
+
+    Raises:
+      NoSuchModel: the model lies elsewhere.
+    """
+    if ADAPTER not in names:
+        return ()
+    merged = "merge it into its base model (merge_and_unload in peft), save that, and give its folder"
+    if CONFIG not in names:
+        raise NoSuchModel(f"{where}: an adapter of peft, not a model: {merged}")
+    return (f"warning: {where}: the adapter of peft beside the model is not applied; to apply it, {merged}",)
 
 
-def _download(hub_id: HubId) -> Path:
+def _download(hub_id: HubId) -> tuple[Path, tuple[str, ...]]:
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     info = HfApi().model_info(hub_id.name, timeout=HUB_SECONDS, **hub_id.pinned)
     names = [file.rfilename for file in info.siblings or ()]
     wanted = wanted_files(names)
-    _check_no_adapter(names, str(hub_id))
+    notes = _notes_on_adapter(names, str(hub_id))
     if CONFIG not in wanted or not set(WEIGHTS) & set(wanted):
         there = ", ".join(sorted(names)[:10]) or "nothing"
         raise NoSuchModel(
@@ -179,8 +183,11 @@ def _download(hub_id: HubId) -> Path:
         )
     for index in (name for name in wanted if name in INDEXES):
         wanted = [*wanted, *parts_of(Path(hf_hub_download(hub_id.name, index, **hub_id.pinned)))]
+    if MSGPACK in wanted and (others := {HUB_BIN, BIN_INDEX} & set(names)):
+        other = f"transformers reads {min(others)}, which may hold another model"
+        notes += (f"warning: {hub_id}: {MSGPACK} is read; {other}",)
     patterns = [glob.escape(name) for name in wanted]
-    return Path(snapshot_download(hub_id.name, allow_patterns=patterns, **hub_id.pinned))
+    return Path(snapshot_download(hub_id.name, allow_patterns=patterns, **hub_id.pinned)), notes
 
 
 def _cached(hub_id: HubId) -> Path | None:

@@ -10,6 +10,7 @@ checkpoint that differs is skipped, with a warning, for the next older one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -21,10 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
-from jax_simcas.checkpoints.state_arrays import check_fit, flatten, read_arrays, to_arrays
+from jax_simcas.checkpoints.state_arrays import check_fit, checked_arrays, flatten, read_arrays, to_arrays
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, kind_and_line
 
@@ -141,8 +144,11 @@ class Checkpointer:
 
         Steps newer than the one returned are superseded: the next save deletes them.
 
+        Args:
+            target_state: arrays, or ShapeDtypeStructs with shardings.
+
         Raises:
-            UserError: there are checkpoints but no good one, or it does not fit the target.
+            UserError: there are checkpoints but no good one, or it does not fit the target, or cannot be read now.
         """
         self.wait()
         self._manager.reload()
@@ -152,9 +158,11 @@ class Checkpointer:
         target = flatten(target_state)
 
         def read(folder: epath.Path) -> tuple[dict, dict]:
-            body = _read_body(folder)
-            check_fit(folder, target, body)
-            return body, read_arrays(folder, body["arrays"], target)
+            with _together(folder):
+                body = _read_body(folder)
+                check_fit(folder, target, body)
+                arrays = read_arrays(folder, body["arrays"], target)
+            return body, checked_arrays(arrays, body["arrays"])
 
         if step is not None:
             _check_there(self.folder, step, steps)
@@ -276,7 +284,7 @@ def load_params(
     def read(path: epath.Path) -> tuple[dict, dict]:
         body = _read_body(path)
         specs = {name: spec for name, spec in body["arrays"].items() if name.startswith("params/")}
-        return trees.nest(read_arrays(path, specs, {}))["params"], body["meta"]
+        return trees.nest(checked_arrays(read_arrays(path, specs, {}), specs))["params"], body["meta"]
 
     with _quiet_orbax():
         found, (params, meta), skipped = _first_good(root, steps, read)
@@ -357,6 +365,48 @@ def _cost(body: dict[str, Any], best: str, mode: Mode) -> float:
     return math.inf if not math.isfinite(value) else value if mode == "min" else -value
 
 
+# What tensorstore and jax say of a disk, a network or a memory that fails, not of what is stored.
+PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+STORED = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # numbers of an OSError that do
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the reason lies outside the checkpoint, which may be good then."""
+    if isinstance(error, OSError):
+        return error.errno not in STORED
+    return isinstance(error, MemoryError) or any(word in str(error) for word in PASSING)
+
+
+def _not_now(folder: epath.Path, why: str) -> UserError:
+    return UserError(
+        f"checkpoint {folder}: cannot be read ({why}), and may be good: run the same command again; if it stays so, "
+        "move it away to resume from the one before"
+    )
+
+
+@contextlib.contextmanager
+def _together(folder: epath.Path) -> Iterator[None]:
+    """What one of several processes cannot read, none of them uses, or they would resume from several steps.
+
+    Raises:
+      ValueError: another process finds damage. UserError: another process cannot read it now.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if jax.process_count() > 1:
+        mine = 0 if failure is None else 2 if isinstance(failure, UserError) or _is_passing(failure) else 1
+        all_of_them = multihost_utils.process_allgather(np.array(mine)).reshape(-1)
+        worst = int(all_of_them.max())
+        if mine < worst:
+            why = f"process {int(all_of_them.argmax())} of {jax.process_count()} cannot read it"
+            raise _not_now(folder, why) if worst == 2 else ValueError(why)
+    if failure is not None:
+        raise failure
+
+
 def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple[int, Any, tuple[str, ...]]:
     """(step, result of `read`, warnings about those skipped) of the first checkpoint without damage."""
     skipped: tuple[str, ...] = ()
@@ -366,6 +416,8 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
         except UserError:
             raise
         except Exception as error:  # damage makes orbax raise anything, even a bare Exception
+            if _is_passing(error):
+                raise _not_now(root / str(step), _reason(error)) from None
             skipped += (f"{root / str(step)}: skipped, damaged ({_reason(error)})",)
     raise UserError(
         f"{root}: no good checkpoint ({'; '.join(skipped)}); bring one back, or move the folder away and start over"

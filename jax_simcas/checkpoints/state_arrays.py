@@ -76,7 +76,7 @@ def check_fit(folder: epath.Path, target: dict[str, Any], body: dict[str, Any]) 
 
 
 def read_arrays(folder: epath.Path, specs: dict[str, dict], target: dict[str, Any]) -> dict[str, Any]:
-    """The arrays of `specs`, checked by their digests; in the target's shardings, numpy without a target.
+    """The arrays of `specs` as they are stored; in the target's shardings, numpy without a target.
 
     Read with tensorstore: if one array is damaged, orbax lets the other reads fail on standard error.
     """
@@ -87,13 +87,25 @@ def read_arrays(folder: epath.Path, specs: dict[str, dict], target: dict[str, An
     def read(name: str) -> Any:
         kvstore = {**store, "path": name.replace("/", ".") + "/"}
         stored = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, context=context).result()
+        found = f"{stored.dtype.name}[{','.join(map(str, stored.shape))}]"
+        if not specs[name]["key"] and found != specs[name]["is"]:  # before memory is taken for it
+            raise ValueError(f"array {name} is {found}, {specs[name]['is']} was saved")
         if not target:
             return stored.read().result()
         sharding = getattr(target[name], "sharding", None) or jnp.zeros(()).sharding
         return jax.make_array_from_callback(stored.shape, sharding, lambda part: stored[part].read().result())
 
     with ThreadPoolExecutor(16) as pool:
-        arrays = dict(zip(specs, pool.map(read, specs), strict=True))
+        return dict(zip(specs, pool.map(read, specs), strict=True))
+
+
+def checked_arrays(arrays: dict[str, Any], specs: dict[str, dict]) -> dict[str, Any]:
+    """The arrays that were read, words of typed keys as keys; all processes of a job do this together.
+
+    Raises:
+      ValueError: one that is not what was saved.
+    """
+    arrays = dict(arrays)
     digests = jax.device_get({name: array_digest(array) for name, array in arrays.items()})
     for name, spec in specs.items():
         if spec["key"]:

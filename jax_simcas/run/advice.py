@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax_simcas.common.tables import plural
 from jax_simcas.evaluation.report import MANY_UNKNOWN, MANY_WITHOUT_A_PLACE, overflow_line, unknown_line
 from jax_simcas.run.config import Settings
+from jax_simcas.run.plan import Intervals
 
 MANY_SHAPES = 4  # compiled, where no buckets are set
 
@@ -32,6 +34,17 @@ def on_settings(settings: Settings, steps: int, rate: Callable[[int], float]) ->
         f"config.optimizer.warmup={warmup} exceeds the {plural(steps, 'step')} of this run: the learning "
         f"rate would peak at {peak} = {float(rate(warmup - 1)):.2g} and ends at "
         f"{float(rate(steps - 1)):.2g}; lower warmup, or raise steps",
+    ]
+
+
+def on_intervals(every: Intervals) -> list[str]:
+    """A warning if steps are validated whose checkpoint is not kept, or the other way round."""
+    both = math.lcm(every.validate, every.checkpoint)
+    if both == max(every.validate, every.checkpoint):
+        return []
+    return [
+        f"config.loop.eval_every={every.validate} and checkpoint_every={every.checkpoint}: the best checkpoint is that "
+        f"of a step that is validated too, every {both}th; make one a multiple of the other"
     ]
 
 

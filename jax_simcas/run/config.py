@@ -53,7 +53,7 @@ class DataConfig:
     data_dir: str = ""  # folder of the data; may be gs://... for tfds
     train_split: str = "train"  # name of the split to train on
     validation_split: str = "validation"  # name of the split to validate on
-    train_rows: int = 0  # training sees only so many of its split's first rows; 0: all
+    train_rows: int = 0  # training uses this many rows, from the start of its split; 0: all
     # rows that are left out because they are empty, null or cannot be read; more are an error
     max_bad_rows: int = MAX_BAD_ROWS
     fields: Fields = field(default_factory=Fields)
@@ -82,7 +82,7 @@ class DataConfig:
     target_buckets: tuple[int, ...] = ()  # the same of targets, in tokens
     # in place of empty buckets training takes some that fit the rows, at most four combinations; the workdir keeps them
     fit_buckets: bool = False
-    # training sorts the rows of so many batches by chunks, so that less of a batch is padding; 0: not
+    # training sorts the rows of this many batches by chunks, so that less of a batch is padding; 0: not
     bucket_batches: int = 0
     # a training that reads its rows more than once tokenises them before the first step and keeps the tokens on disk;
     # not where `parts_at` joins documents in another order each time; the numbers are the same
@@ -119,7 +119,8 @@ class LoopConfig:
 
     # optimizer steps; None: three passes over the training rows, but at least 500 steps unless that is over 20 passes
     steps: int | None = 1_000
-    epochs: int = 0  # passes over the training rows, in place of `steps`; 0: `steps` counts
+    # passes over the training rows, in place of `steps`; 0: `steps` counts, as where --config.loop.steps alone is given
+    epochs: int = 0
     log_every: int | None = 10  # optimizer steps; None: a fiftieth of the run, at most 10
     eval_every: int | None = 200  # optimizer steps; None: a fifth of the run, from 5 to 500
     eval_documents: int = 64  # documents of a validation during training
@@ -221,25 +222,32 @@ def _check_positions(settings: Settings, where: str) -> None:
         tokens = min(tokens, data.embedded.chunks * data.embedded.words_per_chunk + 2)
     longest = most_chunks(max(tokens - 2, 0), simcas.chunk_length, sentences=simcas.chunking == "sentences")
     padded = max(bucket(longest, data.chunk_buckets, longest), *data.chunk_buckets, 1)
+    along = max(settings.mesh.chunk, 1)
+    padded = -(-padded // along) * along
     if padded > simcas.max_chunks:
         raise UserError(
             f"{where}.simcas.max_chunks={simcas.max_chunks}: documents of {tokens} tokens, in batches of "
-            f"chunk_buckets={data.chunk_buckets}, have up to {padded} chunks: raise it, or lower max_input_len or "
-            "chunk_buckets"
+            f"chunk_buckets={data.chunk_buckets}{f', on a mesh of chunk={along}' if along > 1 else ''}, have up to "
+            f"{padded} chunks: raise it, or lower max_input_len or chunk_buckets"
         )
 
 
 def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
     positions, vocabulary = backbone.positions, backbone.vocab_size
     of_chunk = chunk_positions(settings.shape) if settings.backbone in FAMILIES else positions
+    has_window = bool(getattr(settings.shape, "attention_window", ()))
+    of_target = "max_decoder_position_embeddings" if has_window else "max_position_embeddings"
     lengths = {
-        "simcas.chunk_length": (settings.simcas.chunk_length, of_chunk),
-        "simcas.max_target_len": (settings.simcas.max_target_len, positions),
-        "generate.max_length": (settings.generate.max_length, positions),
+        "simcas.chunk_length": (
+            settings.simcas.chunk_length,
+            of_chunk,
+            "half its attention_window at most" if has_window else of_target,
+        ),
+        "simcas.max_target_len": (settings.simcas.max_target_len, positions, of_target),
+        "generate.max_length": (settings.generate.max_length, positions, of_target),
     }
-    for name, (length, most) in lengths.items():
+    for name, (length, most, why) in lengths.items():
         if most is not None and length is not None and length > most:
-            why = "max_position_embeddings" if most == positions else "half its attention_window at most"
             raise UserError(
                 f"{where}.{name}={length} exceeds the model's {most} positions ({why}): lower it, or use a model with "
                 "more positions"

@@ -139,6 +139,9 @@ def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> ConfigDi
             place = place[section]
         with place.unlocked(), place.ignore_type():
             place[leaf] = value
+    given = dict(changes)
+    if given.get("loop.steps", "None") != "None" and "loop.epochs" not in given:
+        config.loop.epochs = 0  # which the file may set, and which would count
     return config
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax_simcas
 from jax_simcas.backbones import families
+from jax_simcas.backbones.hf_config import GENERATED
+from jax_simcas.backbones.protocol import Shape
 from jax_simcas.checkpoints import hub, repository
 from jax_simcas.checkpoints.hub import Pretrained
 from jax_simcas.checkpoints.repository import CARD, CONFIG, PASSENGERS, Repository
@@ -58,7 +61,9 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     backbone = (found.extra or {}).get("backbone", families.name_of(found.config))
     if backbone not in families.FAMILIES:
         raise UserError(f"{source}: config.backbone={backbone!r}: a backbone of your own has none of these layouts")
-    settings, notes = generation.generation_of(found, source)
+    notes = notes_on_config(found.config, source)
+    settings, on_generation = generation.generation_of(found, source)
+    notes += on_generation
     tokenizer = list(tokenizer_files(found.folder))
     extra, texts = found.extra, {}
     if to is not None:
@@ -75,6 +80,32 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     names += [CARD] if changed_card(target) else []
     found = found._replace(notes=(*found.notes, *notes, *more))
     return Converted(found, weights, tuple(dict.fromkeys(names)))
+
+
+def notes_on_config(config: Shape, source: str) -> tuple[str, ...]:
+    """A note if transformers makes another model of the config.json of this one, as settings from scratch allow.
+
+    Raises:
+      UserError: a setting that has no place in it, so that the model would not be read back either.
+    """
+    as_dict: Any = dataclasses.asdict  # a shape is a dataclass, which its protocol cannot say
+    held, written = as_dict(config), config.to_hf()
+
+    def changed(fields: Mapping[str, Any]) -> list[str]:
+        again = as_dict(type(config).from_hf(dict(fields)))
+        return [name for name in held if name not in (*GENERATED, "model_type") and again[name] != held[name]]
+
+    if lost := changed(written):
+        raise UserError(
+            f"{source}: {families.name_of(config)}.{lost[0]}={held[lost[0]]!r} has no place in the config.json of a "
+            f"{config.family}: transformers, and this package, would read another model"
+        )
+    # Of `normalize_before` alone transformers goes by the model_type; the other field is ours.
+    others = changed({name: value for name, value in written.items() if name != "final_layer_norm"})
+    if not others:
+        return ()
+    wrong = ", ".join(f"{name}={held[name]}" for name in others)
+    return (f"warning: {source}: transformers has no {config.family} with {wrong}, and computes another model",)
 
 
 def run_of(source: str) -> Path | None:

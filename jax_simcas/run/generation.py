@@ -30,6 +30,11 @@ NEW_TOKENS = 20  # the default, the start token not counted
 OURS = tuple(field.name for field in dataclasses.fields(GenerateConfig))
 LENGTHS = ("max_new_tokens", "min_new_tokens")
 TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id", "force_bos_token_to_be_generated")
+# What do_sample needs: of no effect here, and kept for transformers.
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"),
+    "remove_invalid_values",
+)
 # What we lack, each with the values that ask for nothing.
 LACKING: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
@@ -54,7 +59,7 @@ LACKING: dict[str, tuple[Any, ...]] = {
 
 def of_config(config: Raw) -> Raw:
     """The generation settings in the content of a config.json, as generation_config.json has them."""
-    known = (*OURS, *LENGTHS, *TOKENS, *LACKING)
+    known = (*OURS, *LENGTHS, *TOKENS, *LACKING, *SAMPLING)
     found = {name: config[name] for name in known if config.get(name) is not None}
     forced = found.pop("force_bos_token_to_be_generated", None) and forces_bos(config, in_config=True)
     return found | {"forced_bos_token_id": config.get("bos_token_id")} if forced else found

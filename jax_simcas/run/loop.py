@@ -127,7 +127,8 @@ def introduce(run: Run, start: Start) -> None:
     )
     rate = settings.optimizer.learning_rate(run.steps)
     notify(advice.on_rate(rate, run.steps))
-    notify(*(f"warning: {warning}" for warning in advice.on_settings(settings, run.steps, rate)))
+    warnings = (*advice.on_settings(settings, run.steps, rate), *advice.on_intervals(run.every))
+    notify(*(f"warning: {warning}" for warning in warnings))
 
 
 def compile_steps(run: Run, shardings: Any) -> Steps:
@@ -303,7 +304,10 @@ class Training:
         if ends or time.monotonic() - self._drawn > SECONDS_BETWEEN_PLOTS:
             plots.plot_training(self._run.folder.local / metric_log.METRICS, self._run.folder.local)
             self._drawn = time.monotonic()
-        self._run.folder.publish()
+        try:
+            self._run.folder.publish()
+        except UserError as error:  # a bucket may refuse for a while; the checkpoints lie there already
+            self._note(f"warning: {error}; training goes on, and tries it again after the next checkpoint")
 
     def log_saved(self) -> None:
         """Logs stall and write time of each checkpoint that finished since the last call."""

@@ -78,7 +78,7 @@ def on_few_rows(settings: Settings, rows: int) -> list[str]:
         return []
     return [
         f"note: {plural(rows, 'row')} to learn from: training ends after {MOST_PASSES} passes over so few, lest it "
-        "learns them by heart; --config.loop.steps sets another length"
+        "learn them by heart; --config.loop.steps sets another length"
     ]
 
 
@@ -148,6 +148,6 @@ def _on_lengths(lengths: Lengths, settings: Settings) -> dict[str, str]:
     if simcas.capacity is not None and longest < simcas.capacity:
         notes["capacity"] = (
             f"note: config.simcas.capacity={simcas.capacity} holds all of the longest document ({longest:,} tokens): "
-            "nothing presses the selector to choose, a lower capacity does"
+            "nothing forces the selector to choose; a lower capacity would"
         )
     return notes

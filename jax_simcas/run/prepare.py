@@ -177,16 +177,17 @@ def restore_or_start(run: Run, checkpoints: Checkpointer) -> Start:
         optimizers = (update.transformer(run.steps), update.selector())
         return init_state(model.backbone.stack(params), *optimizers, jax.random.key(seed))
 
-    shardings = state_shardings(run.job.mesh, jax.eval_shape(fresh, run.model.params), model.sharding_rules)
-    state = jax.jit(fresh, out_shardings=shardings)(run.model.params)
-    restored = checkpoints.restore(state)
+    shapes = jax.eval_shape(fresh, run.model.params)
+    shardings = state_shardings(run.job.mesh, shapes, model.sharding_rules)
+    placed = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    restored = checkpoints.restore(jax.tree.map(placed, shapes, shardings))  # no fresh state takes memory beside it
     warnings = checkpoints.warnings if restored is None else restored.warnings
     gone = check_none_lost(run.folder.local, checkpoints, None if restored is None else restored.step)
     if restored is None:
         notify(*run.model.notes)
     notify(*(f"warning: {warning}" for warning in (*warnings, *gone)))
     if restored is None:
-        return Start(0, state, shardings, {})
+        return Start(0, jax.jit(fresh, out_shardings=shardings)(run.model.params), shardings, {})
     totals: Totals = {name: tuple(pair) for name, pair in restored.meta["window"].items()}
     return Start(restored.step, restored.state, shardings, totals)
 

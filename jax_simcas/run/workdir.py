@@ -47,11 +47,16 @@ class Workdir(NamedTuple):
         try:
             remote = epath.Path(name)
             top = [path for path in remote.iterdir() if path.name != CHECKPOINTS] if remote.exists() else []
-            for path in (file for entry in top for file in _files(entry)):
+            found = [file for entry in top for file in _files(entry)]
+            for path in found:
                 inside = path.relative_to(remote)
                 if ".." in inside.parts:  # an object's name may be any text
                     raise UserError(f"--workdir={name}: has {inside}, which would be written outside its local copy")
                 files.replace_file(local / inside, path.read_bytes())
+            held = {local / path.relative_to(remote) for path in found}
+            for path in local.rglob("*"):  # of a folder that has been emptied
+                if path.is_file() and not path.name.startswith(".") and path not in held:
+                    path.unlink()
         except UserError:
             raise
         except Exception as error:  # fsspec's libraries raise many types
@@ -84,7 +89,11 @@ class Workdir(NamedTuple):
         )
 
     def publish(self) -> None:
-        """Uploads the small files, if the folder is in a bucket."""
+        """Uploads the small files, if the folder is in a bucket.
+
+        Raises:
+          UserError: they cannot be written there.
+        """
         if self.remote is None:
             return
         try:

@@ -54,7 +54,7 @@ class Bart:
 
     @property
     def positions(self) -> int:
-        return self.config.max_position_embeddings
+        return self.config.positions
 
     @property
     def init_std(self) -> float:

@@ -367,7 +367,8 @@ def fused_attention(
         )
     if mask.shape[0] == 1:
         order = jnp.argsort(~mask[0], stable=True)
-        key, value = key[:, order], value[:, order]
+        # Each once, so that the backward pass need not add up what it scatters.
+        key, value = (x.at[:, order].get(unique_indices=True, mode="promise_in_bounds") for x in (key, value))
         options: dict[str, Any] = {"key_value_seq_lengths": jnp.maximum(mask.sum(dtype=jnp.int32), 1)[None]}
     else:
         # A row per head: under `vmap`, jax 0.11.2 has no other.

@@ -175,6 +175,7 @@ class T5Config:
         given: dict[str, Any] = {"tie_word_embeddings": tied, "scale_decoder_outputs": tied}
         given |= fields_of(cls, config, where, unread=(*GENERATED, "model_type"))
         given.setdefault("num_decoder_layers", given["num_layers"])
+        given |= _feed_forward(config, given.get("feed_forward_proj", cls.feed_forward_proj), where)
         if model_type == "mt5":
             given["scale_decoder_outputs"] = False
         eos = given.get("eos_token_id", cls.eos_token_id)
@@ -195,3 +196,23 @@ class T5Config:
             "architectures": [f"{CLASSES[self.model_type]}ForConditionalGeneration"],
             "is_encoder_decoder": True,
         }
+
+
+def _feed_forward(config: dict[str, Any], projection: str, where: str) -> dict[str, Any]:
+    """`feed_forward_proj` where the two fields that transformers makes of it say something else: they count.
+
+    Raises:
+      UserError: one of the wrong type.
+    """
+    gated, activation = config.get("is_gated_act"), config.get("dense_act_fn")
+    if not isinstance(gated, bool | None) or not isinstance(activation, str | None):
+        raise UserError(f"{where}: dense_act_fn={activation!r}, is_gated_act={gated!r}: expected str and bool")
+    said = projection.startswith("gated-"), projection.removeprefix("gated-")
+    if projection == "gated-gelu":
+        said = True, "gelu_new"
+    meant = said[0] if gated is None else gated, said[1] if activation is None else activation
+    if meant == said:
+        return {}
+    # A gated "gelu" means the one by tanh, so that the other needs its other name.
+    name = "gelu_python" if meant == (True, "gelu") else meant[1]
+    return {"feed_forward_proj": f"gated-{name}" if meant[0] else name}

@@ -49,7 +49,7 @@ class StackConfig:
     attn_logit_softcapping: float | None = 50.0  # bound of scores, T5Gemma alone; None: none
     final_logit_softcapping: float | None = 30.0  # bound of logits, in a decoder; None: none
     sliding_window: int | None = 4096  # tokens that a sliding layer looks back, and in an encoder ahead; None: all
-    sliding_window_pattern: int = 2  # every so many layers one is full, the others slide, where layer_types is ()
+    sliding_window_pattern: int = 2  # one layer in this many is full, the others slide, where layer_types is ()
     layer_types: tuple[str, ...] = ()  # "sliding_attention" or "full_attention" for each layer
     rope_theta: float = 10_000.0  # base of rotary angles; in a T5Gemma 2, of its full layers
     rope_factor: float = 1.0  # what those angles are divided by
