@@ -30,6 +30,7 @@ check_train_arguments() { # check_train_arguments ROOT ARGUMENTS...: what would 
   for argument; do
     case "$argument" in
       --config=*) config="${argument#*=}" ;;
+      gs://*) fail 2 "$argument after -- : write it as one word, --config.FIELD=$argument" || return ;;
       --workdir | --workdir=* | --distributed | --distributed=*)
         fail 2 "${argument%%=*} after -- : these scripts set it themselves; give --workdir=... before the --"
         return

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One background job, which outlives the connection that started it.
 #
-#   bash launch/job.sh start DIR COMMAND...    does nothing if the job of DIR is running
+#   bash launch/job.sh start DIR COMMAND...    does nothing if it is running; another job in DIR is an error
 #   bash launch/job.sh status DIR              running, exit CODE, lost (no exit code: killed, rebooted), not started
 #   bash launch/job.sh logs DIR [LINES]        the last lines (default 100), then new ones until the job ends
 #   bash launch/job.sh stop DIR [SECONDS]      SIGTERM; SIGKILL if that has not ended it after SECONDS (default 600: a
@@ -19,10 +19,14 @@ start() {
   mkdir -p "$dir" || return 1
   exec 9>>"$dir/lock"
   if ! flock --nonblock 9; then
+    if [ -e "$dir/command" ] && [ "$(quote "$@")" != "$(cat "$dir/command")" ]; then
+      fail 1 "another job is running in $dir, pid $(cat "$dir/pid" 2>/dev/null): stop it first. It is $(cat "$dir/command")"
+      return
+    fi
     echo "job: running already, pid $(cat "$dir/pid" 2>/dev/null): not started again"
     return 0
   fi
-  rm -f "$dir/exit" "$dir/pid"
+  rm -f "$dir/exit" "$dir/pid" "$dir/command"
   quote "$@" >"$dir/command"
   # In a session of its own, so that no hang-up reaches it; it inherits the lock. SIGTERM (from stop or a shutdown) is
   # forwarded to the command, which saves and exits; the exit code is written atomically.

@@ -59,9 +59,12 @@ count_workers() { # sets workers; the same type has as many again
   [ -z "$dry_run" ] || workers=1
 }
 
+# They end the connection to a machine that is no longer there.
+alive=(--ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4)
+
 on_workers() { # on_workers COMMAND: on all at once; what worker N says comes to be in $tmp/workers/N.log
   rm -rf "$tmp/workers" && mkdir "$tmp/workers" && count_workers || return 1
-  gc tpu-vm ssh "$name" --worker=all --output-directory="$tmp/workers" \
+  gc tpu-vm ssh "$name" --worker=all --output-directory="$tmp/workers" "${alive[@]}" \
     --command="{ $1; } && echo 'worker: ok'" >"$tmp/error" 2>&1 || true
 }
 

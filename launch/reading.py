@@ -61,6 +61,8 @@ def build_rows(folders: Iterable[Path], split: str, words: int, rng: random.Rand
         for document in read_documents(folder / f"{split}.jsonl.gz"):
             for window in windows(document, words):
                 summary = draw_sentences(window, rng)
+                if not summary:  # its sentences are all longer than a summary
+                    continue
                 rows.append({"document": ". ".join(window) + ".", "summary": ". ".join(summary) + "."})
     rng.shuffle(rows)
     return rows

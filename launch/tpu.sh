@@ -16,7 +16,8 @@
 #   logs     follow one worker's              tpu.sh logs --name=arxiv --zone=us-west4-a --worker=3
 #   status   machine, every worker, and with --workdir the newest checkpoint
 #                                             tpu.sh status --name=arxiv --zone=us-west4-a --workdir=gs://BUCKET/runs/arxiv
-#   stop     training saves and ends          tpu.sh stop --name=arxiv --zone=us-west4-a
+#   stop     training saves and ends (end a run first: it would start it again)
+#                                             tpu.sh stop --name=arxiv --zone=us-west4-a
 #   resume   delete what was preempted, and create .. start again: flags and arguments of run
 #   fetch    results into a folder            tpu.sh fetch --name=arxiv --zone=us-west4-a --workdir=gs://BUCKET/runs/arxiv --to=runs/arxiv
 #   delete   the machine, and see it gone     tpu.sh delete --name=arxiv --zone=us-west4-a
@@ -106,7 +107,8 @@ copy() {
     git ls-files -z | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
       tar --null --files-from=- -czf "$tmp/simcas-code.tgz"
   ) || return 1
-  gc tpu-vm scp "$tmp/simcas-code.tgz" "$name:simcas-code.tgz" --worker=all >"$tmp/error" 2>&1 ||
+  gc tpu-vm scp "$tmp/simcas-code.tgz" "$name:simcas-code.tgz" --worker=all \
+    "${alive[@]/ssh-flag/scp-flag}" >"$tmp/error" 2>&1 ||
     fail 1 "copying failed: $(tail -n 1 "$tmp/error"); it is safe to repeat" || return
   everywhere "copy ($(git -C "$root" describe --always --dirty))" \
     "mkdir -p simcas && if [ -e simcas/job/lock ] && ! flock -n simcas/job/lock true; \
@@ -161,8 +163,7 @@ status() {
 
 logs() { # logs [LINES]
   need_machine || return
-  # The ssh options end the connection to a machine that is no longer there.
-  gc tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 \
+  gc tpu-vm ssh "$name" --worker="$worker" "${alive[@]}" \
     --command="bash simcas/code/launch/job.sh logs simcas/job ${1:-100}"
 }
 
@@ -198,7 +199,8 @@ resume() {
   create && wait_for && copy && install && start
 }
 
-taken_away() { dead && [ "$state" != FAILED ]; } # a machine that FAILED would fail again
+# A machine that FAILED would fail again, and one that is DELETING somebody deletes.
+taken_away() { dead && [ "$state" != FAILED ] && [ "$state" != DELETING ]; }
 
 run() {
   local restarts=0 unheard=0 lines=100 code
@@ -228,7 +230,7 @@ run() {
     look_patiently || return
     if taken_away; then
       say "$name was taken away: resuming from the checkpoints in $workdir"
-    elif [ "$state" = NONE ]; then
+    elif [ "$state" = NONE ] || [ "$state" = DELETING ]; then
       fail 1 "somebody else deleted $name; run again" || return
     elif [ "$code" -eq 75 ]; then
       restarts=$((restarts + 1))
@@ -262,6 +264,7 @@ check_flags() {
     fail 2 "--name='$name': give a name of small letters, digits and hyphens (or SIMCAS_TPU_NAME)" || return
   [ -n "$zone" ] || fail 2 "no zone: add --zone=ZONE, e.g. us-west4-a (or SIMCAS_TPU_ZONE)" || return
   [[ "$timeout" =~ ^[0-9]+$ ]] || fail 2 "--timeout=$timeout: expected whole seconds" || return
+  [[ "$poll" =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail 2 "--poll=$poll: expected seconds" || return
   [[ "$worker" =~ ^[0-9]+$ ]] || fail 2 "--worker=$worker: expected a worker's number" || return
   [ -z "$spot" ] || [ -z "$on_demand" ] || fail 2 "--spot and --on-demand: give one of them" || return
   [ -z "$spot" ] || tier=spot

@@ -15,7 +15,7 @@ from jax_simcas.backbones.ops.attention import (
     attend_with_weights,
     attention,
 )
-from jax_simcas.backbones.ops.distance import by_distance, by_doubling, sum_by_distance
+from jax_simcas.backbones.ops.distance import sum_by_distance, to_pairs, to_pairs_by_doubling
 
 CHUNKS, HEADS, WIDTH = 9, 2, 4  # chunks that no group of them divides
 
@@ -53,8 +53,8 @@ def assert_close(ours, theirs):
 @pytest.mark.parametrize(("queries", "keys"), [(5, 7), (7, 5), (1, 4), (4, 1), (6, 6)])
 def test_bias_by_distance_is_that_of_every_pair(queries, keys):
     bias = jax.random.normal(jax.random.key(0), (HEADS, queries + keys - 1))
-    pairs = by_distance(bias, queries)
-    np.testing.assert_array_equal(pairs, by_doubling(bias, queries))
+    pairs = to_pairs(bias, queries)
+    np.testing.assert_array_equal(pairs, to_pairs_by_doubling(bias, queries))
     for t in range(queries):
         for c in range(keys):
             np.testing.assert_array_equal(pairs[:, t, c], bias[:, c - t + queries - 1])
@@ -163,7 +163,7 @@ def test_a_mask_of_some_rows_repeats():
 def test_few_rows_take_a_bias_per_pair(cap):
     query, key, value, mask, bias, _ = inputs(3, 7)
     query, key, value, mask = query[0], key[0], value[0], mask[0]
-    pairs = by_distance(bias, 3)
+    pairs = to_pairs(bias, 3)
     expected = plain(query, key, value, mask, bias, 1.0, cap)
     rows = attend_to_rows(query, key, value, mask, pairs, scale=1.0, cap=cap)
     few = attend_few_rows(query, key.swapaxes(1, 2), value, mask, pairs, scale=1.0, cap=cap)

@@ -54,7 +54,7 @@ def without_begin(tmp_path_factory):
 )
 def test_tokens_are_those_of_the_projects_own_tokenizer(family, start, forced, cache):
     model = new(cache, backbone=family, **SIZES[family])
-    tokenizer, tokens = model.tokenizer, tokens_of(model.settings.shape)
+    tokenizer, tokens = model.tokenizer, tokens_of(model.settings.backbone_config)
     own = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     without = {"bos": None} if family == "t5" else {}
     assert tokens == own | without | {"decoder_start": own[start], "forced_eos": own[forced] if forced else None}
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_the_projects_own_tokenizer(family, start, forced, c
 @pytest.mark.parametrize("family", ["bart", "t5"])
 def test_tokens_are_those_of_a_tokenizer_without_a_begin_token(family, without_begin, cache):
     model = new(cache, backbone=family, **{"data.tokenizer": str(without_begin)}, **SIZES[family])
-    tokens = tokens_of(model.settings.shape)
+    tokens = tokens_of(model.settings.backbone_config)
     assert (tokens["eos"], tokens["pad"]) == (61, 62)
     assert tokens["decoder_start"] == tokens["pad" if family == "t5" else "eos"]
     assert model.notes == ()
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_a_tokenizer_without_a_begin_token(family, without_b
 def test_ids_that_the_settings_give_stay_and_one_that_ends_nothing_is_told(without_begin, cache):
     given = {"bart.eos_token_id": 5, "bart.decoder_start_token_id": 7}
     model = new(cache, **{"data.tokenizer": str(without_begin)}, **given)
-    tokens = tokens_of(model.settings.shape)
+    tokens = tokens_of(model.settings.backbone_config)
     assert (tokens["eos"], tokens["decoder_start"], tokens["pad"]) == (5, 7, 62)
     (note,) = model.notes
     assert note.startswith("warning: config.bart: targets end in token 61, generation ends at 5")
@@ -81,8 +81,14 @@ def test_ids_that_the_settings_give_stay_and_one_that_ends_nothing_is_told(witho
 
 def test_a_run_that_began_with_other_tokens_keeps_them(cache, tmp_path):
     model = new(cache, backbone="t5", **SIZES["t5"])
-    earlier = model.settings.with_shape(build.replaced(model.settings.shape, eos_token_id=1, pad_token_id=0))
+    earlier = model.settings.with_backbone_config(
+        build.replaced(model.settings.backbone_config, eos_token_id=1, pad_token_id=0)
+    )
     (tmp_path / "config.json").write_text(build.config_lib.to_json(earlier))
-    assert as_begun(model, tmp_path).settings.shape == earlier.shape
-    other = model._replace(settings=model.settings.with_shape(build.replaced(model.settings.shape, eos_token_id=5)))
-    assert as_begun(other, tmp_path).settings.shape.eos_token_id == 5  # so that the change is refused, not lost
+    assert as_begun(model, tmp_path).settings.backbone_config == earlier.shape
+    other = model._replace(
+        settings=model.settings.with_backbone_config(build.replaced(model.settings.backbone_config, eos_token_id=5))
+    )
+    assert (
+        as_begun(other, tmp_path).settings.backbone_config.eos_token_id == 5
+    )  # so that the change is refused, not lost

@@ -15,7 +15,7 @@ from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import make_mesh
-from jax_simcas.compile_check import cost, flops, output, programs, topology
+from jax_simcas.compile_check import cost, estimate, flops, output, programs, topology
 from jax_simcas.compile_check.loops import Loop
 from jax_simcas.method.model import encode_chunks
 from jax_simcas.method.select import GREEDY, init_selector, select
@@ -166,7 +166,8 @@ def test_the_programs_are_traced_with_the_configs_shapes():
     settings, _ = read_config("arxiv")
     settings = dataclasses.replace(settings, bart=programs.shape_of(settings))
     assert settings.bart == BART_BASE
-    shapes = programs.BatchShape(documents=8, tokens=1_025, target=16)
+    shapes = estimate.batch_shape(settings, documents=8, tokens=1_025, target=16, devices=8)
+    assert shapes == programs.BatchShape(documents=8, tokens=1_025, target=16, chunks=3)
     sizes = programs.document_shape(settings, shapes)
     assert sizes == flops.DocumentShape(chunks=3, chunk_length=512, selected=1 + 3 * 511, target=16)
     settings = dataclasses.replace(settings, simcas=settings.simcas.replace(capacity=256))
@@ -180,6 +181,27 @@ def test_the_programs_are_traced_with_the_configs_shapes():
         assert task.flops > flops.encoder(settings.bart, programs.document_shape(settings, shapes))
     sequence = jax.eval_shape(task.function, task.model, task.batch).sequence
     assert sequence.shape == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "mesh", "chunks"),
+    [
+        (16_322, {}, {}, 32),
+        (16_384, {}, {}, 33),  # two special tokens in each
+        (16_384, {}, {"chunk": 4}, 36),
+        (16_384, {"chunking": "sentences"}, {}, 66),
+        (100, {}, {}, 1),
+    ],
+)
+def test_documents_have_as_many_chunks_as_in_training(tokens, changes, mesh, chunks):
+    settings, _ = read_config("arxiv")
+    settings = dataclasses.replace(
+        settings, simcas=settings.simcas.replace(**changes), mesh=dataclasses.replace(settings.mesh, **mesh)
+    )
+    assert estimate.batch_shape(settings, 8, tokens, 16, devices=8).chunks == chunks
+    buckets = dataclasses.replace(settings, data=dataclasses.replace(settings.data, chunk_buckets=(8, 40)))
+    padded = next((size for size in (8, 40) if size >= chunks), chunks)
+    assert estimate.batch_shape(buckets, 8, tokens, 16, devices=8).chunks == padded
 
 
 def test_the_pretrained_name_or_the_config_gives_the_sizes():
@@ -261,7 +283,7 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.slow
 def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     path = tmp_path / "check.json"
-    done = run("--config=configs/arxiv.py", "--topology=v5e:2x2", "--tokens=4096", "--target=32", *TWO_LAYERS,
+    done = run("--config=configs/arxiv.py", "--topology=v5e:2x2", "--tokens=4082", "--target=32", *TWO_LAYERS,
                "--slowest=3", f"--json={path}")  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
@@ -307,7 +329,7 @@ needs_cuda = pytest.mark.skipif(
 def test_cudnns_attention_leaves_no_array_of_all_pairs_on_a_gpu(tmp_path, attention, squares):
     path = tmp_path / "check.json"
     flags = ("--config.simcas.dtype=bfloat16", f"--config.simcas.attention={attention}", f"--json={path}")
-    done = run("--config=configs/arxiv.py", "--topology=h100:2", "--stages=train", "--tokens=2048", "--target=32",
+    done = run("--config=configs/arxiv.py", "--topology=h100:2", "--stages=train", "--tokens=2042", "--target=32",
                *TWO_LAYERS, *flags)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "no estimate of time" in done.stderr and "excludes" not in done.stdout

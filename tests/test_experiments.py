@@ -190,6 +190,7 @@ def test_other_settings_in_an_old_folder_are_refused(here, capsys):
     assert "holds other settings (limit: '' -> 2)" in one_line_error(capsys.readouterr().err)
     assert calls(here) == before
     assert main(here, "--only=good", "--seeds=0", "--config.data.data_dir=elsewhere") == 0  # where things lie is free
+    assert "some of this was done with config.data.data_dir=" in capsys.readouterr().err
     assert calls(here) == before
 
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and values that JSON can hold."""
 
 import math
+import os
 import resource
 
 import pytest
@@ -28,3 +29,11 @@ def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_half(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_is_no_place_for_a_file(tmp_path):
+    """Writing would put a file in its place."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"--json=.*pipe: no regular file; give the name of one"):
+        files.check_place(tmp_path / "pipe", "--json")
+    files.check_place(tmp_path / "new.json", "--json")

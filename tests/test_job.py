@@ -35,6 +35,22 @@ def test_of_many_starts_at_once_one_wins(tmp_path):
     assert job("status", tmp_path / "job") == (1, "job: exit 7\n")
 
 
+def test_another_job_is_no_success(tmp_path):
+    """Whoever starts it would take the end of the first for its own."""
+    folder = tmp_path / "job"
+    assert job("start", folder, "sleep", "30")[0] == 0
+    assert job("start", folder, "sleep", "30") == (
+        0,
+        f"job: running already, pid {(folder / 'pid').read_text().strip()}: not started again\n",
+    )
+    done = subprocess.run(
+        ["bash", ROOT / "launch/job.sh", "start", folder, "sleep", "31"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "another job is running in" in done.stderr and "It is sleep 30" in done.stderr
+    assert job("stop", folder)[0] == 0
+    assert job("start", folder, "true")[0] == 0
+
+
 def test_a_job_outlives_the_session_that_started_it(tmp_path):
     folder = tmp_path / "job"
     script = f"bash {ROOT}/launch/job.sh start {folder} bash -c 'sleep 1; exit 0'; sleep 60"

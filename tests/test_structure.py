@@ -112,7 +112,7 @@ def test_every_config_is_built_and_traced(name):
     settings, doc = read_config(name)
     assert f"python -m jax_simcas.train --config=configs/{name}.py" in doc
     vocabulary = settings.data.vocab_size
-    settings = settings.with_shape(dataclasses.replace(settings.shape, vocab_size=vocabulary))
+    settings = settings.with_backbone_config(dataclasses.replace(settings.backbone_config, vocab_size=vocabulary))
     model = check(settings, sizes_known=True).model()
     update, batch = settings.optimizer, settings.data.batch_size
     optimizers = update.transformer(settings.loop.steps), update.selector()

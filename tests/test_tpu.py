@@ -312,6 +312,21 @@ def test_resume_deletes_what_was_preempted_and_starts_again(place):
     assert note(done)
 
 
+def test_run_makes_no_machine_anew_that_somebody_deletes(place):
+    place.plays(states=["WAITING_FOR_RESOURCES", "DELETING", "NONE", "NONE"])
+    done = place.tpu("run", "--type=v4-8", WORKDIR, "--", *TRAIN)
+    assert done.code != 0 and len(place.calls("queued-resources", "create")) == 1
+
+
+def test_a_training_of_another_run_is_no_success(place):
+    place.plays(train=["wait"])
+    assert place.tpu("run", "--type=v4-8", WORKDIR, "--dry-run", "--", *TRAIN).code == 0
+    installed(place)
+    assert place.tpu("start", WORKDIR, "--", *TRAIN).code == 0
+    done = place.tpu("start", "--workdir=gs://bucket/runs/other", "--", *TRAIN)
+    assert done.code == 1 and "another job is running" in done.err
+
+
 def test_delete_is_done_when_the_machine_is_gone(place):
     assert place.tpu("delete").code == 0 and not place.calls("queued-resources", "delete")
     place.tpu("create", "--type=v4-8")

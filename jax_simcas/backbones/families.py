@@ -11,7 +11,7 @@ from jax_simcas.backbones.bart import weights as bart_weights
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.naming import Flat, StateDict
-from jax_simcas.backbones.protocol import Backbone, Params, Shape
+from jax_simcas.backbones.protocol import Backbone, BackboneConfig, Params
 from jax_simcas.backbones.t5 import config as t5
 from jax_simcas.backbones.t5 import weights as t5_weights
 from jax_simcas.backbones.t5.backbone import T5
@@ -21,7 +21,7 @@ from jax_simcas.backbones.t5gemma.backbone import T5Gemma
 
 
 class Family(NamedTuple):
-    """config: the class of its `Shape`; the others take one of it.
+    """config: the class of its `BackboneConfig`; the others take one of it.
 
     completed: adds what a file with the tree's own names may leave out. fitted: the config for such parameters.
     passengers: weights that nothing here computes with, such as those that see images; exports keep them.
@@ -67,27 +67,27 @@ FAMILIES: dict[str, Family] = {
 MODEL_TYPES = {model_type: name for name, family in FAMILIES.items() for model_type in family.model_types}
 
 
-def name_of(shape: Shape) -> str:
+def name_of(shape: BackboneConfig) -> str:
     """The family of a config."""
     return next(name for name, family in FAMILIES.items() if isinstance(shape, family.config))
 
 
-def chunk_positions(shape: Shape) -> int | None:
+def chunk_positions(shape: BackboneConfig) -> int | None:
     """The most tokens of a chunk, which some models bound more tightly than those of a target."""
     most: int | None = getattr(shape, "chunk_positions", shape.positions)
     return most
 
 
-def replaced(shape: Shape, **changes: Any) -> Shape:
+def replaced(shape: BackboneConfig, **changes: Any) -> BackboneConfig:
     """`dataclasses.replace` for a config of any family.
 
     Raises:
       ValueError: a value that the field cannot have.
     """
-    changed: Shape = dataclasses.replace(cast(Any, shape), **changes)
+    changed: BackboneConfig = dataclasses.replace(cast(Any, shape), **changes)
     return changed
 
 
-def backbone_for(shape: Shape, attend: Attend = attention) -> Backbone:
+def backbone_for(shape: BackboneConfig, attend: Attend = attention) -> Backbone:
     """The backbone of that shape."""
     return FAMILIES[name_of(shape)].backbone(shape, attend)

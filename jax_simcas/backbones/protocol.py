@@ -38,9 +38,9 @@ class Tokens(NamedTuple):
 class Flops(NamedTuple):
     """FLOPs of all layers, 2 per multiply-add of the matrix products that a forward pass requires.
 
-    encoder_token, decoder_token: of a token, but for what depends on others. encoder_pair, decoder_pair, cross_pair: of
-    each token with each that it attends to. selected_state: of each state that the decoder reads, its keys and values.
-    logit: of a token's logits.
+    encoder_token, decoder_token: per token, without attention scores. encoder_pair, decoder_pair, cross_pair: per
+    (query, key) pair. selected_state: per selected state, its keys and values in cross-attention. logit: per target
+    token.
     """
 
     encoder_token: int
@@ -53,7 +53,7 @@ class Flops(NamedTuple):
 
 
 @runtime_checkable
-class Shape(Protocol):
+class BackboneConfig(Protocol):
     """The config of a family, as programs know it: a frozen dataclass with Hugging Face's field names.
 
     sizes: the fields that the weights fix, some by names such as "encoder.hidden_size". rates: those that are dropout
@@ -119,7 +119,7 @@ class Shape(Protocol):
     @classmethod
     def from_hf(
         cls, config: dict[str, Any], where: str = "config.json", generation: Mapping[str, Any] | None = None
-    ) -> Shape:
+    ) -> BackboneConfig:
         """Reads a config.json, and the tokens of a generation_config.json where there is one.
 
         Raises:
@@ -174,7 +174,12 @@ class Backbone(Protocol):
     # Parameters
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Fresh float32 parameters, a dict with no entry `selector`."""
+        """Fresh float32 parameters, a dict with no entry `selector`.
+
+        Args:
+          key: draw only from the first three of `jax.random.split(key, 5)`: `init_params` makes the selector and the
+            chunk positions from the other two.
+        """
 
     def stack(self, params: Params) -> Params:
         """The tree with a leading axis over layers, as training scans it; other methods take either form."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_simcas.backbones import families
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints import hub
 from jax_simcas.compile_check import flops
 from jax_simcas.compile_check.published import FLAN_T5_BASE, PUBLISHED
@@ -33,7 +33,7 @@ from jax_simcas.method.steps import Metrics, TrainState, init_state, selector_st
 from jax_simcas.run.method_config import ATTENTIONS, UpdateConfig
 
 # By what --model names them: BART by its sizes, tiny models for a try, and the published ones without their owners.
-MODELS: dict[str, Shape] = {
+MODELS: dict[str, BackboneConfig] = {
     "base": BART_BASE,
     "large": BART_LARGE,
     "tiny": replace(BART_BASE, d_model=128, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=512,
@@ -88,7 +88,7 @@ class Task:
             raise ValueError(f"length={self.length}: expected at least one chunk of {self.chunk_length} tokens")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> BackboneConfig:
         return shape_of(self.size)
 
     @property
@@ -98,7 +98,7 @@ class Task:
 
 
 @cache
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> BackboneConfig:
     """The model of that name, or in that folder, without dropout.
 
     Raises:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jax_simcas.backbones.families import backbone_for, replaced
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.benchmark import stages
 from jax_simcas.benchmark.worker import ProcessMemory
 from jax_simcas.common.errors import FlagError, UserError
@@ -37,7 +37,7 @@ def words_of(count: int) -> list[str]:
     return [f"word-{i}" for i in range(count)]
 
 
-def shape_of(name: str) -> Shape:
+def shape_of(name: str) -> BackboneConfig:
     return SMALL if name == "small" else stages.shape_of(name)
 
 

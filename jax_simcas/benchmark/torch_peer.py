@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from jax_simcas.backbones.ops.naming import TORCH_SELECTOR
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.hub import to_state_dict
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig
 from jax_simcas.run import torch_model
@@ -63,7 +63,7 @@ class Peer(nn.Module):
 
     def __init__(
         self,
-        config: Shape,
+        config: BackboneConfig,
         params: Any,
         align: str = "mean",
         autocast: bool = False,

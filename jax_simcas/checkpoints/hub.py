@@ -22,7 +22,7 @@ from flax import serialization
 from jax_simcas.backbones import families
 from jax_simcas.backbones.bart.config import BART_BASE, BartConfig
 from jax_simcas.backbones.ops.naming import Flat, StateDict
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.repository import (
     BIN_INDEX,
     CONFIG,
@@ -59,7 +59,7 @@ class Pretrained(NamedTuple):
     checkpoint its `step`, and the `rows` that it learns from. passengers: weights that exports keep, by PyTorch names.
     """
 
-    config: Shape
+    config: BackboneConfig
     params: Params
     folder: Path
     extra: dict[str, Any]
@@ -95,7 +95,7 @@ def load(source: str | os.PathLike[str]) -> Pretrained:
     return Pretrained(config, params, folder, extra, notes, held, generation is not None, passengers=passengers)
 
 
-def read_config(folder: Path) -> Shape:
+def read_config(folder: Path) -> BackboneConfig:
     """The shape and the tokens of the model in `folder`.
 
     Raises:
@@ -108,7 +108,7 @@ def read_config(folder: Path) -> Shape:
     if family is None:
         known = ", ".join(families.MODEL_TYPES)
         raise UserError(f"{path}: model_type is {model_type!r}, expected one of {known}")
-    shape: Shape = families.FAMILIES[family].config.from_hf(config, str(path), read_generation(folder))
+    shape: BackboneConfig = families.FAMILIES[family].config.from_hf(config, str(path), read_generation(folder))
     return shape
 
 
@@ -154,13 +154,13 @@ def fill_missing_params(
 
 
 @cache
-def expected_shapes(config: Shape) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(config: BackboneConfig) -> Mapping[str, tuple[int, ...]]:
     """Path -> shape of every parameter, selector included."""
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), SimCAS(families.backbone_for(config))))
     return MappingProxyType({name: leaf.shape for name, leaf in trees.by_path(tree).items()})
 
 
-def _check_shapes(flat: Flat, config: Shape, where: Path) -> None:
+def _check_shapes(flat: Flat, config: BackboneConfig, where: Path) -> None:
     expected = dict(expected_shapes(config))
     if not any(name.startswith("selector/") for name in flat):
         expected = {name: shape for name, shape in expected.items() if not name.startswith("selector/")}
@@ -188,7 +188,7 @@ def _mismatch(name: str, value: np.ndarray, shape: tuple[int, ...]) -> str:
     return "" if floating else f"{name} is {value.dtype}, expected floating point"
 
 
-def _read_weights(folder: Path, config: Shape) -> tuple[Path, Flat, StateDict]:
+def _read_weights(folder: Path, config: BackboneConfig) -> tuple[Path, Flat, StateDict]:
     """The file, the parameters in it, and its passengers."""
     family = families.FAMILIES[families.name_of(config)]
 
@@ -272,7 +272,7 @@ def _torch(path: Path) -> StateDict:
 
 
 def from_state_dict(
-    weights: StateDict, where: str | os.PathLike[str] = "state dict", config: Shape = BART_BASE
+    weights: StateDict, where: str | os.PathLike[str] = "state dict", config: BackboneConfig = BART_BASE
 ) -> Params:
     """PyTorch names and layouts -> the tree of the model's family.
 
@@ -282,14 +282,14 @@ def from_state_dict(
     return trees.nest(families.FAMILIES[families.name_of(config)].from_state_dict(weights, config, where))
 
 
-def to_state_dict(params: Params, config: Shape = BART_BASE) -> StateDict:
+def to_state_dict(params: Params, config: BackboneConfig = BART_BASE) -> StateDict:
     """The tree under the PyTorch names of the model's family."""
     return families.FAMILIES[families.name_of(config)].to_state_dict(params, config)
 
 
 def save(
     folder: Path,
-    config: Shape,
+    config: BackboneConfig,
     params: Params,
     layout: str = "hf",
     extra: dict[str, Any] | None = None,
@@ -363,7 +363,9 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
 
-def _write_safetensors(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
+def _write_safetensors(
+    path: Path, config: BackboneConfig, params: Params, passengers: Mapping[str, np.ndarray]
+) -> None:
     _write_arrays(path, {**passengers, **to_state_dict(params, config)})
 
 
@@ -377,11 +379,11 @@ def _write_arrays(path: Path, weights: StateDict) -> None:
         raise OSError(str(error)) from None
 
 
-def _write_msgpack(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
+def _write_msgpack(path: Path, config: BackboneConfig, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
     path.write_bytes(serialization.msgpack_serialize(jax.tree.map(np.asarray, params)))
 
 
-def _write_released(path: Path, config: Shape, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
+def _write_released(path: Path, config: BackboneConfig, params: Params, passengers: Mapping[str, np.ndarray]) -> None:
     import torch
 
     weights = to_state_dict(params, config)

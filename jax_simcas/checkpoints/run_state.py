@@ -158,7 +158,7 @@ class Checkpointer:
         target = flatten(target_state)
 
         def read(folder: epath.Path) -> tuple[dict, dict]:
-            with _together(folder):
+            with _all_or_none(folder):
                 body = _read_body(folder)
                 check_fit(folder, target, body)
                 arrays = read_arrays(folder, body["arrays"], target)
@@ -365,16 +365,16 @@ def _cost(body: dict[str, Any], best: str, mode: Mode) -> float:
     return math.inf if not math.isfinite(value) else value if mode == "min" else -value
 
 
-# What tensorstore and jax say of a disk, a network or a memory that fails, not of what is stored.
-PASSING = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
-STORED = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # numbers of an OSError that do
+# Messages of tensorstore and jax about a failing disk, network or memory, not about what is stored.
+TRANSIENT = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+DAMAGE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # errnos that point at what is stored
 
 
-def _is_passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether the reason lies outside the checkpoint, which may be good then."""
     if isinstance(error, OSError):
-        return error.errno not in STORED
-    return isinstance(error, MemoryError) or any(word in str(error) for word in PASSING)
+        return error.errno not in DAMAGE
+    return isinstance(error, MemoryError) or any(word in str(error) for word in TRANSIENT)
 
 
 def _not_now(folder: epath.Path, why: str) -> UserError:
@@ -385,7 +385,7 @@ def _not_now(folder: epath.Path, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _together(folder: epath.Path) -> Iterator[None]:
+def _all_or_none(folder: epath.Path) -> Iterator[None]:
     """What one of several processes cannot read, none of them uses, or they would resume from several steps.
 
     Raises:
@@ -397,7 +397,7 @@ def _together(folder: epath.Path) -> Iterator[None]:
     except Exception as error:
         failure = error
     if jax.process_count() > 1:
-        mine = 0 if failure is None else 2 if isinstance(failure, UserError) or _is_passing(failure) else 1
+        mine = 0 if failure is None else 2 if isinstance(failure, UserError) or _is_transient(failure) else 1
         all_of_them = multihost_utils.process_allgather(np.array(mine)).reshape(-1)
         worst = int(all_of_them.max())
         if mine < worst:
@@ -416,7 +416,7 @@ def _first_good(root: epath.Path, steps: Iterable[int], read: Callable) -> tuple
         except UserError:
             raise
         except Exception as error:  # damage makes orbax raise anything, even a bare Exception
-            if _is_passing(error):
+            if _is_transient(error):
                 raise _not_now(root / str(step), _reason(error)) from None
             skipped += (f"{root / str(step)}: skipped, damaged ({_reason(error)})",)
     raise UserError(

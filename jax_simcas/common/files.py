@@ -156,6 +156,8 @@ def check_place(path: Path, name: str, folder: bool = False) -> None:
     try:
         if not folder and path.is_dir():
             raise UserError(f"{name}={path}: a folder; give a file")
+        if not folder and path.exists() and not path.is_file():  # writing would put a file in place of a device
+            raise UserError(f"{name}={path}: no regular file; give the name of one")
         place = next(there for there in places if there.exists())
         probe = place / f".writable-{uuid.uuid4().hex}"
         probe.write_text("")

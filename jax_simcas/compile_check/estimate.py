@@ -10,9 +10,12 @@ from typing import Any
 
 from jax_simcas.common import cli, files
 from jax_simcas.common.errors import prefixed
+from jax_simcas.common.sharding import fitted
+from jax_simcas.common.tables import plural
 from jax_simcas.compile_check import output, topology
 from jax_simcas.compile_check.programs import BatchShape, compile_stage, mesh_sizes, shape_of
 from jax_simcas.compile_check.topology import Topology
+from jax_simcas.method.chunk import bucket, most_chunks
 from jax_simcas.method.generate_config import DEFAULTS
 from jax_simcas.run import config as config_lib
 from jax_simcas.run.build import fitted_to
@@ -26,17 +29,28 @@ def batch_shape(settings: Settings, documents: int, tokens: int, target: int, de
     Raises:
       UserError: the model has fewer positions than target tokens or tokens of a chunk.
     """
-    shape = BatchShape(
-        documents or devices,
-        tokens or settings.simcas.max_input_len,
-        target or min(settings.simcas.max_target_len, settings.shape.positions or settings.simcas.max_target_len),
-    )
+    tokens, documents = tokens or settings.simcas.max_input_len, documents or devices
+    longest = settings.simcas.max_target_len
+    target = target or min(longest, settings.backbone_config.positions or longest)
+    shape = BatchShape(documents, tokens, target, _chunks(settings, tokens, documents, devices))
     simcas = settings.simcas.replace(max_input_len=shape.tokens, max_target_len=shape.target)
     asked = settings.generate.filled(DEFAULTS)
     most = min(asked.max_length or shape.target, shape.target)
     generate = dataclasses.replace(asked, max_length=most, min_length=min(asked.min_length or 0, most))
     config_lib.check(dataclasses.replace(settings, simcas=simcas, generate=generate), sizes_known=True)
     return shape
+
+
+def _chunks(settings: Settings, tokens: int, documents: int, devices: int) -> int:
+    """The chunks of so many tokens as training pads them: to a bucket, and to what the mesh divides."""
+    simcas, buckets = settings.simcas, settings.data.chunk_buckets
+    content = most_chunks(max(tokens - 2, 0), simcas.chunk_length, sentences=simcas.chunking == "sentences")
+    padded = bucket(content, buckets, content)
+    try:
+        along = fitted(settings.mesh, devices, documents)["chunk"]
+    except ValueError:  # which `mesh_sizes` reports
+        return padded
+    return -(-padded // along) * along
 
 
 def summary_line(settings: Settings, shape: BatchShape, target: Topology) -> str:
@@ -47,7 +61,8 @@ def summary_line(settings: Settings, shape: BatchShape, target: Topology) -> str
     mesh = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
     return (
         f"{target.name}, {len(target.devices)} devices ({mesh}); "
-        f"{shape.documents} documents of {shape.tokens} tokens, {shape.target} target tokens; "
+        f"{shape.documents} documents of {shape.tokens} tokens in {plural(shape.chunks, 'chunk')}, "
+        f"{shape.target} target tokens; "
         f"{clock}, peak {chip.peak / 1e12:g} TFLOP/s"
     )
 
@@ -65,8 +80,8 @@ def run(arguments: Any) -> int:
     if model is None:
         unread = f"config.pretrained={settings.pretrained!r} is not read"
         print(f"warning: {unread}: the sizes are those of config.{settings.family}", file=sys.stderr)
-    settings = settings.with_shape(model or settings.shape)
-    settings = fitted_to(settings, settings.shape) if settings.pretrained else settings
+    settings = settings.with_backbone_config(model or settings.backbone_config)
+    settings = fitted_to(settings, settings.backbone_config) if settings.pretrained else settings
     with prefixed("--topology="):
         target = topology.describe(arguments.topology)
     shape = (arguments.documents, arguments.tokens, arguments.target)

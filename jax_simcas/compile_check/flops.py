@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 
 BACKWARD = 2  # a backward pass has two products for each one of the forward pass
 
@@ -23,58 +23,58 @@ class DocumentShape:
     target: int
 
 
-def encoder(model: Shape, shape: DocumentShape) -> int:
+def encoder(model: BackboneConfig, shape: DocumentShape) -> int:
     """All layers over all chunks, PAD included."""
     s, per = shape.chunk_length, model.flops
     return shape.chunks * s * (per.encoder_token + s * per.encoder_pair)
 
 
-def decoder(model: Shape, shape: DocumentShape) -> int:
+def decoder(model: BackboneConfig, shape: DocumentShape) -> int:
     """Teacher forcing over the target, keys and values of the selected states, logits."""
     t, per = shape.target, model.flops
     layers = t * (per.decoder_token + t * per.decoder_pair + shape.selected * per.cross_pair)
     return layers + cross_keys(model, shape) + head(model, t)
 
 
-def cross_keys(model: Shape, shape: DocumentShape) -> int:
+def cross_keys(model: BackboneConfig, shape: DocumentShape) -> int:
     """Cross-attention keys and values of the selected states, in all layers."""
     return shape.selected * model.flops.selected_state
 
 
-def head(model: Shape, tokens: int) -> int:
+def head(model: BackboneConfig, tokens: int) -> int:
     """Logits of so many tokens."""
     return tokens * model.flops.logit
 
 
-def policy(model: Shape, shape: DocumentShape, outputs: int) -> int:
+def policy(model: BackboneConfig, shape: DocumentShape, outputs: int) -> int:
     """K ((S - 1) (12 D^2 + 4 D O) + 4 D^2): a selector's head, of hidden width 2 D, over all candidates."""
     d = model.width
     return shape.chunks * ((shape.chunk_length - 1) * (12 * d**2 + 4 * d * outputs) + 4 * d**2)
 
 
-def actor(model: Shape, shape: DocumentShape) -> int:
+def actor(model: BackboneConfig, shape: DocumentShape) -> int:
     """Two logits per candidate, and 2 D for the running sum of the kept states."""
     return policy(model, shape, 2) + 2 * shape.chunks * (shape.chunk_length - 1) * model.width
 
 
-def critic(model: Shape, shape: DocumentShape) -> int:
+def critic(model: BackboneConfig, shape: DocumentShape) -> int:
     """One value per candidate."""
     return policy(model, shape, 1)
 
 
-def transformer_update(model: Shape, shape: DocumentShape) -> int:
+def transformer_update(model: BackboneConfig, shape: DocumentShape) -> int:
     """Three times the forward pass of encoder and decoder, and one of the actor, which samples but is not trained."""
     forward = encoder(model, shape) + decoder(model, shape)
     return (1 + BACKWARD) * forward + actor(model, shape)
 
 
-def selector_update(model: Shape, shape: DocumentShape, epochs: int) -> int:
+def selector_update(model: BackboneConfig, shape: DocumentShape, epochs: int) -> int:
     """One forward pass of everything, and `epochs` training passes of actor and critic over all candidates."""
     rollout = encoder(model, shape) + decoder(model, shape) + actor(model, shape) + critic(model, shape)
     return rollout + epochs * (1 + BACKWARD) * (policy(model, shape, 2) + policy(model, shape, 1))
 
 
-def generation(model: Shape, shape: DocumentShape, beams: int) -> int:
+def generation(model: BackboneConfig, shape: DocumentShape, beams: int) -> int:
     """Encode, select, and a search of `shape.target` - 1 steps by so many beams; half a summary is attended to."""
     steps, per = shape.target - 1, model.flops
     per_row = per.decoder_token + shape.target / 2 * per.decoder_pair + shape.selected * per.cross_pair

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.families import replaced
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import (
     Rule,
@@ -41,11 +41,12 @@ from jax_simcas.run.config import Settings
 
 @dataclass(frozen=True)
 class BatchShape:
-    """A global batch: documents of `tokens` (specials included), with `target` tokens each."""
+    """A global batch: documents of `tokens` in `chunks`, as training pads them, with `target` tokens each."""
 
     documents: int
     tokens: int
     target: int
+    chunks: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Result:
         return not self.problem and (self.peak or self.arguments + self.temporaries) <= self.memory
 
 
-def shape_of(settings: Settings) -> Shape | None:
+def shape_of(settings: Settings) -> BackboneConfig | None:
     """The model's sizes: a published checkpoint's, those in a folder, or the config's; None of another hub id.
 
     Raises:
@@ -100,13 +101,13 @@ def shape_of(settings: Settings) -> Shape | None:
     if source in PUBLISHED:
         return PUBLISHED[source]
     if not source:
-        return replaced(settings.shape, vocab_size=settings.data.vocab_size)
+        return replaced(settings.backbone_config, vocab_size=settings.data.vocab_size)
     return read_sizes(source) if Path(source).is_dir() else None
 
 
 def batch_arrays(shape: BatchShape, chunk_length: int) -> Example:
-    """The arrays of a batch, as shapes; whole chunks."""
-    rows, chunks = shape.documents, -(-shape.tokens // chunk_length)
+    """The arrays of a batch, as shapes."""
+    rows, chunks = shape.documents, shape.chunks
     array: Any = jax.ShapeDtypeStruct
     tokens, target = (rows, chunks, chunk_length), (rows, shape.target)
     document = Document(array(tokens, jnp.int32), array(tokens, bool), array((rows, chunks), bool))
@@ -116,10 +117,9 @@ def batch_arrays(shape: BatchShape, chunk_length: int) -> Example:
 def document_shape(settings: Settings, shape: BatchShape) -> flops.DocumentShape:
     """What the FLOPs of a document depend on."""
     length = settings.simcas.chunk_length
-    chunks = -(-shape.tokens // length)
-    everything = 1 + chunks * (length - 1)
+    everything = 1 + shape.chunks * (length - 1)
     selected = min(settings.simcas.capacity or everything, everything)
-    return flops.DocumentShape(chunks, length, selected, shape.target)
+    return flops.DocumentShape(shape.chunks, length, selected, shape.target)
 
 
 def _state(settings: Settings) -> Any:
@@ -142,7 +142,7 @@ def train_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
-        flops=flops.transformer_update(settings.shape, document_shape(settings, shape)),
+        flops=flops.transformer_update(settings.backbone_config, document_shape(settings, shape)),
     )
 
 
@@ -155,7 +155,7 @@ def ppo_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=True,
-        flops=flops.selector_update(settings.shape, document_shape(settings, shape), update.ppo.epochs),
+        flops=flops.selector_update(settings.backbone_config, document_shape(settings, shape), update.ppo.epochs),
     )
 
 
@@ -179,7 +179,9 @@ def generate_program(settings: Settings, shape: BatchShape) -> Program:
         rules=model.sharding_rules,
         batch=batch_arrays(shape, settings.simcas.chunk_length),
         donate=False,
-        flops=flops.generation(settings.shape, document_shape(settings, shape), config.rules(model.backbone).num_beams),
+        flops=flops.generation(
+            settings.backbone_config, document_shape(settings, shape), config.rules(model.backbone).num_beams
+        ),
     )
 
 
@@ -217,9 +219,9 @@ def mesh_sizes(settings: Settings, shape: BatchShape, devices: int) -> dict[str,
             f"--documents={shape.documents}: config.mesh gives {shown} on {devices} devices; expected a multiple of "
             "data x fsdp, with every device in the mesh"
         )
-    chunks = -(-shape.tokens // settings.simcas.chunk_length)
-    if chunks % sizes["chunk"] or settings.simcas.chunk_length % sizes["chunk"]:
-        raise UserError(f"--tokens={shape.tokens}: {chunks} chunks do not divide over config.mesh.chunk ({shown})")
+    length = settings.simcas.chunk_length
+    if length % sizes["chunk"]:
+        raise UserError(f"config.simcas.chunk_length={length} does not divide over config.mesh.chunk ({shown})")
     return sizes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.backbones.t5.config import T5Config
 from jax_simcas.backbones.t5gemma.config import T5GEMMA2_1B, T5GEMMA2_270M
 
@@ -31,7 +31,7 @@ PEGASUS_LARGE = BartConfig.from_hf(
 LED_BASE = replace(BART_BASE, model_type="led", max_position_embeddings=16_384, max_decoder_position_embeddings=1024)
 
 # By hub id.
-PUBLISHED: dict[str, Shape] = {
+PUBLISHED: dict[str, BackboneConfig] = {
     "facebook/bart-base": BART_BASE,
     "facebook/bart-large": BART_LARGE,
     "google/flan-t5-base": FLAN_T5_BASE,

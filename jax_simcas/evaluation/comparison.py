@@ -65,7 +65,7 @@ def row(name: str, summary: dict[str, Any], scores: dict[str, Score]) -> dict[st
     cells["kept %"] = percent(summary["kept_share"])
     evidence = {key: as_score(score) for key, score in summary["evidence"].items()}
     if RATIO in evidence:
-        cells["evidence kept %"] = percent(evidence["evidence_kept"].mean)
+        cells["evidence recall %"] = percent(evidence["evidence_kept"].mean)
         cells["others kept %"] = percent(evidence["rest_kept"].mean)
         cells["times as likely"] = tables.format_score(evidence[RATIO], 2)
     return cells

@@ -154,17 +154,24 @@ def predict_batch(
         budget = selection.action.sum(axis=(1, 2))
     hidden, selection = select_batch(params, document, keys, budget, model=model, policy=policy)
     capacity = capacity_for(int(selection.action.sum(axis=(1, 2)).max()), model.capacity)
-    selected = (params, compact_batch(hidden, document.chunk_mask, selection, capacity=capacity))
+    compacted = compact_batch(hidden, document.chunk_mask, selection, capacity=capacity)
     source = source_tokens(document, predictor.generate)
-    generation = generate_batch(*selected, source, model=model, config=predictor.generate)
+    generation = generate_batch(params, compacted, source, model=model, config=predictor.generate)
     candidates = selection.action.shape[1:] if batch["has_evidence"].any() else None
-    nll = target_nll(*selected, target, model=model, candidates=candidates)
-    attended = None
-    if attention:
-        attended = attention_of(*selected, generation, model=model, count=PLACES)
-    shares = (selection.action, selection.candidate_mask)
-    others = (overflow_of(selection), selection.keep_prob, attended)
-    return Predictions(*jax.device_get((generation.sequence, *shares, *nll, *others)))
+    nats, tokens, by_reference = target_nll(params, compacted, target, model=model, candidates=candidates)
+    attended = attention_of(params, compacted, generation, model=model, count=PLACES) if attention else None
+    on_device: dict[str, Any] = {
+        "sequence": generation.sequence,
+        "kept": selection.action,
+        "candidate": selection.candidate_mask,
+        "reference_nats": nats,
+        "reference_tokens": tokens,
+        "attention": by_reference,
+        "overflow": overflow_of(selection),
+        "keep_prob": selection.keep_prob,
+        "attended": attended,
+    }
+    return Predictions(**jax.device_get(on_device))
 
 
 def score_row(

@@ -82,10 +82,10 @@ def generate_batch(
       source: see `source_tokens`.
     """
 
-    def one(compacted: Compacted, source: Array | None = None) -> Generation:
+    def one(compacted: Compacted, source: Array | None) -> Generation:
         return generate(params, model, config, compacted, source)
 
-    return over_documents(one)(*(compacted,) if source is None else (compacted, source))
+    return over_documents(one)(compacted, source)
 
 
 def source_tokens(documents: Document, config: GenerateConfig) -> Int[Array, "B N"] | None:

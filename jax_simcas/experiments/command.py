@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def run(arguments: Any) -> int:
     if arguments.dry_run:
         print_commands(chosen)
         return 0
+    for warning in runner.moved_data(commands):
+        print(warning, file=sys.stderr)
     problems: list[str] = []
     if arguments.table:
         check_some_finished(commands, workdir)

@@ -49,6 +49,24 @@ def seconds_of(command: Command) -> float | None:
     return seconds
 
 
+def moved_data(commands: Sequence[Command]) -> list[str]:
+    """A warning for each other folder of data that what has begun was given."""
+    moved: dict[str, None] = {}
+    for command in commands:
+        try:
+            before = json.loads((command.folder / STATE).read_text(encoding="utf-8"))["given"]
+        except (OSError, ValueError, RecursionError, KeyError, TypeError):
+            continue  # `seconds_of` reports it
+        name = "data.data_dir"
+        if name in before and before[name] != command.request.get(name, before[name]):
+            moved[f"config.{name}={before[name]}, and now it is {command.request[name]}"] = None
+    return [
+        f"warning: some of this was done with {change}: it counts as done, as if the data had moved; other data need "
+        "another --workdir"
+        for change in moved
+    ]
+
+
 def write_state(command: Command, seconds: float | None) -> None:
     text = json.dumps({"given": command.request, "seconds": seconds}, indent=1)
     files.replace_file(command.folder / STATE, f"{text}\n".encode())

@@ -28,7 +28,7 @@ class GenerateConfig:
     min_length: int | None = None  # minimum length, counted likewise. Default: 0
     # scores are divided by length ** length_penalty: a value above 0 favours long summaries. Default: 1
     length_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None  # n-grams of this size may not repeat; 0 allows all. Default: 0
+    no_repeat_ngram_size: int | None = None  # n-grams of this size must not repeat; 0 allows all. Default: 0
     # when a beam search ends: True, with `num_beams` finished summaries; False, when a better one is unlikely; "never",
     # when a better one is impossible. Default: False
     early_stopping: bool | str | None = None
@@ -37,11 +37,11 @@ class GenerateConfig:
     # the last token of a summary of max_length; -1: any. Default: that of the checkpoint
     forced_eos_token_id: int | None = None
     repetition_penalty: float | None = None  # above 1 makes tokens that were generated less probable. Default: 1
-    # n-grams of this size in the document may not occur; 0 allows all. Default: 0
+    # n-grams of this size in the document must not occur; 0 allows all. Default: 0
     encoder_no_repeat_ngram_size: int | None = None
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that may not occur. Default: none
-    suppress_tokens: tuple[int, ...] | None = None  # tokens that may not occur. Default: none
-    begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that may not come first. Default: none
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None  # sequences of tokens that must not occur. Default: none
+    suppress_tokens: tuple[int, ...] | None = None  # tokens that must not occur. Default: none
+    begin_suppress_tokens: tuple[int, ...] | None = None  # tokens that must not come first. Default: none
     # (start, factor): after `start` tokens the end becomes more probable, by factor ** (tokens beyond). Default: none
     exponential_decay_length_penalty: tuple[float, ...] | None = None
     renormalize_logits: bool | None = None  # whether probabilities sum to 1 after all of these. Default: False

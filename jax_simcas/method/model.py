@@ -71,7 +71,7 @@ class SimCAS:
     def without_selector(self) -> SimCAS:
         """The model whose transformer trains on every state or, beyond `capacity`, on evenly spread ones.
 
-        `train_policy=ALL` would leave to the actor, which may have learned nothing, what finds a place.
+        With `train_policy=ALL` an actor that may be untrained would decide which states fit the capacity.
         """
         if self.capacity is None:
             return self.replace(train_policy=ALL)
@@ -116,7 +116,7 @@ def encode_chunks(
       key: for dropout, folded with the number of the chunk; None switches dropout off.
 
     Returns:
-      the last layer's states, and the input of every layer (for parity tests; free when unused).
+      the last layer's states, and the input of every layer (for parity tests; XLA removes it when unused).
     """
     depth = backbone.encoder_depth
     layer_keys = start_keys = None
@@ -137,7 +137,7 @@ def encode_chunks(
 
     def step(x: Array, inputs: tuple) -> tuple[Array, Array]:
         layer, index, key = inputs
-        # Once more, around the branches of `each_chunk`: what they save `scan` stacks, the layer's weights too.
+        # Once more, around the branches of `each_chunk`: `scan` would stack their residuals, the layer's weights too.
         x_next = constrain(checkpointed(every_chunk, remat)(layer, x, key), "chunks", None, None)
         return between(x_next, index < depth - 1), x
 
@@ -157,7 +157,7 @@ def encode(
       key: for dropout; None switches it off.
 
     Returns:
-      the last layer's states, and the inputs of all layers (dead code when unused).
+      the last layer's states, and the inputs of all layers (XLA removes them when unused).
 
     Raises:
       ValueError: chunks that the mesh axis "chunk" does not divide.

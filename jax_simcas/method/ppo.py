@@ -77,8 +77,7 @@ def advantages(
         reward, value, mask = inputs
         delta = reward + discount * next_value - value
         advantage = jnp.where(mask, delta + discount * trace * next_advantage, 0.0)
-        mean_value = jnp.where(mask, value, 0.0).sum() / jnp.maximum(mask.sum(), 1)
-        return (mean_value, advantage), advantage
+        return (masked_mean(value, mask), advantage), advantage
 
     carry = (jnp.zeros(()), jnp.zeros(reward.shape[1]))
     advantage: Array

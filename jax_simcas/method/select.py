@@ -236,12 +236,13 @@ def select(
     Raises:
       ValueError: a policy without the key, the budget or the tokens that it needs.
     """
-    rule = policy if action is None else Policy(keep_planned)
-    rule.check(key, budget, tokens)
+    if action is not None:
+        policy = Policy(keep_planned)
+    policy.check(key, budget, tokens)
     planned = jnp.zeros_like(candidate_mask) if action is None else action
-    if rule.plan is not None:
+    if policy.plan is not None:
         assert budget is not None
-        priority = rule.plan(candidate_mask, key)
+        priority = policy.plan(candidate_mask, key)
         planned = _rank(priority.ravel()).reshape(candidate_mask.shape) < budget
     scanned = _scan_chunks(
         selector,
@@ -249,10 +250,10 @@ def select(
         candidate_mask,
         planned,
         chunk_mask,
-        rule,
+        policy,
         jax.random.key(0) if key is None else key,
-        budget if rule.budgeted else None,
-        tokens if rule.reads_tokens else None,
+        budget if policy.budgeted else None,
+        tokens if policy.reads_tokens else None,
         threshold,
         fill_empty,
     )

@@ -141,8 +141,7 @@ def batch_loss(
         loss = smoothed_cross_entropy(out.logits, example.target, label_smoothing)
         return loss, target_log_prob(out.logits, example.target), out.encoded
 
-    in_axes = (0, 0, None if action is None else 0)
-    losses, (log_prob, tokens), encoded = over_documents(one, in_axes)(batch, keys, action)
+    losses, (log_prob, tokens), encoded = over_documents(one)(batch, keys, action)
     real = batch.document.chunk_mask.any(axis=-1)
     loss = masked_mean(losses, real)
     metrics = {
@@ -166,8 +165,8 @@ def transformer_step(
     """One batch of the transformer's update; the selector draws (`train_policy`) but does not learn.
 
     A batch whose loss or gradient is not finite changes nothing but the counts `step`, `skipped` and `skipped_in_row`;
-    where gradients accumulate over batches, it is not one of them. The metrics are those of `batch_loss`, `grad_norm`
-    and `skipped`, both per batch.
+    with gradient accumulation, it is not counted among the accumulated batches. The metrics are those of `batch_loss`,
+    `grad_norm` and `skipped`, both per batch.
     """
     transformer, selector = split_params(state.params)
     key = jax.random.fold_in(state.key, 2 * state.step)
@@ -252,8 +251,7 @@ def rollout(
         done = (selection.action, selection.log_prob, value, advantage, returns, mask)
         return Rollout(hidden, selection.state, *done), reward, out.encoded
 
-    in_axes = (0, 0, None if action is None else 0)
-    return lax.stop_gradient(over_documents(one, in_axes)(batch, keys, action))
+    return lax.stop_gradient(over_documents(one)(batch, keys, action))
 
 
 def selector_step(
@@ -267,8 +265,8 @@ def selector_step(
     """PPO on one batch, without dropout; the transformer stays as it is, and so does `step`.
 
     Draws follow `state.key` and `step`: to update the selector twice between two steps of the transformer, give the
-    second one another `key`. Of several documents, each minibatch holds as many candidates of every one, and the
-    update is that of their mean. The metrics are `reward` per document (at most xi), those of PPO per minibatch,
+    second one another `key`. With several documents, each minibatch holds the same number of candidates from each, and
+    the loss is averaged over documents. The metrics are `reward` per document (at most xi), those of PPO per minibatch,
     `selector_skipped` per batch, and the selection's as in `batch_loss`.
     """
     transformer, selector = split_params(state.params)

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from jax_simcas.backbones.families import chunk_positions, name_of, replaced
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.hub import (
     EXTRA,
     Pretrained,
@@ -86,7 +86,7 @@ def pipeline_config(settings: Settings) -> PipelineConfig:
     """The part of the settings that turns rows into batches."""
     names = {field.name for field in dataclasses.fields(PipelineConfig)}
     shared = {name: value for name, value in (vars(settings.simcas) | vars(settings.data)).items() if name in names}
-    shape = settings.shape
+    shape = settings.backbone_config
     start = None if shape.wraps_targets else shape.decoder_start_token_id
     return PipelineConfig(**shared, seed=settings.loop.seed, decoder_start=start, embedding_rows=shape.vocab_size)
 
@@ -129,9 +129,9 @@ def new_model(settings: Settings, cache: Path, mesh: Mesh, saved_tokenizer: Path
     tokenizer = saved or make_tokenizer(settings, cache)
     tokenizer_lib.set_languages(tokenizer, *languages)
     settings = in_language(with_tokens_of(settings, tokenizer), tokenizer)
-    sized = partial(replaced, settings.shape, vocab_size=len(tokenizer))
-    settings = settings.with_shape(config_lib.made(sized, f"config.{settings.family}"))
-    settings = config_lib.check(generating(settings, defaults(settings.shape)), sizes_known=True)
+    sized = partial(replaced, settings.backbone_config, vocab_size=len(tokenizer))
+    settings = settings.with_backbone_config(config_lib.made(sized, f"config.{settings.family}"))
+    settings = config_lib.check(generating(settings, defaults(settings.backbone_config)), sizes_known=True)
     fresh = partial(init_params, model=settings.model())
     shardings = state_shardings(mesh, jax.eval_shape(fresh, key), settings.model().sharding_rules)
     notes = check_vocabulary(tokenizer, settings, f"config.{settings.family}")
@@ -144,7 +144,7 @@ def with_tokens_of(settings: Settings, tokenizer: TextTokenizer) -> Settings:
     A token that starts, begins or ends a target stays what it is in the family: T5's decoder starts with PAD, BART's
     with EOS. Other ids than the family's stay, as they come from the user, and a token that the family lacks stays out.
     """
-    shape: Any = settings.shape
+    shape: Any = settings.backbone_config
     usual: Any = type(shape)()
     roles = {getattr(usual, f"{role}_token_id"): role for role in ("pad", "eos", "bos")}
     ids = {role: tokenizer_lib.special_id(tokenizer, role) for role in roles.values()}
@@ -153,7 +153,7 @@ def with_tokens_of(settings: Settings, tokenizer: TextTokenizer) -> Settings:
         for name in ROLES
         if getattr(usual, name) is not None and getattr(shape, name) == getattr(usual, name)
     }
-    return settings.with_shape(replaced(shape, **changes))
+    return settings.with_backbone_config(replaced(shape, **changes))
 
 
 def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: TextTokenizer | None) -> Model:
@@ -164,8 +164,8 @@ def _from_pretrained(settings: Settings, key: jax.Array, mesh: Mesh, saved: Text
     has_selector = "selector" in loaded.params
     generate, notes = generation_of(loaded, source, has_length=settings.generate.max_length is not None)
     loaded = fill_missing_params(loaded, source, key, settings.model().chunk_position)
-    settings = settings.with_shape(keep_run_dropout(loaded.config, settings))
-    settings = fitted_to(generating(settings, generate), settings.shape)
+    settings = settings.with_backbone_config(keep_run_dropout(loaded.config, settings))
+    settings = fitted_to(generating(settings, generate), settings.backbone_config)
     if not has_selector and not settings.loop.selector_every:
         settings, untrained = without_selector(settings)
         notes += untrained
@@ -193,11 +193,11 @@ def in_language(
         return settings
     frame, code = tokenizer_lib.frame_of(tokenizer), tokenizer_lib.language_id(tokenizer, settings.data.tgt_lang)
     changes: dict[str, Any] = {}
-    if settings.shape.wraps_targets:
+    if settings.backbone_config.wraps_targets:
         changes["decoder_start_token_id"] = (*frame.target_prefix, *frame.target_suffix)[-1]
-    if code in frame.target_prefix or not settings.shape.wraps_targets:
+    if code in frame.target_prefix or not settings.backbone_config.wraps_targets:
         changes["forced_bos_token_id"] = code
-    return settings.with_shape(replaced(settings.shape, **changes))
+    return settings.with_backbone_config(replaced(settings.backbone_config, **changes))
 
 
 def _with_ids(
@@ -237,7 +237,7 @@ def without_selector(settings: Settings) -> tuple[Settings, tuple[str, ...]]:
     return settings, (f"until a selector is trained, policy={settings.simcas.policy} keeps {kept}",)
 
 
-def keep_run_dropout(pretrained: Shape, settings: Settings) -> Shape:
+def keep_run_dropout(pretrained: BackboneConfig, settings: Settings) -> BackboneConfig:
     """The pretrained shape with the dropout rates of the run."""
     wanted = getattr(settings, name_of(pretrained))
     return replaced(pretrained, **{name: getattr(wanted, name) for name in pretrained.rates})
@@ -249,7 +249,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     Raises:
       UserError: a special token around texts that has no row in the embedding; any other is refused where it occurs.
     """
-    frame, rows = tokenizer_lib.frame_of(tokenizer), settings.shape.vocab_size
+    frame, rows = tokenizer_lib.frame_of(tokenizer), settings.backbone_config.vocab_size
     target = (*frame.target_prefix, *frame.target_suffix)
     chosen = {token for token in (settings.simcas.chunk_start, settings.simcas.chunk_end) if isinstance(token, int)}
     without = sorted(token for token in {*frame.tokens, *target, *chosen} if token >= rows)
@@ -259,7 +259,7 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
             f"{where}: the tokenizer puts {names} around texts, but the weights have {rows} tokens: use the tokenizer "
             "that the weights were trained with"
         )
-    tokens = settings.shape.tokens
+    tokens = settings.backbone_config.tokens
     ends = tokens.all_ends
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
@@ -287,7 +287,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
         params = settings.model().backbone.unstack(params)
         training: dict[str, int] = {name: meta[name] for name in ("step", "rows") if name in meta}
         return Pretrained(
-            settings.shape,
+            settings.backbone_config,
             params,
             folder / TOKENIZER,
             dataclasses.asdict(settings),
@@ -301,7 +301,7 @@ def load_weights(source: str, step: Any = "best") -> Pretrained:
     return load(source)
 
 
-def fitted_to(settings: Settings, shape: Shape) -> Settings:
+def fitted_to(settings: Settings, shape: BackboneConfig) -> Settings:
     """The settings with the lengths of chunks and targets of our configs no longer than the positions of the model.
 
     A length that is nobody's but the user's is left to the check.
@@ -335,7 +335,7 @@ def load_model(source: str, step: Any = "best", given: Container[str] = ()) -> M
         settings = config_lib.from_mapping(loaded.extra, f"{source}: its settings")
         if not is_workdir(source):
             settings = check_names(settings, f"{source}: its settings")
-    settings = dataclasses.replace(settings, pretrained=source, generate=generate).with_shape(loaded.config)
+    settings = dataclasses.replace(settings, pretrained=source, generate=generate).with_backbone_config(loaded.config)
     if not loaded.extra:
         settings = fitted_to(settings, loaded.config)
     tokenizer = tokenizer_lib.load_tokenizer(loaded.folder, settings.data.src_lang, settings.data.tgt_lang)
@@ -380,14 +380,14 @@ def read_settings(source: str) -> Settings:
     return Settings(pretrained=source)
 
 
-def read_sizes(source: str) -> Shape:
+def read_sizes(source: str) -> BackboneConfig:
     """The shape of the model in a workdir or a folder, without reading weights.
 
     Raises:
       UserError: its config.json is missing or not one of a model that can be read.
     """
     folder = Path(source)
-    return config_lib.read_json(folder / CONFIG).shape if is_workdir(source) else read_config(folder)
+    return config_lib.read_json(folder / CONFIG).backbone_config if is_workdir(source) else read_config(folder)
 
 
 def load_summarizer(source: str | os.PathLike[str], step: Any = "best", **settings: Any) -> Summarizer:

@@ -59,7 +59,7 @@ class Documents(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> Documents:
-        shape = model.settings.shape
+        shape = model.settings.backbone_config
         reading = dataclasses.replace(
             pipeline_config(model.settings),
             input_template="{document}",
@@ -129,7 +129,7 @@ class Here(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> Here:
-        return cls(jax.device_put(model.params), backbone_for(model.settings.shape), model.settings.generate)
+        return cls(jax.device_put(model.params), backbone_for(model.settings.backbone_config), model.settings.generate)
 
     def read(self, given: Given) -> Reading:
         """Encodes, decodes, and generates without beams and with, in float32."""

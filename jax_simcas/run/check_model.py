@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.hub import expected_shapes
 from jax_simcas.checkpoints.repository import find_folder
 from jax_simcas.common import cli, files, progress, tables
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 class Ours(NamedTuple):
     """All that the other side is held against; nothing of the weights."""
 
-    shape: Shape
+    shape: BackboneConfig
     generate: GenerateConfig
     texts: list[Text]  # of the first case
     frames: list[Framed]
@@ -57,7 +57,7 @@ def read_here(source: str, own: Texts, several: bool, longest: int | None, bar: 
     model = configured(load_model(source))
     model = model._replace(settings=limited(model.settings, longest))
     here, documents, notes = Here.of(model), Documents.of(model), model.notes
-    shape, model = model.settings.shape, model._replace(params=None)
+    shape, model = model.settings.backbone_config, model._replace(params=None)
     bar.update()
     texts = check_texts.short_texts(documents.tokenizer, documents.room, own)
     given = {ONE: [documents.given(text) for text in texts]}
@@ -121,7 +121,7 @@ def meaningless(case: str, readings: Sequence[Reading]) -> Iterator[str]:
         )
 
 
-def memory_line(source: str, shape: Shape) -> Iterator[str]:
+def memory_line(source: str, shape: BackboneConfig) -> Iterator[str]:
     """The size of the model, and the memory that checking it takes; a warning where there is less."""
     count = sum(math.prod(size) for name, size in expected_shapes(shape).items() if not name.startswith("selector/"))
     needed = 4 * MEMORY * count + BESIDE

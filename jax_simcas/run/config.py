@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from jax_simcas.backbones.families import FAMILIES, chunk_positions, name_of
-from jax_simcas.backbones.protocol import Backbone, Shape
+from jax_simcas.backbones.protocol import Backbone, BackboneConfig
 from jax_simcas.common import checks, files
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import MeshConfig
@@ -143,12 +143,12 @@ class LoopConfig:
 
 
 # A section for the sizes of each family.
-SHAPES = [(name, family.config, field(default_factory=family.config)) for name, family in FAMILIES.items()]
-Shapes: Any = dataclasses.make_dataclass("Shapes", SHAPES, frozen=True, kw_only=True)
+SECTIONS = [(name, family.config, field(default_factory=family.config)) for name, family in FAMILIES.items()]
+Families: Any = dataclasses.make_dataclass("Families", SECTIONS, frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True)
-class Settings(Shapes):
+class Settings(Families):
     """One run."""
 
     # folder, another run's workdir or hub id to start from; "" trains a model of the sizes of `backbone` from scratch
@@ -169,7 +169,7 @@ class Settings(Shapes):
         Raises:
           UserError: a name that cannot be resolved.
         """
-        backbone: Backbone = backbone_of(self.backbone, self.shape, self.simcas.attention)
+        backbone: Backbone = backbone_of(self.backbone, self.backbone_config, self.simcas.attention)
         return self.simcas.model(backbone)
 
     @property
@@ -178,15 +178,15 @@ class Settings(Shapes):
         return self.backbone if self.backbone in FAMILIES else "bart"
 
     @property
-    def shape(self) -> Shape:
+    def backbone_config(self) -> BackboneConfig:
         """Sizes, rates and special tokens of the model."""
-        shape: Shape = getattr(self, self.family)
-        return shape
+        config: BackboneConfig = getattr(self, self.family)
+        return config
 
-    def with_shape(self, shape: Shape) -> Settings:
-        """The settings of a model of that shape; a backbone of one's own stays, if the shape is BART's."""
-        name = name_of(shape)
-        changes: dict[str, Any] = {name: shape} | ({} if name == self.family else {"backbone": name})
+    def with_backbone_config(self, config: BackboneConfig) -> Settings:
+        """The settings with another backbone's config; a backbone of one's own stays, if the config is BART's."""
+        name = name_of(config)
+        changes: dict[str, Any] = {name: config} | ({} if name == self.family else {"backbone": name})
         return dataclasses.replace(self, **changes)
 
 
@@ -234,8 +234,8 @@ def _check_positions(settings: Settings, where: str) -> None:
 
 def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
     positions, vocabulary = backbone.positions, backbone.vocab_size
-    of_chunk = chunk_positions(settings.shape) if settings.backbone in FAMILIES else positions
-    has_window = bool(getattr(settings.shape, "attention_window", ()))
+    of_chunk = chunk_positions(settings.backbone_config) if settings.backbone in FAMILIES else positions
+    has_window = bool(getattr(settings.backbone_config, "attention_window", ()))
     of_target = "max_decoder_position_embeddings" if has_window else "max_position_embeddings"
     lengths = {
         "simcas.chunk_length": (

@@ -75,7 +75,7 @@ def load_module(path: Path) -> Any:
     """The module of a user's Python file.
 
     Raises:
-      UserError: it cannot be read_config, or whatever it raises.
+      UserError: the file cannot be read, or its code raises.
     """
     spec = importlib.util.spec_from_loader("config", importlib.machinery.SourceFileLoader("config", str(path)))
     assert spec is not None and spec.loader is not None
@@ -140,8 +140,8 @@ def override(config: ConfigDict, changes: Sequence[tuple[str, str]]) -> ConfigDi
         with place.unlocked(), place.ignore_type():
             place[leaf] = value
     given = dict(changes)
-    if given.get("loop.steps", "None") != "None" and "loop.epochs" not in given:
-        config.loop.epochs = 0  # which the file may set, and which would count
+    if given.get("loop.steps", "None") != "None" and "loop.epochs" not in given and config.loop.get("epochs"):
+        config.loop.epochs = 0  # which the file sets, and which would count
     return config
 
 
@@ -181,9 +181,9 @@ def with_flags(settings: Settings, arguments: Any, sizes_known: bool = True) -> 
     flags, changes = overrides_of(arguments), getattr(arguments, "changes", ())
     mapping = override(config_lib.to_config(settings), changes).to_dict()
     family = settings.family
-    for name in settings.shape.sizes:
+    for name in settings.backbone_config.sizes:
         given = functools.reduce(dict.__getitem__, name.split("."), mapping[family])
-        trained = operator.attrgetter(name)(settings.shape)
+        trained = operator.attrgetter(name)(settings.backbone_config)
         if given != trained:
             raise UserError(
                 f"--config.{family}.{name}={given!r}: the trained model has {trained!r}, which cannot be changed"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax_simcas
 from jax_simcas.backbones import families
 from jax_simcas.backbones.hf_config import GENERATED
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints import hub, repository
 from jax_simcas.checkpoints.hub import Pretrained
 from jax_simcas.checkpoints.repository import CARD, CONFIG, PASSENGERS, Repository
@@ -82,7 +82,7 @@ def convert(source: str, target: Path, layout: str, step: Any = "best", to: Repo
     return Converted(found, weights, tuple(dict.fromkeys(names)))
 
 
-def notes_on_config(config: Shape, source: str) -> tuple[str, ...]:
+def notes_on_config(config: BackboneConfig, source: str) -> tuple[str, ...]:
     """A note if transformers makes another model of the config.json of this one, as settings from scratch allow.
 
     Raises:

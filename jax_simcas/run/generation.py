@@ -13,7 +13,7 @@ from typing import Any
 
 from jax_simcas.backbones.families import replaced
 from jax_simcas.backbones.hf_config import forces_bos
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.hub import CONFIG, GENERATION, Pretrained
 from jax_simcas.common.errors import UserError
 from jax_simcas.method.generate_config import DEFAULTS, FORCED, NOTHING, GenerateConfig, tokens_of
@@ -65,7 +65,9 @@ def of_config(config: Raw) -> Raw:
     return found | {"forced_bos_token_id": config.get("bos_token_id")} if forced else found
 
 
-def read(raw: Raw, config: Shape, where: str, *, has_length: bool = False) -> tuple[GenerateConfig, tuple[str, ...]]:
+def read(
+    raw: Raw, config: BackboneConfig, where: str, *, has_length: bool = False
+) -> tuple[GenerateConfig, tuple[str, ...]]:
     """The settings with which transformers' `generate` reads a checkpoint, and notes for the user.
 
     The forced tokens are left to the backbone, whose tokens `from_hf` of its config reads.
@@ -125,7 +127,7 @@ def raw_generation(loaded: Pretrained) -> Mapping[str, Any]:
     return loaded.generation if loaded.generation_file else of_config(loaded.generation)
 
 
-def defaults(shape: Shape) -> GenerateConfig:
+def defaults(shape: BackboneConfig) -> GenerateConfig:
     """The generation settings of a model from scratch, no longer than its positions."""
     assert DEFAULTS.max_length is not None
     longest = DEFAULTS.max_length if shape.positions is None else min(DEFAULTS.max_length, shape.positions)
@@ -154,7 +156,7 @@ def _lengths(raw: Raw, positions: int, where: str) -> tuple[int, int]:
     return longest, (shortest or 0) if least_new is None else least_new + 1
 
 
-def written(raw: Raw, settings: GenerateConfig, config: Shape) -> Raw:
+def written(raw: Raw, settings: GenerateConfig, config: BackboneConfig) -> Raw:
     """What generation_config.json is to hold: `raw` where it says the same, else what it says changed to `settings`."""
     if raw:
         before = read(raw, config, GENERATION)[0]
@@ -177,12 +179,12 @@ def written(raw: Raw, settings: GenerateConfig, config: Shape) -> Raw:
     return {name: value for name, value in out.items() if value is not None}
 
 
-def to_json(raw: Raw, settings: GenerateConfig, config: Shape) -> str:
+def to_json(raw: Raw, settings: GenerateConfig, config: BackboneConfig) -> str:
     """The text of generation_config.json; see `written`."""
     return json.dumps(dict(written(raw, settings, config)), indent=2, sort_keys=True) + "\n"
 
 
-def _forced(config: Shape, settings: GenerateConfig) -> Shape:
+def _forced(config: BackboneConfig, settings: GenerateConfig) -> BackboneConfig:
     """The config with the forced tokens of the settings in place of its own."""
     given = {name: getattr(settings, name) for name in FORCED if getattr(settings, name) is not None}
     tokens: dict[str, Any] = {name: None if token == NOTHING else token for name, token in given.items()}

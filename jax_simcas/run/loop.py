@@ -63,7 +63,7 @@ class Steps(NamedTuple):
     validation: Callable[[Any, Any], dict[str, Pair]]
 
 
-class Every(NamedTuple):
+class Hook(NamedTuple):
     """What the loop does every so many steps and after the last one; `do` gets the step, and whether training ends."""
 
     steps: int
@@ -161,10 +161,10 @@ def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) 
     ):
         training = Training(run, start, inputs, checkpoints, writer, bar)
         hooks = (
-            Every(every.log, training.log),
-            Every(every.validate, training.validate),
-            Every(every.checkpoint, training.save, when_stopped=True),
-            Every(every.checkpoint, training.publish, when_stopped=True),
+            Hook(every.log, training.log),
+            Hook(every.validate, training.validate),
+            Hook(every.checkpoint, training.save, when_stopped=True),
+            Hook(every.checkpoint, training.publish, when_stopped=True),
         )
         for step in range(start.step + 1, run.steps + 1):
             training.step(step)
@@ -180,8 +180,10 @@ def train_on(run: Run, start: Start, inputs: Inputs, checkpoints: Checkpointer) 
                 break
         checkpoints.wait()
         training.log_saved()
-        if writer:
+        if writer and step == run.steps:
             run.folder.publish()
+        elif writer:
+            training.upload()
     return Outcome(step, training.validation, preempted=step < run.steps)
 
 
@@ -304,10 +306,14 @@ class Training:
         if ends or time.monotonic() - self._drawn > SECONDS_BETWEEN_PLOTS:
             plots.plot_training(self._run.folder.local / metric_log.METRICS, self._run.folder.local)
             self._drawn = time.monotonic()
+        self.upload()
+
+    def upload(self) -> None:
+        """Copies the small files to a bucket; one may refuse for a while, and the checkpoints lie there already."""
         try:
             self._run.folder.publish()
-        except UserError as error:  # a bucket may refuse for a while; the checkpoints lie there already
-            self._note(f"warning: {error}; training goes on, and tries it again after the next checkpoint")
+        except UserError as error:
+            self._note(f"warning: {error}; it is tried again after the next checkpoint")
 
     def log_saved(self) -> None:
         """Logs stall and write time of each checkpoint that finished since the last call."""

@@ -16,7 +16,7 @@ import optax
 from jax_simcas.backbones.families import FAMILIES
 from jax_simcas.backbones.ops.attention import Attend, attention, fused_attention, has_cudnn
 from jax_simcas.backbones.ops.stacks import REMAT
-from jax_simcas.backbones.protocol import Backbone, Shape
+from jax_simcas.backbones.protocol import Backbone, BackboneConfig
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError, kind_and_line
 from jax_simcas.common.sharding import mesh_in_use
@@ -280,7 +280,7 @@ def policy_of(name: str, where: str) -> Policy:
     return policy
 
 
-def backbone_of(name: str, config: Shape, attention_name: str = "auto") -> Backbone:
+def backbone_of(name: str, config: BackboneConfig, attention_name: str = "auto") -> Backbone:
     """The backbone of that name, of the sizes and tokens in `config`.
 
     Raises:

@@ -16,7 +16,7 @@ import optax
 from flax import traverse_util
 
 from jax_simcas.backbones.families import backbone_for
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.checkpoints.hub import from_state_dict, load
 from jax_simcas.common import cli, files, progress, tables
 from jax_simcas.common.errors import UserError, first_line
@@ -58,7 +58,7 @@ class Case(NamedTuple):
     name: str
     settings: dict[str, Any]
     arrays: Arrays
-    shape: Shape
+    shape: BackboneConfig
     params: Any
 
     @property

@@ -142,10 +142,10 @@ def as_begun(model: Model, workdir: Path) -> Model:
         given = {
             f"{role}_token_id"
             for role in ("pad", "bos", "eos")
-            if getattr(settings.shape, f"{role}_token_id") != tokenizer_lib.special_id(model.tokenizer, role)
+            if getattr(settings.backbone_config, f"{role}_token_id") != tokenizer_lib.special_id(model.tokenizer, role)
         }
-        tokens = {name: getattr(begun.shape, name) for name in ("eos_token_ids", *ROLES) if name not in given}
-        settings = settings.with_shape(replaced(settings.shape, **tokens))
+        tokens = {name: getattr(begun.backbone_config, name) for name in ("eos_token_ids", *ROLES) if name not in given}
+        settings = settings.with_backbone_config(replaced(settings.backbone_config, **tokens))
     if not model.has_selector and not settings.loop.selector_every:
         policies = {name: getattr(begun.simcas, name) for name in ("policy", "train_policy", "budget")}
         settings = dataclasses.replace(settings, simcas=settings.simcas.replace(**policies))
@@ -292,7 +292,7 @@ def claim(run: Run) -> None:
     if is_main():
         settings = run.settings
         files.replace_file(run.folder.local / CONFIG, config_lib.to_json(settings).encode())
-        generation = generation_lib.to_json(run.model.generation, settings.generate, settings.shape)
+        generation = generation_lib.to_json(run.model.generation, settings.generate, settings.backbone_config)
         files.replace_file(run.folder.local / GENERATION, generation.encode())
         save_passengers(run.folder.local / PASSENGERS, run.model.passengers)
         if not run.begun:

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from jax_simcas.backbones.families import FAMILIES, name_of
-from jax_simcas.backbones.protocol import Shape
+from jax_simcas.backbones.protocol import BackboneConfig
 
 # The boundary states of all chunks, [K, 2, D] -> what takes their place.
 Exchange = Callable[[torch.Tensor], torch.Tensor]
@@ -50,7 +50,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(usual)
 
 
-def made(config: Shape, weights: Mapping[str, torch.Tensor]) -> Any:
+def made(config: BackboneConfig, weights: Mapping[str, torch.Tensor]) -> Any:
     """The model of transformers with that config and those weights, which it ties as its family does.
 
     Parameters that nothing here computes with, such as those that see images, it has only where they are given.

@@ -12,7 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from jax_simcas.backbones.ops.distance import by_distance, by_doubling, sum_by_distance
+from jax_simcas.backbones.ops.distance import sum_by_distance, to_pairs, to_pairs_by_doubling
 from jax_simcas.backbones.ops.groups import CHUNKS_AT_ONCE, Groups, in_groups
 from jax_simcas.backbones.ops.memory import CONTEXT, materialise
 from jax_simcas.backbones.ops.shared import Backward, Level, linear, mapped, one_by_one
@@ -49,11 +49,11 @@ def masked_scores(
     `bias` is by distance, or that of every pair.
     """
     scores = scaled(_products("htd,hcd->htc", query, key), query.shape[-1], scale, cap)
-    return _masked(scores, mask, by_distance(bias, query.shape[1]) if bias is not None and bias.ndim == 2 else bias)
+    return _masked(scores, mask, to_pairs(bias, query.shape[1]) if bias is not None and bias.ndim == 2 else bias)
 
 
 def repeated(mask: Bool[Array, "_ C"], rows: int) -> Bool[Array, "_ C"]:
-    """The mask of all rows, where those of several queries of a token follow one another; a single row stays one."""
+    """The mask tiled for grouped queries, whose `rows` are R blocks of the T tokens; a single row stays one."""
     return mask if mask.shape[0] in (1, rows) else jnp.tile(mask, (rows // mask.shape[0], 1))
 
 
@@ -110,7 +110,7 @@ def attend_to_rows(
 ) -> Float[Array, "H T Dh"]:
     """The same where keys are rows, as those of a cache that is written row by row.
 
-    They stand left, as in `few_rows`: under `vmap` the other order takes 1.5 to 4 times as long.
+    The keys are the left operand, as in `few_rows`: under `vmap` the other order takes 1.5 to 4 times as long.
     """
     products = _products("hcd,htd->hct", key, query)
     return _few_rows_context(lax.optimization_barrier(products).swapaxes(1, 2), value, mask, bias, scale, cap)
@@ -181,7 +181,7 @@ def _attention_forward(
         return (context / total).astype(value.dtype), (highest + jnp.log(total))[..., 0]
 
     inputs = (query, key, value, mask, *(() if bias is None else (bias,)))
-    prepared = None if bias is None else lambda *inputs: (*inputs[:4], by_doubling(inputs[4], query.shape[1]))
+    prepared = None if bias is None else lambda *inputs: (*inputs[:4], to_pairs_by_doubling(inputs[4], query.shape[1]))
     context, log_z = in_groups(forward, chunks, prepared)(*inputs)
     context, log_z = (checkpoint_name(x, CONTEXT) for x in (context, log_z))
     return context, (query, key, value, mask, context, log_z, *inputs[4:])
@@ -317,7 +317,7 @@ def _sums_in_groups(with_pairs: Callable, summed: Callable, level: Level) -> Bac
 
     def run(*inputs: Array) -> tuple[Array, ...]:
         *saved, bias, cotangent = inputs
-        pairs = by_doubling(bias[:, ::-1], saved[1].shape[-2])  # once for all groups
+        pairs = to_pairs_by_doubling(bias[:, ::-1], saved[1].shape[-2])  # once for all groups
         inputs = (*saved, pairs, cotangent)
         each = jax.vmap(with_pairs, axes)
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def by_distance(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
-    """One bias per distance, as one per pair of a query and a key: row t begins at number T - 1 - t.
+def to_pairs(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
+    """Expands one bias per distance into one per (query, key) pair: row t begins at number T - 1 - t.
 
     A broadcast and reshapes, which XLA fuses with what reads the result; their transpose sums by distance.
     """
@@ -24,8 +24,8 @@ def by_distance(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
     return moved[:, :, : width + 1 - rows]
 
 
-def by_doubling(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
-    """`by_distance` where nothing is fused with it: fewer numbers move.
+def to_pairs_by_doubling(bias: Float[Array, "H N"], rows: int) -> Float[Array, "H T C"]:
+    """`to_pairs` where nothing is fused with it: fewer numbers move.
 
     R rows become twice as many: those R numbers further on, above themselves.
     """
@@ -40,4 +40,4 @@ def sum_by_distance(pairs: Float[Array, "H T C"]) -> Float[Array, "H N"]:
     """The transpose of both: the lower half of the rows is added to the upper one, moved, over and over."""
     heads, rows, columns = pairs.shape
     bias = jax.ShapeDtypeStruct((heads, rows + columns - 1), pairs.dtype)
-    return jax.linear_transpose(partial(by_doubling, rows=rows), bias)(pairs)[0]
+    return jax.linear_transpose(partial(to_pairs_by_doubling, rows=rows), bias)(pairs)[0]

@@ -16,7 +16,7 @@ CHUNKS_AT_ONCE = 4  # their scores fit a TPU's fast memory together: 64 MiB for 
 
 
 def in_groups(function: Callable, chunks: bool, prepared: Callable | None = None) -> Callable:
-    """Identity on unbatched inputs. Under vmap, maps over groups of the batch so that their scores fit in fast memory.
+    """`function` itself on unbatched inputs; under `vmap`, over groups of the batch whose scores fit in fast memory.
 
     On a CPU the groups are single elements under every `vmap`; on a TPU they are `CHUNKS_AT_ONCE` elements, and only
     under the `vmap` over the `chunks` of a document.
