@@ -313,7 +313,7 @@ def test_resume_deletes_what_was_preempted_and_starts_again(place):
 
 
 def test_run_makes_no_machine_anew_that_somebody_deletes(place):
-    place.plays(states=["WAITING_FOR_RESOURCES", "DELETING", "NONE", "NONE"])
+    place.plays(states=["WAITING_FOR_RESOURCES", "DELETING", "DELETING", "NONE"])
     done = place.tpu("run", "--type=v4-8", WORKDIR, "--", *TRAIN)
     assert done.code != 0 and len(place.calls("queued-resources", "create")) == 1
 
