@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import CONFIGS, ROOT, as_flags, environment, one_line_error
 
 from jax_simcas.experiments import __main__ as experiments
-from jax_simcas.experiments import plan, runner, spec
+from jax_simcas.experiments import output, plan, runner, spec
 from jax_simcas.experiments.plan import Plan
+from jax_simcas.experiments.spec import Evaluation, Experiment, Variant, cells
+from jax_simcas.experiments.table import TableRow
 from jax_simcas.run.config import differences, from_config
 from jax_simcas.run.config_file import load_module
 from jax_simcas.run.config_file import read_config as read_file
@@ -337,3 +340,26 @@ def test_a_small_experiment_for_real(tmp_path, monkeypatch):
     assert float(by_seed.split("1=")[1]) == pytest.approx(mean, rel=1e-4)
     begun = time.monotonic()
     assert main(tmp_path, *flags) == 0 and time.monotonic() - begun < 10
+
+
+def test_evaluations_at_the_same_place_of_a_plot_do_not_hide_one_another(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(output.plots, "plot_lines", lambda panels, *rest: drawn.update(panels))
+    evaluations = (
+        Evaluation("", x=None),
+        Evaluation("random", policy="random"),
+        Evaluation("longer", overrides={"simcas.max_input_len": 9}),
+    )
+    variants = tuple(Variant(f"{count} rows", x=count, line="SimCAS") for count in (10, 100))
+    rows = [
+        TableRow(cell, "", None, {"nll": SimpleNamespace(score=(cell.variant.x, cell.evaluation.name))})
+        for cell in cells(Experiment(variants, evaluations))
+    ]
+    output.draw("title", rows, "rows", tmp_path / "plot.png")
+    assert drawn == {
+        "nll": {
+            "SimCAS": {10: (10, ""), 100: (100, "")},
+            "SimCAS, random": {10: (10, "random"), 100: (100, "random")},
+            "SimCAS, longer": {10: (10, "longer"), 100: (100, "longer")},
+        }
+    }

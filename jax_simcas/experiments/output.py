@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from jax_simcas.evaluation.words import ROUGE_SCORE
 from jax_simcas.experiments import statistics, table
 from jax_simcas.experiments.plan import Command, evaluation_folder
 from jax_simcas.experiments.runner import seconds_of
-from jax_simcas.experiments.spec import Experiment, cells
+from jax_simcas.experiments.spec import Cell, Experiment, cells
 from jax_simcas.experiments.statistics import Measures, Results
 from jax_simcas.experiments.table import TableRow
 
@@ -64,6 +65,13 @@ def read_results(experiment: Experiment, workdir: Path, commands: Sequence[Comma
     return results
 
 
+def line_of(cell: Cell) -> str:
+    """The line of a cell that another of its variant would hide, as both have the same x."""
+    evaluation = cell.evaluation
+    own = evaluation.policy or (evaluation.name if evaluation.overrides else "")
+    return f"{cell.line}, {own}" if own else cell.line
+
+
 def draw(title: str, rows: Sequence[TableRow], axis: str, path: Path) -> None:
     """Lines against x where cells have one, else bars."""
     if all(row.cell.x is None for row in rows):
@@ -71,10 +79,13 @@ def draw(title: str, rows: Sequence[TableRow], axis: str, path: Path) -> None:
         plots.plot_comparison(scores, path, metrics.measure_of, title)
         return
     panels: dict[str, dict[str, dict[Number, Interval]]] = {}
+    places = Counter((row.cell.line, row.cell.x) for row in rows)
     for row in rows:
         if row.cell.x is not None:
+            shared = places[row.cell.line, row.cell.x] > 1
+            line = line_of(row.cell) if shared else row.cell.line
             for name, found in row.statistics.items():
-                panels.setdefault(name, {}).setdefault(row.cell.line, {})[row.cell.x] = found.score
+                panels.setdefault(name, {}).setdefault(line, {})[row.cell.x] = found.score
     plots.plot_lines(panels, axis, path, metrics.measure_of, title)
 
 
