@@ -5,9 +5,10 @@
 #   WHEELS=DIR bash launch/gpu_check.sh --python=/opt/venv/bin/python3    no index: that Python, and wheels from DIR
 #   bash launch/gpu_check.sh --output=DIR -- --parts=benchmark --size=large --lengths=16384
 #
-# Parity with the released code's arrays, tests, resume, a short training, and the benchmark beside the PyTorch
-# peer. DIR (default runs/gpu_check) gets gpu_check.json, gpu_check.md and gpu_check.log, after each part.
-#   --python=PYTHON   has jax for CUDA, torch and whatever is not in WHEELS; without it the environment gets [cuda12] or [cuda13]
+# The benchmark beside the PyTorch peer, parity with the released code's arrays, tests, resume and a short training. DIR
+# (default runs/gpu_check) gets gpu_check.json, gpu_check.md and gpu_check.log, after each part.
+#   --python=PYTHON   has jax for CUDA, torch and whatever is not in WHEELS; without it the environment gets [cuda12] or
+#                     [cuda13]
 #   --output=DIR      where the results go
 # WHEELS is a folder of wheels that PYTHON lacks, one version of each; they are unpacked beside it, not into it.
 # Arguments after -- go to python -m jax_simcas.benchmark.gpu_check; its --help names them.
