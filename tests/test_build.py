@@ -85,7 +85,7 @@ def test_a_run_that_began_with_other_tokens_keeps_them(cache, tmp_path):
         build.replaced(model.settings.backbone_config, eos_token_id=1, pad_token_id=0)
     )
     (tmp_path / "config.json").write_text(build.config_lib.to_json(earlier))
-    assert as_begun(model, tmp_path).settings.backbone_config == earlier.shape
+    assert as_begun(model, tmp_path).settings.backbone_config == earlier.backbone_config
     other = model._replace(
         settings=model.settings.with_backbone_config(build.replaced(model.settings.backbone_config, eos_token_id=5))
     )

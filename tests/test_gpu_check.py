@@ -1,6 +1,5 @@
 """The check on a GPU: its parts, its report after each of them, and the script around it; rehearsed on the CPU."""
 
-import io
 import json
 import os
 import re
@@ -148,8 +147,9 @@ def test_a_benchmark_that_is_stopped_keeps_what_it_measured(tmp_path):
             (Path(folder) / "benchmark.json").write_text('{"results": [{"seconds": [1.0]}]}')
             raise Stopped("stopped after 9 s", Done(-9, "", "skipped: one\nother\n"))
 
-    with pytest.raises(Failed, match="stopped after 9 s; 1 task measured, 1 skipped") as caught:
-        gpu_check.benchmark(Slow("cpu", ROOT, tmp_path, io.StringIO(), time.monotonic() + 60))
+    expected = "stopped after 9 s; 1 task measured, 1 skipped"
+    with (tmp_path / "log").open("w") as log, pytest.raises(Failed, match=expected) as caught:
+        gpu_check.benchmark(Slow("cpu", ROOT, tmp_path, log, time.monotonic() + 60))
     assert caught.value.figures == {"results": [{"seconds": [1.0]}], "skipped": ["one"]}
 
 

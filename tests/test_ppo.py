@@ -88,15 +88,6 @@ def test_orders_visit_every_real_candidate_once_per_epoch():
     assert (orders.token[..., N:] == N).all()
 
 
-def test_further_chunks_of_padding_change_no_order():
-    """A mesh that splits documents by chunks pads them."""
-    config, mask = PPOConfig(minibatch_size=2), jnp.ones((2, K, N), bool)
-    alone = draw_orders(jax.random.key(0), mask, config)
-    padded = draw_orders(jax.random.key(0), jnp.pad(mask, ((0, 0), (0, 3), (0, 0))), config)
-    np.testing.assert_array_equal(padded.token[:, :, :K], alone.token)
-    np.testing.assert_array_equal(padded.chunk[..., :K], alone.chunk)
-
-
 def update(rows, config, seed=0, rate=1e-2):
     selector, optimizer = init_selector(jax.random.key(5), D), optax.adam(rate)
     orders = draw_orders(jax.random.key(seed), rows.mask, config)
@@ -160,8 +151,7 @@ def test_learns_to_keep_what_is_rewarded():
     selector, *_ = update(rows, config)
     logits = jax.vmap(lambda h, s: action_logits(selector, h, s))(rows.hidden[0, :, 1:], rows.state[0])
     before = jnp.mean(rows.action[0] == good[0])
-    # Of 15 candidates one or two lie at the boundary, whatever the order.
-    assert jnp.mean((logits[..., 1] > logits[..., 0]) == good[0]) >= 0.85 > before
+    assert jnp.mean((logits[..., 1] > logits[..., 0]) == good[0]) >= 0.9 > before
 
 
 @pytest.mark.parametrize("field", ["epochs", "minibatch_size"])

@@ -179,7 +179,7 @@ def test_a_page_that_cannot_be_written_is_told_before_weights_are_read(
         tmp_path: "a folder; give a file",
         document: "is one of the documents",
         document / "page.html": "cannot be written",
-        Path("/dev/null"): "is no file",
+        Path("/dev/null"): "no regular file",
     }.items():
         before = document.read_bytes()
         assert summarize.main([f"--model={workdir}", f"--html={path}", str(document)]) == 1

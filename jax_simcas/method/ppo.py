@@ -145,22 +145,17 @@ def ppo_losses(selector: Params, batch: Minibatch, config: PPOConfig) -> Losses:
 def draw_orders(key: Array, mask: Bool[Array, "B K N"], config: PPOConfig) -> Orders:
     """Shuffles the candidates of each chunk and, for every round of minibatches, the chunks; padding comes last.
 
-    A key per epoch and document, and chunks first: further chunks of padding change no other's draws.
+    The draws depend on the number of chunks, padding included.
     """
     documents, chunks, per_chunk = mask.shape
     size = min(config.minibatch_size, per_chunk)
     rounds = -(-per_chunk // size)
     token_key, chunk_key = jax.random.split(key)
-
-    def draw(key: Array, width: int) -> Float[Array, "E B K width"]:
-        keys = jax.random.split(key, (config.epochs, documents))
-        return jax.vmap(jax.vmap(lambda one: jax.random.uniform(one, (chunks, width))))(keys)
-
-    noise = draw(token_key, per_chunk)
+    noise = jax.random.uniform(token_key, (config.epochs, *mask.shape))
     token = jnp.argsort(jnp.where(mask, noise, 2.0), axis=-1)
     fill = rounds * size - per_chunk
     token = jnp.pad(token, ((0, 0), (0, 0), (0, 0), (0, fill)), constant_values=per_chunk)
-    noise = draw(chunk_key, rounds).transpose(0, 3, 1, 2)
+    noise = jax.random.uniform(chunk_key, (config.epochs, rounds, documents, chunks))
     return Orders(token, jnp.argsort(jnp.where(mask.any(axis=-1), noise, 2.0), axis=-1))
 
 

@@ -236,12 +236,13 @@ def _check_sizes(settings: Settings, backbone: Backbone, where: str) -> None:
     positions, vocabulary = backbone.positions, backbone.vocab_size
     of_chunk = chunk_positions(settings.backbone_config) if settings.backbone in FAMILIES else positions
     has_window = bool(getattr(settings.backbone_config, "attention_window", ()))
-    of_target = "max_decoder_position_embeddings" if has_window else "max_position_embeddings"
+    of_decoder = "max_decoder_position_embeddings"
+    of_target = of_decoder if getattr(settings.backbone_config, of_decoder, None) else "max_position_embeddings"
     lengths = {
         "simcas.chunk_length": (
             settings.simcas.chunk_length,
             of_chunk,
-            "half its attention_window at most" if has_window else of_target,
+            "half its attention_window at most" if has_window else "max_position_embeddings",
         ),
         "simcas.max_target_len": (settings.simcas.max_target_len, positions, of_target),
         "generate.max_length": (settings.generate.max_length, positions, of_target),

@@ -22,8 +22,6 @@ class Pages:
 
     def __init__(self, path: Path, count: int, documents: Sequence[Path] = ()) -> None:
         files.check_place(path, "--html")
-        if path.exists() and not path.is_file():
-            raise UserError(f"--html={path}: that is no file; give the name of a file to write, such as kept.html")
         if path.exists() and any(each.exists() and path.samefile(each) for each in documents):
             raise UserError(f"--html={path}: that is one of the documents; give the name of another file")
         self.path, self._folder = path, None if count == 1 else path.with_name(f"{path.stem}_files")

@@ -52,9 +52,9 @@ def open_model(arguments: Any) -> tuple[Summarizer, Settings]:
     """The model with the flags applied, and its settings."""
     with prefixed("--model=", NoSuchModel):
         model = load_model(arguments.model, given=named_by(arguments))
+    model = configured(model, arguments)
     for note in model.notes:
         print(note, file=sys.stderr)
-    model = configured(model, arguments)
     check_query(model.settings, arguments)
     return Summarizer(predictor(model)), model.settings
 

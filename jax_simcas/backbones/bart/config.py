@@ -72,6 +72,8 @@ class BartConfig:
         checks.at_least(self, 1, *sizes, *heads)
         checks.at_least(self, 1, "encoder_layers", "decoder_layers", most=checks.MOST_LAYERS)
         checks.at_least(self, 3, "vocab_size", "max_position_embeddings")
+        if self.max_decoder_position_embeddings is not None:
+            checks.at_least(self, 3, "max_decoder_position_embeddings")
         checks.at_least(self, 0, "init_std")
         checks.below_one(self, "dropout", "attention_dropout", "activation_dropout")
         checks.one_of(self, "activation_function", ACTIVATIONS)
