@@ -10,7 +10,7 @@ import transformers  # noqa: E402
 from test_checkpoints import TEXT, languages, plain, rewritten  # noqa: E402
 
 import jax_simcas  # noqa: E402
-from jax_simcas import summarize  # noqa: E402
+from jax_simcas import convert, summarize  # noqa: E402
 from jax_simcas.checkpoints.hub import save  # noqa: E402
 from jax_simcas.common.errors import UserError  # noqa: E402
 from jax_simcas.data.tokenizer import frame_of, load_tokenizer  # noqa: E402
@@ -102,3 +102,25 @@ def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="an adapter of peft, not a model: merge it into its base model"):
         build.load_model(str(tmp_path))
+
+
+def test_an_export_samples_as_a_config_of_transformers_4_says(tmp_path):
+    """Where there is no generation_config.json, transformers takes all of this from config.json."""
+    plain(tmp_path / "old")
+    (tmp_path / "old" / "generation_config.json").unlink()
+    asked = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    rewritten(tmp_path / "old" / "config.json", lambda settings: settings.update(asked))
+    assert convert.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    read = [transformers.GenerationConfig.from_pretrained(tmp_path / "new").to_dict()]
+    read.append(transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "old").generation_config.to_dict())
+    assert [{name: each[name] for name in asked} for each in read] == [asked, asked]
+
+
+def test_what_a_checkpoint_asks_for_and_we_lack_is_told(tmp_path):
+    plain(tmp_path, max_length=500, min_length=3)
+    asked = {"do_sample": True, "top_k": 5, "num_beam_groups": 2, "num_return_sequences": 1, "use_cache": True}
+    asked |= {"forced_eos_token_id": [2, 3]}
+    rewritten(tmp_path / "generation_config.json", lambda settings: settings.update(asked))
+    told = [note for note in build.load_model(str(tmp_path)).notes if note.startswith("warning: ")]
+    assert "max_length=500 exceeds the model's 130 positions" in told[0]
+    assert "asks for do_sample=True, num_beam_groups=2, forced_eos_token_id=[2, 3], which" in told[1] and len(told) == 2

@@ -32,6 +32,7 @@ import numpy as np
 
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.files import read_json
+from jax_simcas.data.folders import JsonFolder, TextFolder, files_ending
 from jax_simcas.data.libraries import innermost_reason, library, one_line, silent
 from jax_simcas.data.published import QMSUM_FIELDS, Qmsum
 from jax_simcas.data.rows import Fields, RowSource
@@ -41,12 +42,9 @@ from jax_simcas.data.text_files import (
     CsvSource,
     CsvStore,
     Joined,
-    JsonFolder,
     JsonlSource,
     JsonlStore,
     JsonValueStore,
-    TextFolder,
-    files_ending,
     kind_of,
     unpacked,
 )

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import hashlib
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,6 +200,14 @@ def _notes(store: Store, fields: Fields, index: _Index, total: int) -> Iterator[
 
 def _listed(store: Store, numbers: list[int]) -> str:
     return ", ".join(map(store.label, numbers[:ROWS_LISTED])) + (", ..." if len(numbers) > ROWS_LISTED else "")
+
+
+def or_error(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns, or the UserError that it raises."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        return error
 
 
 def stat_key(paths: Iterable[Path]) -> str:

@@ -53,9 +53,9 @@ class Workdir(NamedTuple):
                 if ".." in inside.parts:  # an object's name may be any text
                     raise UserError(f"--workdir={name}: has {inside}, which would be written outside its local copy")
                 files.replace_file(local / inside, path.read_bytes())
-            held = {local / path.relative_to(remote) for path in found}
+            in_bucket = {local / path.relative_to(remote) for path in found}
             for path in local.rglob("*"):  # of a folder that has been emptied
-                if path.is_file() and not path.name.startswith(".") and path not in held:
+                if path.is_file() and not path.name.startswith(".") and path not in in_bucket:
                     path.unlink()
         except UserError:
             raise
