@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers import ROOT, TINY, fully_optimised, read_config
+from jax.sharding import SingleDeviceSharding
 
 from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.bart.config import BART_BASE, BART_LARGE, BartConfig
+from jax_simcas.common.compiler import compiler_options
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import make_mesh
 from jax_simcas.compile_check import cost, estimate, flops, output, programs, topology
@@ -60,6 +62,7 @@ def test_flops_by_hand():
     assert flops.transformer_update(ONE, sizes) == 3 * (encoder + decoder) + actor
     learned = actor - 2 * 6 * 2 + critic
     assert flops.selector_update(ONE, sizes, epochs=5) == encoder + decoder + actor + critic + 15 * learned
+    assert flops.ppo(ONE, sizes, epochs=5) == 15 * learned
     generated = 2 * 4 * (12 * 4 + 4 * 2 * 5 + 4 * 2 * (1.5 + 6)) + 4 * 6 * 4 + 2 * 2 * 4 * 2 * 7  # 2 steps, 4 beams
     assert flops.generation(ONE, sizes, beams=4) == encoder + actor + generated
 
@@ -298,7 +301,7 @@ def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     # Layers forward and backward, and the selector's walk over 8 chunks: none of the loops that a CPU has. Within the
     # encoder's layers attention goes over 8 chunks in two halves.
     within = [loop["trips"] for loop in train["loops"] if "self_attn" in loop["op_name"]]
-    assert within == [2, 2, 2]
+    assert len(within) >= 2 and set(within) == {2}
     others = [loop["trips"] for loop in train["loops"] if "self_attn" not in loop["op_name"]]
     assert sorted(others) == [2, 2, 2, 2, 8]
     assert any(loop["trips"] == 31 and loop["at_most"] for loop in generation["loops"])
@@ -307,6 +310,34 @@ def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     assert sum(place["cycles"] for place in train["places"]) == train["cycles"]
     assert "where the estimated time goes" in done.stdout and "has no estimate for" in done.stdout
     assert ppo["flops"] > generation["flops"] > 0
+
+
+def test_options_are_those_of_a_kind_of_device():
+    assert compiler_options(jax.local_devices()[0].device_kind) == {}
+    assert compiler_options("TPU v5 lite") == {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_compiler_knows_the_kind_of_a_v5e_and_its_options():
+    topology.prepare_environment()
+    device = topology.describe("v5e:1x1").devices[0]
+    options = compiler_options(device.device_kind)
+    function = jax.jit(jnp.sin, compiler_options=options)
+    place = SingleDeviceSharding(device)
+    traced = function.trace(jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place))
+    assert options and traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_layers_without_a_loop_are_compiled(tmp_path):
+    path, flags = tmp_path / "check.json", ("--stages=train", "--config.simcas.unroll", "--config.simcas.remat=none")
+    done = run("--config=configs/arxiv.py", "--topology=v5e:2x2", "--tokens=4082", "--target=32", *TWO_LAYERS, *flags,
+               f"--json={path}")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loops = json.loads(path.read_text())["stages"][0]["loops"]
+    assert not [loop for loop in loops if "EncoderLayer" in loop["op_name"] and "self_attn" not in loop["op_name"]]
 
 
 @needs_libtpu

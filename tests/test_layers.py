@@ -1,5 +1,7 @@
 """The products and the attention that carry their own gradients, and the two layouts of the layers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from jax_simcas.backbones.ops.attention import attend_with_weights, attention
-from jax_simcas.backbones.ops.layers import drop
+from jax_simcas.backbones.ops.layers import ACTIVATIONS, activation, drop, gelu
 from jax_simcas.backbones.ops.matmul import product
 from jax_simcas.backbones.ops.memory import with_materialised_cotangent
 from jax_simcas.backbones.ops.stacks import stack_layers, unstack_layers
@@ -161,3 +163,21 @@ def test_dropout_draws_each_value_by_itself():
         assert abs((a == b).mean() - 0.5) < 5 * 0.5 / a.size**0.5
     again = drop(jnp.ones((256, 128)), 0.5, keys[0]) != 0
     np.testing.assert_array_equal(again, kept[0])
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_gradients_of_activations_are_those_of_their_formulas(name):
+    x = jnp.concatenate([jnp.linspace(-12.0, 12.0, 97), jnp.array([0.0, 1e-30, -40.0, 40.0])])
+    expected = jax.vmap(jax.grad(ACTIVATIONS[name]))(x)
+    np.testing.assert_allclose(jax.grad(lambda x: activation(x, name).sum())(x), expected, rtol=1e-5, atol=5e-6)
+    rounded = x.astype(jnp.bfloat16)
+    gradient = jax.grad(lambda x: activation(x, name).astype(jnp.float32).sum())(rounded)
+    assert gradient.dtype == jnp.bfloat16
+    expected = jax.vmap(jax.grad(ACTIVATIONS[name]))(rounded.astype(jnp.float32))
+    np.testing.assert_allclose(gradient.astype(jnp.float32), expected, rtol=2**-8, atol=5e-6)
+
+
+def test_the_slope_of_gelu_is_exact_in_its_tails():
+    x = np.linspace(-9.0, 9.0, 201)
+    slope = [0.5 * math.erfc(-v * 0.5**0.5) + v * math.exp(-0.5 * v * v) / math.sqrt(2.0 * math.pi) for v in x]
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(jnp.asarray(x, jnp.float32)), slope, rtol=0, atol=3e-7)

@@ -10,6 +10,7 @@ import pytest
 from helpers import TINY, document, model_of, several_devices, slow_but, stack, tiny_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jax_simcas.backbones.bart.backbone import Bart
 from jax_simcas.backbones.ops import stacks
 from jax_simcas.common.errors import UserError
 from jax_simcas.method import model as model_lib
@@ -213,6 +214,21 @@ def test_remat_changes_no_gradient(remat):
     loss = lambda model: jax.jit(jax.grad(lambda p: steps.batch_loss(p, batch, model, 0.1)[0]))(tiny_params())
     for a, b in zip(jax.tree.leaves(loss(MODEL)), jax.tree.leaves(loss(MODEL.replace(remat=remat))), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", slow_but(["none", "layer"], "none"))
+def test_layers_without_a_loop_are_the_same_model(remat):
+    """With dropout, since each layer has its own key."""
+    params, doc = stacks.stack_layers(tiny_params()), document(0).document
+    model = MODEL.replace(backbone=Bart(replace(TINY, dropout=0.3)), remat=remat)
+    key, axis = jax.random.key(3), jnp.arange(TINY.d_model)
+
+    def run(params, model):
+        states, layer_inputs = encode(params, model, doc, key)
+        return (states * jnp.cos(axis)).sum(), layer_inputs
+
+    both = [jax.jit(jax.grad(partial(run, model=m), has_aux=True))(params) for m in (model, model.replace(unroll=True))]
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), *both)
 
 
 @pytest.mark.parametrize("remat", ["layer", "sums", "dots"])

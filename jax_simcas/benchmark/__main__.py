@@ -19,7 +19,7 @@ EXAMPLES = """\
   python -m jax_simcas.benchmark --model flan-t5-base,bart-base --sides jax,torch --stages encode --lengths 16384
   python -m jax_simcas.benchmark --quick
 """
-STAGES = ("encode", "select", "decode", "reward", "transformer", "selector", "generate", "summarize")
+STAGES = ("encode", "select", "decode", "reward", "transformer", "selector", "ppo", "generate", "summarize")
 SIDES = ("jax", "torch", "torch-compile", "torch-bf16", "torch-bf16-compile", "released")
 PUBLISHED = (
     *("bart-base", "bart-large", "flan-t5-base", "flan-t5-large", "flan-t5-xl", "pegasus-large", "led-base-16384"),

@@ -26,7 +26,7 @@ from jax_simcas.method.chunk import chunk_tokens
 from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, encode_and_select, init_params
-from jax_simcas.method.ppo import PPOConfig
+from jax_simcas.method.ppo import PPOConfig, Rollout, draw_orders, ppo_update
 from jax_simcas.method.reward import Encoded, Forward
 from jax_simcas.method.select import GREEDY, POLICIES, Compacted, Selection, select
 from jax_simcas.method.steps import Metrics, TrainState, init_state, selector_step, transformer_step
@@ -223,6 +223,22 @@ def _selector(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]
     return run, (_state(task, params), batch)
 
 
+def _ppo(task: Task, params: Any, batch: Example) -> tuple[Callable, tuple]:
+    """What `selector_step` does once it has drawn actions and rewarded them, on random ones."""
+    selector, mask = params["selector"], batch.document.token_mask[:, :, 1:]
+    numbers = lambda seed: jax.random.normal(jax.random.key(seed), mask.shape)
+    states = _states(task, batch)[None]
+    probability = jnp.full(mask.shape, jnp.log(0.5))
+    action = jnp.asarray(half_selected(task, batch))
+    random = Rollout(states, states[:, :, 0], action, probability, numbers(2), numbers(3), numbers(4), mask)
+
+    def run(selector: Any, optimizer_state: Any, rollout: Rollout) -> Any:
+        orders = draw_orders(jax.random.key(0), rollout.mask, PPOConfig())
+        return ppo_update(selector, SELECTOR, optimizer_state, rollout, orders, PPOConfig())
+
+    return run, (selector, SELECTOR.init(selector), random)
+
+
 STAGES: dict[str, Callable[[Task, Any, Example], tuple[Callable, tuple]]] = {
     "encode": _encode,
     "select": _select,
@@ -230,6 +246,7 @@ STAGES: dict[str, Callable[[Task, Any, Example], tuple[Callable, tuple]]] = {
     "reward": _reward,
     "transformer": _transformer,
     "selector": _selector,
+    "ppo": _ppo,  # the part of `selector` that learns
     "generate": _generate,
     "summarize": _summarize,  # encode, select and generate in one program
 }
@@ -268,6 +285,7 @@ def flops_of(task: Task) -> int | None:
         "decode": flops.decoder(shape, read),
         "transformer": flops.transformer_update(shape, trained),
         "selector": flops.selector_update(shape, trained, PPOConfig().epochs),
+        "ppo": flops.ppo(shape, trained, PPOConfig().epochs),
         "generate": summary - flops.encoder(shape, read) - flops.actor(shape, read),
         "summarize": summary,
     }

@@ -69,9 +69,14 @@ def transformer_update(model: BackboneConfig, shape: DocumentShape) -> int:
 
 
 def selector_update(model: BackboneConfig, shape: DocumentShape, epochs: int) -> int:
-    """One forward pass of everything, and `epochs` training passes of actor and critic over all candidates."""
+    """One forward pass of everything, and `ppo`."""
     rollout = encoder(model, shape) + decoder(model, shape) + actor(model, shape) + critic(model, shape)
-    return rollout + epochs * (1 + BACKWARD) * (policy(model, shape, 2) + policy(model, shape, 1))
+    return rollout + ppo(model, shape, epochs)
+
+
+def ppo(model: BackboneConfig, shape: DocumentShape, epochs: int) -> int:
+    """`epochs` training passes of actor and critic over all candidates."""
+    return epochs * (1 + BACKWARD) * (policy(model, shape, 2) + policy(model, shape, 1))
 
 
 def generation(model: BackboneConfig, shape: DocumentShape, beams: int) -> int:

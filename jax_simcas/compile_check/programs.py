@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from jax_simcas.backbones.families import replaced
 from jax_simcas.backbones.protocol import BackboneConfig
+from jax_simcas.common.compiler import compiler_options
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import (
     Rule,
@@ -186,10 +187,7 @@ def generate_program(settings: Settings, shape: BatchShape) -> Program:
 
 
 # Without a GPU its compiler cannot try out which algorithm is the fastest.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "tpu": {},
-    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
-}
+WITHOUT_GPU = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 STAGES = {"train": train_program, "ppo": ppo_program, "generate": generate_program}
 
 
@@ -262,10 +260,12 @@ def _compile(program: Program, mesh: Mesh, chip: Chip) -> Any:
         options = {
             "donate_argnums": 0,
             "out_shardings": (jax.tree.map(lambda x: x.sharding, model), replicated(mesh)),
+            "compiler_options": compiler_options(mesh.devices.flat[0].device_kind),
         }
     with jax.set_mesh(mesh):
         traced = jax.jit(program.function, **options).trace(model, batch)
-        return traced.lower(lowering_platforms=(chip.platform,)).compile(compiler_options=OPTIONS[chip.platform])
+        lowered = traced.lower(lowering_platforms=(chip.platform,))
+        return lowered.compile(compiler_options=WITHOUT_GPU if chip.platform == "cuda" else None)
 
 
 def problem_of(message: str) -> str:

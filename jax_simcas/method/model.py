@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_simcas.backbones.ops.stacks import checkpointed, each_chunk
+from jax_simcas.backbones.ops.memory import row_major
+from jax_simcas.backbones.ops.stacks import checkpointed, each_chunk, scan_layers
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common.sharding import Rule, check_chunks, constrain
 from jax_simcas.method import select as select_lib
@@ -43,6 +44,7 @@ class SimCAS:
     fill_empty: a chunk of which nothing was kept keeps everything.
     dtype: compute type of products and states; parameters, softmax, norms and losses stay float32.
     remat: what the backward pass saves, from most memory to least: "none" (everything), "dots", "sums", "layer".
+    unroll: the layers of the encoder stand one after the other in the program, in place of a loop.
     """
 
     backbone: Backbone
@@ -59,6 +61,7 @@ class SimCAS:
     fill_empty: bool = True
     dtype: str = "float32"
     remat: str = "none"
+    unroll: bool = False
 
     @property
     def sharding_rules(self) -> tuple[Rule, ...]:
@@ -106,6 +109,7 @@ def encode_chunks(
     key: Array | None = None,
     dtype: Any = jnp.float32,
     remat: str = "none",
+    unroll: bool = False,
 ) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
     """Runs the encoder over chunks side by side, each at positions 0..S-1.
 
@@ -114,6 +118,7 @@ def encode_chunks(
       between: (states [K, S, D], is_inner) -> states, applied after every layer; is_inner is False after the last.
       added: one vector per chunk, added to all its embedded tokens before layer 0 (the position of the chunk).
       key: for dropout, folded with the number of the chunk; None switches dropout off.
+      remat, unroll: as of SimCAS.
 
     Returns:
       the last layer's states, and the input of every layer (for parity tests; XLA removes it when unused).
@@ -139,10 +144,11 @@ def encode_chunks(
         layer, index, key = inputs
         # Once more, around the branches of `each_chunk`: `scan` would stack their residuals, the layer's weights too.
         x_next = constrain(checkpointed(every_chunk, remat)(layer, x, key), "chunks", None, None)
-        return between(x_next, index < depth - 1), x
+        return row_major(between(row_major(x_next), index < depth - 1)), x
 
     x = constrain(jax.vmap(start)(input_ids, added, start_keys), "chunks", None, None)
-    x, layer_inputs = lax.scan(step, x, (backbone.encoder_layers(params), jnp.arange(depth), layer_keys))
+    inputs = (backbone.encoder_layers(params), jnp.arange(depth), layer_keys)
+    x, layer_inputs = scan_layers(step, x, inputs, unroll)
     return constrain(backbone.encoder_end(params, x, dtype), "chunks", None, None), layer_inputs
 
 
@@ -184,6 +190,7 @@ def encode(
         key=key,
         dtype=jnp.dtype(model.dtype),
         remat=model.remat,
+        unroll=model.unroll,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jax_simcas.checkpoints.run_state import Checkpointer
 from jax_simcas.common import metric_log, plots
+from jax_simcas.common.compiler import compiler_options
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.pairs import Pair, Totals, add_named, means
 from jax_simcas.common.progress import Progress
@@ -134,7 +135,13 @@ def introduce(run: Run, start: Start) -> None:
 def compile_steps(run: Run, shardings: Any) -> Steps:
     """The steps, jitted for the run's mesh; they donate the state."""
     model, update = run.settings.model(), run.settings.optimizer
-    jitted = partial(jax.jit, donate_argnums=0, out_shardings=(shardings, replicated(run.job.mesh)))
+    mesh = run.job.mesh
+    jitted = partial(
+        jax.jit,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].device_kind),
+    )
 
     def validation(params: Any, batch: Example) -> dict[str, Pair]:
         return batch_loss(params, batch, model, update.label_smoothing)[1]

@@ -156,6 +156,7 @@ class SimcasConfig:
     attention: str = "auto"  # "auto" (today "xla"), "xla", "cudnn" (NVIDIA GPUs, bfloat16), or your own
     dtype: str = "float32"  # compute type: "float32" or "bfloat16"; parameters, norms and losses stay float32
     remat: str = "none"  # what the backward pass saves, from most memory to least: "none", "dots", "sums", "layer"
+    unroll: bool = False  # the encoder's layers without a loop: on TPUs less time with remat="none", long compilation
 
     def __post_init__(self) -> None:
         allowed = {
@@ -217,6 +218,7 @@ class SimcasConfig:
             fill_empty=self.empty_chunk == "all",
             dtype=self.dtype,
             remat=self.remat,
+            unroll=self.unroll,
         )
         own = self.reward not in REWARDS or self.credit not in CREDITS or type(backbone) not in BACKBONES.values()
         # A run's model is made again within its mesh, which the few documents of a trial need not fit.

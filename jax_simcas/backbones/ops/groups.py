@@ -55,6 +55,19 @@ class Groups(NamedTuple):
         return jax.vmap(function, spmd_axis_name="chunk" if self.pieces > 1 else None)
 
 
+def _map(function: Callable, inputs: tuple[Array, ...]) -> Any:
+    """`lax.map` without its derivative, into memory as it is: XLA:TPU first fills that of `lax.map` with zeros."""
+    steps = inputs[0].shape[0]
+    row = lambda step: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, step, keepdims=False), inputs)
+    out = jax.tree.map(lambda x: lax.empty((steps, *x.shape), x.dtype), jax.eval_shape(function, row(0)))
+
+    def take_turn(step: Array, out: Any) -> Any:
+        write = lambda x, value: lax.dynamic_update_index_in_dim(x, value, step, 0)
+        return jax.tree.map(write, out, function(row(step)))
+
+    return lax.fori_loop(0, steps, take_turn, out)
+
+
 def _grouped(function: Callable) -> Callable:
     """Under vmap, loops over groups of chunks; each piece of the mesh axis "chunk" has its own groups."""
 
@@ -71,7 +84,7 @@ def _grouped(function: Callable) -> Callable:
                 return each(*(next(mine) if mapped else x for x, mapped in zip(inputs, batched, strict=True)))
 
             group = groups.each_piece(one_piece)
-            out = lax.map(lambda some: group(*some), own)
+            out = _map(lambda some: group(*some), own)
             out = jax.tree.map(groups.join, out)
         return out, jax.tree.map(lambda _: True, out)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array
 
 PRODUCT = "product"  # what a dense layer gave
@@ -20,6 +21,15 @@ def materialise(tree: Any) -> Any:
     Otherwise a fusion recomputes the operand of a product for each block, and in each product that reads it.
     """
     return lax.platform_dependent(tree, tpu=lax.optimization_barrier, default=lambda tree: tree)
+
+
+def row_major(x: Array) -> Array:
+    """Identity whose result, and cotangent, a TPU has in memory with the last axis first.
+
+    Where no loop fixes the layout of states, its compiler turns them from one into another within a layer.
+    """
+    fixed = lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+    return lax.platform_dependent(x, tpu=fixed, default=lambda x: x)
 
 
 @jax.custom_vjp

@@ -56,6 +56,23 @@ def each_chunk(function: Callable, states: Float[Array, "K S D"], *inputs: Any) 
     return lax.platform_dependent(states, *inputs, cpu=in_groups, default=everything)
 
 
+def scan_layers(step: Callable, x: Array, inputs: Any, unroll: bool = False) -> tuple[Array, Any]:
+    """`lax.scan(step, x, inputs)`; `unroll`: its steps one after the other in the program.
+
+    A loop copies what its backward pass needs into stacks, and out of them again.
+    """
+    if not unroll:
+        return lax.scan(step, x, inputs)
+    leaves, tree = jax.tree.flatten(inputs)
+    # Split, not indexed: the gradient of an index is a whole stack, and they would be added up.
+    layers = zip(*(lax.split(leaf, (1,) * leaf.shape[0]) for leaf in leaves), strict=True)
+    outputs = []
+    for layer in layers:
+        x, output = step(x, jax.tree.unflatten(tree, [leaf[0] for leaf in layer]))
+        outputs.append(output)
+    return x, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
+
+
 def stack_layers(params: Params) -> Params:
     """A copy of a whole tree in which encoder and decoder hold their layers as one tree with a leading layer axis.
 
