@@ -102,7 +102,7 @@ def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
 
 @gelu.defjvp
 def _gelu_derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """exp as it is: the derivative that jax has of erf corrects its last digits, for three times the work."""
+    """exp as it is: the derivative that jax has of erf corrects its last digits, at some cost."""
     (x,), (move,) = primals, tangents
     below = 0.5 * (1.0 + lax.erf(x * 2.0**-0.5))
     density = jnp.exp(-0.5 * jnp.square(x)) * (2.0 * math.pi) ** -0.5
