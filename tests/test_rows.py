@@ -12,7 +12,7 @@ import pytest
 from helpers import read_config
 
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.rows import Fields, First, ListSource, Row, told
+from jax_simcas.data.rows import Fields, First, ListSource, Row, as_printed
 from jax_simcas.data.synthetic import SyntheticConfig, SyntheticSource
 from jax_simcas.data.text_files import JsonlSource
 
@@ -42,7 +42,7 @@ def test_rows(source):
         "lists under 'summary' are several references (1 of 3 rows have one); "
         "config.data.fields.summary_list=sentences joins them to one"
     )
-    assert told((note, "9 rows left out")) == [note, "warning: 9 rows left out"]
+    assert as_printed((note, "9 rows left out")) == [note, "warning: 9 rows left out"]
     assert source[0] == Row("a", "One. Two.", "One.")
     assert source[1] == Row("7", "Grüße 😀", "first", ("first", "second"), evidence=((0, 5),))
     assert source[2] == Row("3", "No id.", "None.", evidence=())  # its line for an id; queries are not asked for

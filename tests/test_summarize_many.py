@@ -283,7 +283,7 @@ def test_windows_hold_few_documents_and_read_no_further():
         for number in range(200):
             read.append(number)
             size = summary_input.WINDOW_CHARACTERS if number == 70 else 1
-            yield summary_input.Given("", {}, summary_input.Row(str(number), "x" * size, ""))
+            yield summary_input.InputDocument("", {}, summary_input.Row(str(number), "x" * size, ""))
 
     windows = summary_input.windows(stream())
     sizes = []

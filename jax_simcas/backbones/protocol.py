@@ -11,11 +11,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-Params = Any  # nested dict of arrays
+from jax_simcas.common.sharding import ShardingRule
+from jax_simcas.common.trees import Params
+
 Cache = Any  # tree of arrays
-# The end of a parameter's path ("model/encoder/...", a regular expression) and what its last dimensions mean
-# (common.sharding.RULES); earlier dimensions, such as that of stacked layers, stay whole.
-ShardingRule = tuple[str, tuple[str | None, ...]]
 
 
 class Tokens(NamedTuple):

@@ -139,9 +139,9 @@ def _restored(folder: Path, states: Mapping[int, TrainState]) -> tuple[str, str]
     ):
         if not _same(given, expected):
             return FAULT, f"{of} of step {step} are other numbers"
-    told = [line for line in found.warnings if line.startswith(f"{folder / str(NEW)}: ")]
-    if found.step == OLD and len(told) != 1:
-        return FAULT, f"{len(told)} lines about what was skipped"
+    skipped = [line for line in found.warnings if line.startswith(f"{folder / str(NEW)}: ")]
+    if found.step == OLD and len(skipped) != 1:
+        return FAULT, f"{len(skipped)} lines about what was skipped"
     return (HARMLESS if found.step == NEW else RECOGNISED), ""
 
 

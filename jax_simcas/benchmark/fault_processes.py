@@ -114,8 +114,8 @@ def _disturbed(
     codes = sorted({ended.code for ended in ends})
     resumed = [finished(process) for process in _started(place, folder, join, processes)] if any(codes) else []
     # Where process 0 is gone, jax may abort the others with a message of its own before ours.
-    told = [ended for ended in ends if ended.code not in (0, -signal.SIGABRT)]
-    problem = next((unclear for ended in told if (unclear := one_line(ended, ("",)))), "")
+    explained = [ended for ended in ends if ended.code not in (0, -signal.SIGABRT)]
+    problem = next((unclear for ended in explained if (unclear := one_line(ended, ("",)))), "")
     problem = problem or _failed(resumed) or difference(left(folder), expected)
     shutil.rmtree(folder)
     exits = f"exit code {', '.join(map(str, codes))}"

@@ -71,13 +71,13 @@ def others(folder: Path, cases: list[str], fills: int, seed: int) -> list[str]:
         place = Place(folder, folder / case, random.Random(f"{seed} {case}"), expected)
         place.folder.mkdir()
         for one in CASES[case](place, fills):
-            print(f"{told(one)}: {one.problem or one.ended}", file=sys.stderr, flush=True)
+            print(f"{label(one)}: {one.problem or one.ended}", file=sys.stderr, flush=True)
             tried.append(one)
     print(table(tried))
-    return [f"{told(one)}: {one.problem}" for one in tried if one.problem]
+    return [f"{label(one)}: {one.problem}" for one in tried if one.problem]
 
 
-def told(one: Tried) -> str:
+def label(one: Tried) -> str:
     """The fault and where it was."""
     return f"{one.fault}, {one.where}" if one.where else one.fault
 

@@ -107,11 +107,11 @@ def _read(kind: str, number: int, seed: int, folder: Path, trace: bool) -> tuple
 
 
 def _serve(pipe: Connection, seed: int) -> None:
-    """Reads what it is told to until it is told nothing."""
+    """Reads the inputs that it is sent until it is sent None."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     sys.stderr = open("/dev/null", "w")  # noqa: SIM115  # libraries' warnings
-    while (told := pipe.recv()) is not None:
-        kind, number = told
+    while (task := pipe.recv()) is not None:
+        kind, number = task
         pipe.send(read_one(kind, number, seed))
 
 

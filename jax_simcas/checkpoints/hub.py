@@ -41,11 +41,11 @@ from jax_simcas.checkpoints.repository import (
 )
 from jax_simcas.common import files, trees
 from jax_simcas.common.errors import UserError, first_line, first_of
+from jax_simcas.common.trees import Params
 from jax_simcas.method.chunk_position import NAME, ChunkPosition
 from jax_simcas.method.model import SimCAS, encoder_of, init_params
 from jax_simcas.method.select import init_selector
 
-Params = Any
 RELEASED = ("bart", "mbart", "plbart")  # model_types whose names are those of the released trainer
 SAFE_TORCH = "2.6"  # older ones may run code in a file that they read with weights_only=True
 LAYOUTS = {"hf": SAFETENSORS, "flax": MSGPACK, "released": RELEASED_BIN}

@@ -302,8 +302,8 @@ def upload(repository: Repository, folder: Path, names: Sequence[str], message: 
             api.create_branch(hub_id.name, branch=str(hub_id.revision), exist_ok=True)
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
         commit = api.create_commit(hub_id.name, operations, commit_message=message, **hub_id.pinned)
-    told = [" ".join(str(warning.message).split()) for warning in caught if warning.category is UserWarning]
-    notes = dict.fromkeys(f"warning: {hub_id}: {line}" for line in told)
+    lines = [" ".join(str(warning.message).split()) for warning in caught if warning.category is UserWarning]
+    notes = dict.fromkeys(f"warning: {hub_id}: {line}" for line in lines)
     branch = "" if hub_id.revision is None else f"/tree/{hub_id.revision}"
     return Uploaded(f"{api.endpoint}/{hub_id.name}{branch}", commit.oid != repository.commit, tuple(notes))
 
@@ -346,7 +346,7 @@ def _meaning(error: BaseException, hub_id: HubId) -> tuple[str, str]:
     from huggingface_hub import errors, get_token
 
     status = _status(error)
-    told = " ".join((getattr(error, "server_message", None) or first_line(error)).split())
+    message = " ".join((getattr(error, "server_message", None) or first_line(error)).split())
     if isinstance(error, errors.GatedRepoError):
         return "gated", f"accept its conditions on its page on the hub and {LOG_IN}"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -354,18 +354,18 @@ def _meaning(error: BaseException, hub_id: HubId) -> tuple[str, str]:
     if isinstance(error, errors.RepositoryNotFoundError) or status == 404 or (status == 401 and not get_token()):
         return "no such repository there, or a private one", f"check the name and {LOG_IN}"
     if status == 401:
-        return f"your token is not accepted: {told}", "log in anew (hf auth login), or correct HF_TOKEN"
+        return f"your token is not accepted: {message}", "log in anew (hf auth login), or correct HF_TOKEN"
     if status == 403:
-        return f"not permitted: {told}", f"{LOG_IN} with a token that may do this"
+        return f"not permitted: {message}", f"{LOG_IN} with a token that may do this"
     if status is not None:
-        return f"{status}: {told}", "try again later"
+        return f"{status}: {message}", "try again later"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "offline mode", "unset HF_HUB_OFFLINE"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-        return told, "set HF_HOME to a folder on a disk with space that you may write to"
+        return message, "set HF_HOME to a folder on a disk with space that you may write to"
     if isinstance(error, ValueError):
         return " ".join(str(error).split()), "correct it"
-    return told, "check the network and HF_ENDPOINT"
+    return message, "check the network and HF_ENDPOINT"
 
 
 def _without_secrets(text: str) -> str:

@@ -43,7 +43,7 @@ RULES: dict[str, tuple[str, ...]] = {
 
 # The end of a parameter's path (a regular expression) -> what its last dimensions mean; earlier ones, such as that of
 # stacked layers, stay whole.
-Rule = tuple[str, tuple[str | None, ...]]
+ShardingRule = tuple[str, tuple[str | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def over_documents(function: Callable, in_axes: Any = 0) -> Callable:
     return jax.vmap(function, in_axes, spmd_axis_name=DOCUMENTS)
 
 
-def parameter_dimensions(path: str, rank: int, rules: Iterable[Rule]) -> tuple[str | None, ...]:
+def parameter_dimensions(path: str, rank: int, rules: Iterable[ShardingRule]) -> tuple[str | None, ...]:
     """What the dimensions of the parameter at `path` ("model/encoder/...") mean; leading ones are layers.
 
     Raises:
@@ -189,7 +189,7 @@ def parameter_dimensions(path: str, rank: int, rules: Iterable[Rule]) -> tuple[s
     )
 
 
-def state_shardings(mesh: Mesh, state: Any, rules: Sequence[Rule]) -> Any:
+def state_shardings(mesh: Mesh, state: Any, rules: Sequence[ShardingRule]) -> Any:
     """One NamedSharding per leaf of a training state, or of parameters alone.
 
     Moments of the size of a parameter lie where it does; what an optimizer keeps in another size is replicated, as are

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+Params = Any  # nested dicts of arrays
+
 
 def path_of(keys: tuple) -> str:
     """The name of a key path of jax.tree_util: "params/model/shared/embedding"."""

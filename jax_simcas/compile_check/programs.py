@@ -21,7 +21,7 @@ from jax_simcas.backbones.protocol import BackboneConfig
 from jax_simcas.common.compiler import compiler_options
 from jax_simcas.common.errors import UserError
 from jax_simcas.common.sharding import (
-    Rule,
+    ShardingRule,
     batch_shardings,
     fitted,
     make_mesh,
@@ -60,7 +60,7 @@ class Program:
 
     function: Callable[[Any, Example], Any]
     model: Any
-    rules: tuple[Rule, ...]  # of the sharding of `model`
+    rules: tuple[ShardingRule, ...]  # of the sharding of `model`
     batch: Example
     donate: bool
     flops: int

@@ -15,7 +15,7 @@ import numpy as np
 
 from jax_simcas.common import checks
 from jax_simcas.common.errors import UserError
-from jax_simcas.data.features import FeatureConfig, Features, check_rows, featurize
+from jax_simcas.data.features import FeatureConfig, Features, check_token_ids, featurize
 from jax_simcas.data.rows import Row, RowSource, place_of
 from jax_simcas.data.stored import MAX_BAD_ROWS
 from jax_simcas.data.tokenizer import LightTokenizer, Tokenizer
@@ -246,7 +246,7 @@ class _Featurize(grain.transforms.Map):
         if features is None:
             features = featurize(self._source[index], self._tokenizer, self._config, rng)
         try:
-            check_rows(features, self._tokenizer, self._config.embedding_rows, place_of(self._source, index))
+            check_token_ids(features, self._tokenizer, self._config.embedding_rows, place_of(self._source, index))
         except UserError as error:
             self._leave_out(index, error)
             return {}

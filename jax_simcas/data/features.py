@@ -132,7 +132,7 @@ def featurize(
     }
 
 
-def check_rows(features: Features, tokenizer: Tokenizer, rows: int | None, where: str) -> None:
+def check_token_ids(features: Features, tokenizer: Tokenizer, rows: int | None, where: str) -> None:
     """Raises UserError for a token beyond the model's `rows` embeddings, such as `<mask>` for BART-large-CNN.
 
     Args:

@@ -65,7 +65,7 @@ class RowSource(Protocol):
     """The rows of a split by number.
 
     fingerprint: identifies the content, for caches; None where nothing derived from the rows is worth keeping.
-    notes: for the user; a warning unless it begins with "note:", see `told`.
+    notes: for the user; a warning unless it begins with "note:", see `as_printed`.
     """
 
     @property
@@ -124,6 +124,6 @@ def place_of(source: RowSource | Sequence[Row], index: int) -> str:
     return str(where(index)) if callable(where) else f"row {index}"
 
 
-def told(notes: Iterable[str]) -> list[str]:
+def as_printed(notes: Iterable[str]) -> list[str]:
     """Notes of a source as they are printed."""
     return [note if note.startswith("note:") else f"warning: {note}" for note in notes]

@@ -183,19 +183,19 @@ def answer_scores(prediction: str, answers: str | Sequence[str], words: Words = 
 
 def labelled(name: str, words: Words = STANDARD) -> str:
     """`name: the measure in words`, with what it counts; a name that is not of a measure here is returned unchanged."""
-    told = _in_words(name, words)
-    return f"{name}: {told}" if told else name
+    description = _in_words(name, words)
+    return f"{name}: {description}" if description else name
 
 
 def measure_of(name: str) -> Measure:
     """The title, unit and maximum of a score or of another measure of an evaluation."""
     if name in _OTHERS:
         return _OTHERS[name]
-    told = _in_words(name, STANDARD)
-    if not told:
+    description = _in_words(name, STANDARD)
+    if not description:
         return Measure(name)
     prepared = ", released preparation" if name.startswith(AUTHORS) else ""
-    return Measure(told.split(",")[0] + prepared, "%", 100.0)
+    return Measure(description.split(",")[0] + prepared, "%", 100.0)
 
 
 def _in_words(name: str, words: Words) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.common.sharding import over_documents
+from jax_simcas.common.trees import Params
 from jax_simcas.data.batches import PipelineConfig
 from jax_simcas.data.tokenizer import TextTokenizer
 from jax_simcas.method.attention import Attended, most_attended
@@ -21,8 +22,6 @@ from jax_simcas.method.generate_config import GenerateConfig
 from jax_simcas.method.model import SimCAS, decode_selected, encode, select_document
 from jax_simcas.method.reward import by_candidate, target_log_prob
 from jax_simcas.method.select import Compacted, Policy, Selection, compact, most_probable
-
-Params = Any
 
 FEWEST_ROWS = 64  # of the decoder: fewer save no time
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_simcas.common.errors import UserError, prefixed
 from jax_simcas.common.tables import plural
-from jax_simcas.data.features import Features, check_rows, featurize, shuffle_parts
+from jax_simcas.data.features import Features, check_token_ids, featurize, shuffle_parts
 from jax_simcas.data.records import encodable
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown
@@ -190,7 +190,7 @@ def prepare(predictor: Predictor, row: Row) -> Prepared:
     """
     started = time.monotonic()
     features = featurize(row, predictor.tokenizer, predictor.reading)
-    check_rows(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
+    check_token_ids(features, predictor.tokenizer, predictor.reading.embedding_rows, "")
     unknown, tokens = count_unknown(predictor.tokenizer, features["input_ids"], features["token_mask"])
     document = shuffle_parts(row, predictor.reading).document
     if unknown > MOSTLY_UNKNOWN * tokens:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jax_simcas.common.trees import Params
 from jax_simcas.method.document import Target
 from jax_simcas.method.model import SimCAS, decode_selected
 from jax_simcas.method.select import Compacted
-
-Params = Any
 
 
 class Attended(NamedTuple):

@@ -12,12 +12,12 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.protocol import Backbone
+from jax_simcas.common.trees import Params
 from jax_simcas.method.generate_config import GenerateConfig, Rules
 from jax_simcas.method.logits_processors import apply_logits_processors, is_any
 from jax_simcas.method.model import SimCAS
 from jax_simcas.method.select import Compacted
 
-Params = Any
 NEG_INF = -1e9  # score of invalid hypotheses, as in transformers
 
 

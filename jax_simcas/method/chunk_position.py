@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from jax_simcas.backbones.protocol import Backbone
 from jax_simcas.common.errors import UserError
+from jax_simcas.common.trees import Params
 
-Params = Any
 NAME = "chunk_positions"  # of the learned table, among the encoder's parameters
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_simcas.backbones.ops.memory import row_major
 from jax_simcas.backbones.ops.stacks import checkpointed, each_chunk, scan_layers
 from jax_simcas.backbones.protocol import Backbone
-from jax_simcas.common.sharding import Rule, check_chunks, constrain
+from jax_simcas.common.sharding import ShardingRule, check_chunks, constrain
+from jax_simcas.common.trees import Params
 from jax_simcas.method import select as select_lib
 from jax_simcas.method.align import Alignment, align, chunk_mean
 from jax_simcas.method.chunk_position import ChunkPosition
@@ -24,9 +25,8 @@ from jax_simcas.method.document import Document, Example, Target
 from jax_simcas.method.reward import CROSS_ATTENTION, LIKELIHOOD, Credit, Encoded, Forward, Reward
 from jax_simcas.method.select import ALL, GREEDY, POLICIES, SAMPLE, Compacted, Policy
 
-Params = Any
 CHUNK_AXIS = "chunk"
-SHARDING_RULES: tuple[Rule, ...] = ((r"chunk_positions/embedding", (None, "width")), *select_lib.SHARDING_RULES)
+SHARDING_RULES: tuple[ShardingRule, ...] = ((r"chunk_positions/embedding", (None, "width")), *select_lib.SHARDING_RULES)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SimCAS:
     unroll: bool = False
 
     @property
-    def sharding_rules(self) -> tuple[Rule, ...]:
+    def sharding_rules(self) -> tuple[ShardingRule, ...]:
         """A rule for every parameter of backbone and selector."""
         return (*self.backbone.sharding_rules, *SHARDING_RULES)
 

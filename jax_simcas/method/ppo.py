@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.common import checks
 from jax_simcas.common.sharding import constrain, over_documents
+from jax_simcas.common.trees import Params
 from jax_simcas.method.select import action_logits, state_values
-
-Params = Any
 
 
 @dataclass(frozen=True)

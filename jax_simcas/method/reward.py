@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_simcas.common.trees import Params
 from jax_simcas.method.document import Example, Target
 from jax_simcas.method.select import Compacted, Selection
 
-Params = Any
 REWARD_SCALE = 10_000.0  # xi
 HYPER_LENGTH = 2048  # L_hyper
 

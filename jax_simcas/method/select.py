@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jax_simcas.common.sharding import Rule, chunk_pieces, constrain
+from jax_simcas.common.sharding import ShardingRule, chunk_pieces, constrain
+from jax_simcas.common.trees import Params
 
-Params = Any
 BLOCK = 32  # chunks whose W1 h is in memory together: at 16,384 tokens, all
-SHARDING_RULES: tuple[Rule, ...] = (
+SHARDING_RULES: tuple[ShardingRule, ...] = (
     (r"(actor|critic)/\w+/kernel", (None, None)),  # small, and needed whole at every chunk
     (r"(actor|critic)/\w+/bias", (None,)),
 )

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from jax_simcas.common.sharding import constrain, over_documents
+from jax_simcas.common.trees import Params
 from jax_simcas.method import select as select_lib
 from jax_simcas.method.document import Example, Target
 from jax_simcas.method.model import SimCAS, forward
@@ -21,7 +22,6 @@ from jax_simcas.method.ppo import PPOConfig, Rollout, advantages, draw_orders, m
 from jax_simcas.method.reward import Encoded, target_log_prob
 from jax_simcas.method.select import SAMPLE, Policy
 
-Params = Any
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
 
 

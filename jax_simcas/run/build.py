@@ -31,6 +31,7 @@ from jax_simcas.checkpoints.run_state import load_params
 from jax_simcas.common.errors import NoSuchModel, UserError, prefixed
 from jax_simcas.common.sharding import put, state_shardings
 from jax_simcas.common.tables import plural
+from jax_simcas.common.trees import Params
 from jax_simcas.data import formats, synthetic
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.batches import PipelineConfig
@@ -49,7 +50,6 @@ from jax_simcas.run.method_config import SimcasConfig, check_machine
 from jax_simcas.run.overrides import Keywords, overrides_of
 from jax_simcas.run.workdir import CHECKPOINTS, CONFIG, TOKENIZER
 
-Params = Any
 WARNING = "warning: "  # begins a note that a user should not miss
 # The fields of a shape that name its special tokens.
 ROLES = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", *FORCED)
@@ -263,8 +263,8 @@ def check_vocabulary(tokenizer: TextTokenizer, settings: Settings, where: str | 
     ends = tokens.all_ends
     if ends != (NOTHING,) and not set(ends) & set(frame.target_suffix):
         given = " ".join(map(str, frame.target_suffix))
-        told = f"targets end in token {given}, generation ends at {' '.join(map(str, ends))}"
-        return (f"warning: {where}: {told}: a model trained on these targets does not learn to end",)
+        ends_differ = f"targets end in token {given}, generation ends at {' '.join(map(str, ends))}"
+        return (f"warning: {where}: {ends_differ}: a model trained on these targets does not learn to end",)
     return ()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_simcas.backbones.families import backbone_for
 from jax_simcas.backbones.protocol import Backbone
-from jax_simcas.data.features import FeatureConfig, check_rows, featurize
+from jax_simcas.data.features import FeatureConfig, check_token_ids, featurize
 from jax_simcas.data.rows import Row
 from jax_simcas.data.tokenizer import TextTokenizer, count_unknown, frame_of
 from jax_simcas.evaluation.report import MANY_UNKNOWN, unknown_line
@@ -82,7 +82,7 @@ class Documents(NamedTuple):
           UserError: a token that the weights have not.
         """
         found = featurize(Row(text.name, text.document, text.target), self.tokenizer, self.reading)
-        check_rows(found, self.tokenizer, self.rows, text.name)
+        check_token_ids(found, self.tokenizer, self.rows, text.name)
         ids, mask = found["input_ids"], found["token_mask"]
         length = self.reading.chunk_length if len(ids) > 1 else _multiple(int(mask.sum()))
         start, *labels = found["target_ids"].tolist()

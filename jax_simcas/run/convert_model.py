@@ -131,8 +131,8 @@ def card_for(
     if to is not None:
         name, address, before = to.hub_id.name.rpartition("/")[2], str(to.hub_id), to.card or before
         if not model_card.is_renewable(before):
-            told = "stays as it is: it was not written by jax_simcas, or was changed; delete it there for a new one"
-            return None, [f"note: {to.hub_id}: {CARD} {told}"]
+            reason = "stays as it is: it was not written by jax_simcas, or was changed; delete it there for a new one"
+            return None, [f"note: {to.hub_id}: {CARD} {reason}"]
     run, own = run_of(source), Path(source) / CARD
     subject = model_card.Subject(found, layout, name, address, source, run)
     if run is not None:
@@ -175,8 +175,9 @@ def push(arguments: Any) -> int:
         with prefixed("--push="):
             uploaded = repository.upload(to, folder, converted.names, arguments.message or default, arguments.private)
     print_notes(uploaded.notes)
-    told = described(arguments.source, converted.found)
-    print(f"{told} -> {uploaded.address}" + ("" if uploaded.changed else ", where it was already: nothing has changed"))
+    source = described(arguments.source, converted.found)
+    unchanged = "" if uploaded.changed else ", where it was already: nothing has changed"
+    print(f"{source} -> {uploaded.address}{unchanged}")
     print(f'load it with jax_simcas.load("{hub_id}") or --model={hub_id}')
     return 0
 

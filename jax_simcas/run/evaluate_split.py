@@ -13,7 +13,7 @@ import jax
 
 from jax_simcas.common import cli, files, progress
 from jax_simcas.common.errors import UserError, prefixed
-from jax_simcas.data.rows import First, RowSource, told
+from jax_simcas.data.rows import First, RowSource, as_printed
 from jax_simcas.evaluation import bertscore, documents, highlight, metrics, paired_bootstrap, report, words
 from jax_simcas.evaluation import files as evaluation_files
 from jax_simcas.run import pages
@@ -41,7 +41,7 @@ def open_run(arguments: Any) -> Model:
 def open_split(model: Model, split: str, limit: int | None) -> Any:
     """The rows to evaluate."""
     source = open_source(model.settings, split, cli.cache_dir(), need_reference=False)
-    for note in told(source.notes) if is_main() else ():
+    for note in as_printed(source.notes) if is_main() else ():
         print(note, file=sys.stderr)
     return First(source, limit) if limit else source
 

@@ -234,7 +234,7 @@ class Training:
         self._speed = Speed(self._window.tokens())
         self._compiled: set[tuple[str, int, int]] = set()  # (program, chunks, target tokens)
         self._costs = costs_of(run, start.step)
-        self._given = set(run.told)  # warnings
+        self._given = set(run.warned)
         self._drawn = time.monotonic()
         self._validated = 0  # the step
         self.validation: dict[str, float] = {}

@@ -190,9 +190,9 @@ def _common(subject: Subject) -> dict[str, str]:
 def _in_transformers(subject: Subject) -> str:
     """What transformers makes of the model."""
     unexpected = UNEXPECTED if "selector" in subject.found.params else ""
-    told = PLAINLY if subject.layout == "hf" else NOT_THERE
+    template = PLAINLY if subject.layout == "hf" else NOT_THERE
     more = {"unexpected": unexpected, "place": _place(subject.address)}
-    return told.format(**_common(subject), **more).rstrip("\n")
+    return template.format(**_common(subject), **more).rstrip("\n")
 
 
 def _library(layout: str) -> str:
@@ -337,8 +337,8 @@ def _digest(body: str) -> str:
 
 
 def _signed(body: str) -> str:
-    told = "Written by jax_simcas, which writes it anew unless this text is changed"
-    return f"{body}\n<!-- {told}: {_digest(body)} -->\n"
+    written = "Written by jax_simcas, which writes it anew unless this text is changed"
+    return f"{body}\n<!-- {written}: {_digest(body)} -->\n"
 
 
 def _parsed(card: str) -> Any:
@@ -382,8 +382,8 @@ def readdressed(card: str, subject: Subject) -> str:
     if loads is None:
         return card
     body = re.sub(rf"(?<![\w/.@-]){re.escape(loads[1])}(?![\w/@-])", lambda _: subject.address, body)
-    told = lambda found: found[1] + _in_transformers(subject)
-    body = re.sub(r"(?s)(\n## In transformers\n\n).*?(?=\n\n## |\s*\Z)", told, body, count=1)
+    section = lambda found: found[1] + _in_transformers(subject)
+    body = re.sub(r"(?s)(\n## In transformers\n\n).*?(?=\n\n## |\s*\Z)", section, body, count=1)
     body = re.sub(r"(?m)^# .*$", lambda _: f"# {subject.name}", body, count=1)
     parsed.data.library_name = _library(subject.layout)
     if parsed.data.get("model_name"):

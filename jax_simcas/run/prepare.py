@@ -24,7 +24,7 @@ from jax_simcas.data import batches
 from jax_simcas.data import cache as cache_lib
 from jax_simcas.data import tokenizer as tokenizer_lib
 from jax_simcas.data.features import Features
-from jax_simcas.data.rows import First, RowSource, told
+from jax_simcas.data.rows import First, RowSource, as_printed
 from jax_simcas.method.steps import init_state
 from jax_simcas.run import config as config_lib
 from jax_simcas.run import generation as generation_lib
@@ -70,7 +70,7 @@ class Run(NamedTuple):
     validation: RowSource
     cache: Path
     progress: bool
-    told: frozenset[str]  # warnings that have been given
+    warned: frozenset[str]  # warnings that have been given
 
     @property
     def settings(self) -> Settings:
@@ -113,7 +113,7 @@ def prepare(job: Job, settings: Settings, folder: Workdir, cache: Path, progress
         model = as_begun(model, folder.local)
         check_same_run(model.settings, folder.local)
     settings = model.settings
-    notify(*(note for rows in (training, validation) for note in told(rows.notes)))
+    notify(*(note for rows in (training, validation) for note in as_printed(rows.notes)))
     if settings.data.train_rows:
         training = First(training, settings.data.train_rows)
     validation = First(validation, settings.loop.eval_documents)

@@ -23,7 +23,7 @@ from jax_simcas.run.build import configured, load_model, predictor, read_setting
 from jax_simcas.run.config import Settings
 from jax_simcas.run.config_file import named_by, with_flags
 from jax_simcas.run.pages import Pages
-from jax_simcas.run.summary_input import Given, is_rows
+from jax_simcas.run.summary_input import InputDocument, is_rows
 
 MANY_TOKENS = 50_000  # of a text with more, what is cut may be an estimate (`tokenizer.tokenize_start`)
 
@@ -99,7 +99,7 @@ class Writer:
         self.seen += 1
         cli.fail(error)
 
-    def write(self, given: Given, summary: Summary) -> None:
+    def write(self, given: InputDocument, summary: Summary) -> None:
         """The line of one document, and its page."""
         self.seen += 1
         self.written += 1
@@ -125,14 +125,14 @@ class Writer:
                 self._bar.note("\n".join(lines), self._out)
                 self._out.flush()
 
-    def announce(self, given: Given) -> None:
+    def announce(self, given: InputDocument) -> None:
         """Which document comes now."""
         self._bar.note(f"[{max(self.seen, 1)}/{self.total}] {given.name}")
 
 
 def summarize_window(
-    summarizer: Summarizer, window: list[Given], arguments: Any, bar: progress.Progress, attention: bool
-) -> Iterator[tuple[Given, Summary | UserError]]:
+    summarizer: Summarizer, window: list[InputDocument], arguments: Any, bar: progress.Progress, attention: bool
+) -> Iterator[tuple[InputDocument, Summary | UserError]]:
     """The window's documents in their order, each with its summary or why there is none."""
     results: dict[int, Summary | UserError] = {}
     prepared: dict[int, Prepared] = {}
@@ -142,8 +142,8 @@ def summarize_window(
                 raise given.row
             prepared[number] = prepare(summarizer.predictor, given.row)
         except UserError as error:
-            told = error is given.row  # it names the document
-            results[number] = error if told else UserError(f"{given.name}: {error}")
+            named = error is given.row  # it names the document
+            results[number] = error if named else UserError(f"{given.name}: {error}")
     bar.update(len(results))
     numbers, started = list(prepared), time.monotonic()
     done = summarizer.summaries(
@@ -158,7 +158,7 @@ def summarize_window(
 
 
 def summarize_all(
-    summarizer: Summarizer, given: Iterator[Given], arguments: Any, bar: progress.Progress, writer: Writer
+    summarizer: Summarizer, given: Iterator[InputDocument], arguments: Any, bar: progress.Progress, writer: Writer
 ) -> None:
     """Summarises every document, window by window; one that fails does not keep the others from it."""
     for window in summary_input.windows(given):
@@ -172,7 +172,7 @@ def summarize_all(
         writer.flush()
 
 
-def from_first_readable(given: Iterator[Given]) -> tuple[int, Iterator[Given]]:
+def from_first_readable(given: Iterator[InputDocument]) -> tuple[int, Iterator[InputDocument]]:
     """How many documents cannot be read before the first that can, which are told; and the documents from that on."""
     for failures, each in enumerate(given):
         if not isinstance(each.row, UserError):
@@ -227,11 +227,11 @@ def run(arguments: Any) -> int:
         writer = Writer(arguments, total, capacity, pages, out, stack.enter_context(bar))
         writer.seen = failures
         summarize_all(summarizer, itertools.chain([first], given), arguments, bar, writer)
-    return told(writer, total, pages)
+    return finish(writer, total, pages)
 
 
-def told(writer: Writer, total: int, pages: Pages | None) -> int:
-    """The exit code; what was written where, and how many documents failed."""
+def finish(writer: Writer, total: int, pages: Pages | None) -> int:
+    """Prints what was written where and how many documents failed; the exit code."""
     if pages and writer.written:
         pages.finish()
         print(f"what was kept: {pages.path}", file=sys.stderr)

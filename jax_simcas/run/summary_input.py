@@ -20,7 +20,7 @@ WINDOW = 64  # documents that are held at a time, and sorted by length
 WINDOW_CHARACTERS = 1 << 25  # of all of them; one document may have more
 
 
-class Given(NamedTuple):
+class InputDocument(NamedTuple):
     """One document: its name in messages, what names it in JSON, and itself or why it cannot be read."""
 
     name: str
@@ -79,7 +79,7 @@ def count(names: Sequence[str], cache: Path) -> int:
     return total
 
 
-def documents(names: Sequence[str], fields: Fields, query: str | None, cache: Path) -> Iterator[Given]:
+def documents(names: Sequence[str], fields: Fields, query: str | None, cache: Path) -> Iterator[InputDocument]:
     """Every document, read when its turn comes.
 
     Args:
@@ -95,10 +95,10 @@ def documents(names: Sequence[str], fields: Fields, query: str | None, cache: Pa
             row = Row(id=name, document=read_document(name), summary="", query=query)
         except UserError as error:
             row = error
-        yield Given(shown(name), {"file": name}, row)
+        yield InputDocument(shown(name), {"file": name}, row)
 
 
-def rows(name: str, fields: Fields, query: str | None, cache: Path) -> Iterator[Given]:
+def rows(name: str, fields: Fields, query: str | None, cache: Path) -> Iterator[InputDocument]:
     """The documents of a file of rows."""
     plain = dataclasses.replace(fields, query="", evidence="")
     asked = dataclasses.replace(fields, query=fields.query or "query")
@@ -113,9 +113,9 @@ def rows(name: str, fields: Fields, query: str | None, cache: Path) -> Iterator[
                     label["id"] = row.id
                 except UserError as error:
                     row = error
-            yield Given(where, label, row, is_row=True)
+            yield InputDocument(where, label, row, is_row=True)
     except UserError as error:  # of the file
-        yield Given(shown(name), {"file": name}, error, is_row=True)
+        yield InputDocument(shown(name), {"file": name}, error, is_row=True)
 
 
 def query_of(record: Record) -> str | None:
@@ -123,9 +123,9 @@ def query_of(record: Record) -> str | None:
     return None if record.optional("query") is None else record.text("query")
 
 
-def windows(given: Iterator[Given]) -> Iterator[list[Given]]:
+def windows(given: Iterator[InputDocument]) -> Iterator[list[InputDocument]]:
     """The documents in their order, as many at a time as are held."""
-    window: list[Given] = []
+    window: list[InputDocument] = []
     characters = 0
     for each in given:
         window.append(each)

@@ -14,7 +14,9 @@ from jax_simcas.backbones.bart.config import BartConfig
 from jax_simcas.backbones.ops import stacks
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
-from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
+from jax_simcas.backbones.protocol import Tokens
+from jax_simcas.common.sharding import ShardingRule
+from jax_simcas.common.trees import Params
 
 SHARDING_RULES: tuple[ShardingRule, ...] = (
     (r"(shared|embed_tokens)/embedding", ("vocabulary", "width")),

@@ -24,7 +24,7 @@ class EncoderLayer(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = Attention(c.encoder_attention_heads, c, self.dtype, self.attend, chunks=True)
+        self.self_attn = Attention(c.encoder_attention_heads, c, self.dtype, self.attend, within_chunk=True)
         self.self_attn_layer_norm = LayerNorm(self.dtype)
         self.mlp = FeedForward(c.encoder_ffn_dim, c, self.dtype)
         nn.share_scope(self, self.mlp)

@@ -17,8 +17,7 @@ from jax_simcas.backbones.bart.dialects import Combine, plain_sum, sum_with_norm
 from jax_simcas.backbones.ops.attention import Attend, attend_with_weights, attention
 from jax_simcas.backbones.ops.layers import Dense, LayerNorm, activation, drop, dropout
 from jax_simcas.backbones.ops.memory import SUM
-
-Params = Any  # nested dict of arrays
+from jax_simcas.common.trees import Params
 
 
 class Attention(nn.Module):
@@ -28,7 +27,7 @@ class Attention(nn.Module):
     config: BartConfig
     dtype: Any
     attend: Attend = attention
-    chunks: bool = False  # within a chunk; see `Attend`
+    within_chunk: bool = False  # within a chunk; see `Attend`
 
     def setup(self) -> None:
         size = (self.config.d_model, self.dtype, self.config.init_std)
@@ -58,7 +57,7 @@ class Attention(nn.Module):
         if not deterministic and self.config.attention_dropout:
             return self.with_weights(x, states, mask, deterministic)[0]
         key, value = self.key_value(states)
-        return self.merge(self.attend(self.query(x), key, value, mask, self.chunks))
+        return self.merge(self.attend(self.query(x), key, value, mask, self.within_chunk))
 
     def with_weights(
         self, x: Float[Array, "T D"], states: Float[Array, "C D"], mask: Bool[Array, "#T C"], deterministic: bool

@@ -17,8 +17,9 @@ from jax_simcas.backbones.ops.groups import CHUNKS_AT_ONCE, Groups, in_groups
 from jax_simcas.backbones.ops.memory import CONTEXT, materialise
 from jax_simcas.backbones.ops.shared import Backward, Level, linear, mapped, one_by_one
 
-# (query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], chunks) -> context [H, T, Dh]. `chunks` is True
-# within a chunk of the encoder, which `vmap` maps over the chunks of a document; an implementation may ignore it.
+# (query [H, T, Dh], key [H, C, Dh], value [H, C, Dh], mask [#T, C], within_chunk) -> context [H, T, Dh].
+# `within_chunk` is True within a chunk of the encoder, which `vmap` maps over the chunks of a document; an
+# implementation may ignore it.
 # It divides q k^T by sqrt(Dh): families that scale otherwise scale the query. Where a family has a bias or a cap, it
 # calls `attention` below whatever it is given.
 Attend = Callable[..., Array]
@@ -134,7 +135,7 @@ def attention(
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
     mask: Bool[Array, "_ C"],
-    chunks: bool = False,
+    within_chunk: bool = False,
     bias: Float[Array, "H N"] | None = None,
     scale: float | None = None,
     cap: float | None = None,
@@ -148,12 +149,12 @@ def attention(
 
     Args:
       mask: of one row, of all, or of some that repeat, as `repeated` has it.
-      chunks: True within a chunk of the encoder, which `vmap` maps over the chunks of a document.
+      within_chunk: True within a chunk of the encoder, which `vmap` maps over the chunks of a document.
       bias: by distance.
     """
     if bias is None:
-        return _attention(query, key, value, mask, chunks, scale, cap)
-    return _biased_attention(query, key, value, mask, bias, chunks, scale, cap)
+        return _attention(query, key, value, mask, within_chunk, scale, cap)
+    return _biased_attention(query, key, value, mask, bias, within_chunk, scale, cap)
 
 
 def _attention_forward(
@@ -161,7 +162,7 @@ def _attention_forward(
     key: Array,
     value: Array,
     mask: Array,
-    chunks: bool,
+    within_chunk: bool,
     scale: float | None,
     cap: float | None,
     bias: Array | None = None,
@@ -182,7 +183,7 @@ def _attention_forward(
 
     inputs = (query, key, value, mask, *(() if bias is None else (bias,)))
     prepared = None if bias is None else lambda *inputs: (*inputs[:4], to_pairs_by_doubling(inputs[4], query.shape[1]))
-    context, log_z = in_groups(forward, chunks, prepared)(*inputs)
+    context, log_z = in_groups(forward, within_chunk, prepared)(*inputs)
     context, log_z = (checkpoint_name(x, CONTEXT) for x in (context, log_z))
     return context, (query, key, value, mask, context, log_z, *inputs[4:])
 
@@ -221,13 +222,13 @@ def _operand_gradients(d_products: Array, query: Array, key: Array) -> tuple[Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _attention(
-    query: Array, key: Array, value: Array, mask: Array, chunks: bool, scale: float | None, cap: float | None
+    query: Array, key: Array, value: Array, mask: Array, within_chunk: bool, scale: float | None, cap: float | None
 ) -> Array:
-    return _attention_forward(query, key, value, mask, chunks, scale, cap)[0]
+    return _attention_forward(query, key, value, mask, within_chunk, scale, cap)[0]
 
 
 def _attention_backward(
-    chunks: bool, scale: float | None, cap: float | None, saved: tuple[Array, ...], cotangent: Array
+    within_chunk: bool, scale: float | None, cap: float | None, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array | None, ...]:
     def backward(query: Array, key: Array, value: Array, mask: Array, *rest: Array) -> tuple[Array, ...]:
         mask = repeated(mask, query.shape[1])
@@ -236,7 +237,7 @@ def _attention_backward(
         d_scores = jnp.where(mask.T, d_scores, 0.0).astype(query.dtype)
         return *_operand_gradients(d_scores, query, key), d_value.astype(query.dtype)
 
-    return *in_groups(backward, chunks)(*saved, cotangent), None
+    return *in_groups(backward, within_chunk)(*saved, cotangent), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -249,19 +250,19 @@ def _biased_attention(
     value: Array,
     mask: Array,
     bias: Array,
-    chunks: bool,
+    within_chunk: bool,
     scale: float | None,
     cap: float | None,
 ) -> Array:
-    return _attention_forward(query, key, value, mask, chunks, scale, cap, bias)[0]
+    return _attention_forward(query, key, value, mask, within_chunk, scale, cap, bias)[0]
 
 
 @_biased_attention.defjvp
 def _biased_derivative(
-    chunks: bool, scale: float | None, cap: float | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+    within_chunk: bool, scale: float | None, cap: float | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
     query, key, value, mask, bias = primals
-    context, saved = _attention_forward(query, key, value, mask, chunks, scale, cap, bias)
+    context, saved = _attention_forward(query, key, value, mask, within_chunk, scale, cap, bias)
 
     def tangent(*operands: Array) -> Array:
         query, key, value, mask, _, _, bias, *moves = operands
@@ -271,12 +272,12 @@ def _biased_derivative(
         )[0]
         return jax.jvp(plain, (query, key, value, bias), tuple(moves))[1]
 
-    transpose = partial(_biased_transpose, chunks=chunks, scale=scale, cap=cap)
+    transpose = partial(_biased_transpose, within_chunk=within_chunk, scale=scale, cap=cap)
     result = jax.ShapeDtypeStruct(context.shape, context.dtype)
     return context, linear(tangent, transpose, saved, [*tangents[:3], tangents[4]], result)
 
 
-def _biased_transpose(levels: Sequence[Level], chunks: bool, scale: float | None, cap: float | None) -> Backward:
+def _biased_transpose(levels: Sequence[Level], within_chunk: bool, scale: float | None, cap: float | None) -> Backward:
     """The backward pass under these `vmap`s: gradients of query, key, value and bias."""
 
     def with_pairs(*inputs: Array) -> tuple[Array, ...]:
@@ -299,7 +300,9 @@ def _biased_transpose(levels: Sequence[Level], chunks: bool, scale: float | None
         return *gradients, summed(pairs).astype(bias.dtype)
 
     def grouped(backward: Backward, level: Level) -> Backward:
-        return _sums_in_groups(with_pairs, summed, level) if chunks and not level.saved[-1] else mapped(alone, level)
+        if within_chunk and not level.saved[-1]:
+            return _sums_in_groups(with_pairs, summed, level)
+        return mapped(alone, level)
 
     def under(innermost: Callable, others: Callable) -> Backward:
         backward = alone
@@ -346,7 +349,7 @@ def fused_attention(
     key: Float[Array, "H C Dh"],
     value: Float[Array, "H C Dh"],
     mask: Bool[Array, "#T C"],
-    chunks: bool = False,
+    within_chunk: bool = False,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "H T Dh"]:
     """`attend_with_weights` without the weights, as one cuDNN kernel that keeps no [T, C] array in memory.

@@ -15,16 +15,16 @@ from jax_simcas.common.sharding import chunk_pieces
 CHUNKS_AT_ONCE = 4  # their scores fit a TPU's fast memory together: 64 MiB for 16 heads and 512 tokens
 
 
-def in_groups(function: Callable, chunks: bool, prepared: Callable | None = None) -> Callable:
+def in_groups(function: Callable, within_chunk: bool, prepared: Callable | None = None) -> Callable:
     """`function` itself on unbatched inputs; under `vmap`, over groups of the batch whose scores fit in fast memory.
 
     On a CPU the groups are single elements under every `vmap`; on a TPU they are `CHUNKS_AT_ONCE` elements, and only
-    under the `vmap` over the `chunks` of a document.
+    under the `vmap` over the chunks of a document, with `within_chunk`.
 
     Args:
       prepared: makes the function's inputs of those given, on a TPU: what elements share, once for all groups.
     """
-    some = _grouped(function) if chunks else function
+    some = _grouped(function) if within_chunk else function
     on_tpu = some if prepared is None else lambda *inputs: some(*prepared(*inputs))
     return lambda *inputs: lax.platform_dependent(*inputs, cpu=sequential_vmap(function), tpu=on_tpu, default=function)
 

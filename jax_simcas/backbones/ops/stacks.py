@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jax_simcas.backbones.ops.memory import CONTEXT, DROPOUT_MASK, PRODUCT, SUM
+from jax_simcas.common.trees import Params
 
-Params = Any  # nested dict of arrays
 # What the backward pass of a layer saves for each choice of `remat`, by name; it recomputes the rest.
 REMAT: dict[str, tuple[str, ...] | None] = {
     "none": None,  # everything

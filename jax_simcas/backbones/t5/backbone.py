@@ -11,12 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
-from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
+from jax_simcas.backbones.protocol import Tokens
 from jax_simcas.backbones.t5 import decoder, layers
 from jax_simcas.backbones.t5.config import T5Config
 from jax_simcas.backbones.t5.encoder import encoder_layer
 from jax_simcas.backbones.t5.init import init_params
 from jax_simcas.backbones.t5.trees import layers_and_tables, stacked, unstacked
+from jax_simcas.common.sharding import ShardingRule
+from jax_simcas.common.trees import Params
 
 SHARDING_RULES: tuple[ShardingRule, ...] = (
     (r"shared/embedding", ("vocabulary", "width")),

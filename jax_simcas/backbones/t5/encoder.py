@@ -32,7 +32,7 @@ def encoder_layer(
     bias = bias_by_distance(table, x.shape[0], True, config)
     first, second = key_of(key, 0), key_of(key, 1)
     y = rms_norm(attention["layer_norm"], x, config, dtype)
-    y = self_attention(attention["SelfAttention"], y, mask[None], bias, config, dtype, first, chunks=True)
+    y = self_attention(attention["SelfAttention"], y, mask[None], bias, config, dtype, first, within_chunk=True)
     x = summed(x, y, config, first)
     y = feed_forward(inner["DenseReluDense"], rms_norm(inner["layer_norm"], x, config, dtype), config, dtype, second)
     return summed(x, y, config, second)

@@ -5,15 +5,12 @@ Source: `_init_weights` of transformers' T5.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jax_simcas.backbones.t5.config import T5Config
-
-Params = Any  # nested dict of arrays
+from jax_simcas.common.trees import Params
 
 
 def init_params(keys: Key[Array, 3], config: T5Config) -> Params:

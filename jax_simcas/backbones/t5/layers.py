@@ -21,8 +21,8 @@ from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, dropped, few
 from jax_simcas.backbones.ops.matmul import Dimensions, product
 from jax_simcas.backbones.ops.memory import PRODUCT, SUM
 from jax_simcas.backbones.t5.config import T5Config
+from jax_simcas.common.trees import Params
 
-Params = Any  # nested dict of arrays
 TO_HEADS, FROM_HEADS = ("width", "heads"), ("heads", "width")
 SCALE = 1.0  # of q k^T: T5 has it in its weights
 
@@ -103,14 +103,14 @@ def self_attention(
     config: T5Config,
     dtype: Any,
     key: Array | None,
-    chunks: bool = False,
+    within_chunk: bool = False,
 ) -> Float[Array, "T D"]:
     """Attention of a sequence to itself with a bias by distance, which no other implementation takes."""
     query, (keys, values) = queries(params, x, config, dtype), keys_values(params, x, config, dtype)
     if key is not None and config.attention_dropout:
         context = _with_dropout(query, keys, values, mask, bias, config, key)[0]
     else:
-        context = attention(query, keys, values, mask, chunks, bias, SCALE)
+        context = attention(query, keys, values, mask, within_chunk, bias, SCALE)
     return output(params, context, dtype)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_simcas.backbones.ops.stacks import apart, together
 from jax_simcas.backbones.t5.config import T5Config
-from jax_simcas.common.trees import updated
+from jax_simcas.common.trees import Params, updated
 
-Params = Any  # nested dict of arrays
 BLOCKS, BIAS = "block", "relative_attention_bias"
 OWNER = ("layer", "0", "SelfAttention")  # of the bias, within a block
 

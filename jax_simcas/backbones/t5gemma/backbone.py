@@ -14,9 +14,11 @@ from jax_simcas.backbones.ops import stacks
 from jax_simcas.backbones.ops.attention import Attend, attention
 from jax_simcas.backbones.ops.caches import CrossCache, SelfCache
 from jax_simcas.backbones.ops.layers import dropped
-from jax_simcas.backbones.protocol import Params, ShardingRule, Tokens
+from jax_simcas.backbones.protocol import Tokens
 from jax_simcas.backbones.t5gemma import decoder, encoder, layers
 from jax_simcas.backbones.t5gemma.config import T5GemmaConfig
+from jax_simcas.common.sharding import ShardingRule
+from jax_simcas.common.trees import Params
 
 
 @dataclass(frozen=True)

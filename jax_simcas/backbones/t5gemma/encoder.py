@@ -17,7 +17,7 @@ def encoder_layer(layer: Layer, x: Float[Array, "S D"], mask: Bool[Array, " S"])
 
     def attention(y: Array) -> Array:
         query = queries(params, y, stack, turned, dtype)
-        context = layer.attended(query, *keys_values(params, y, stack, turned, dtype), seen, chunks=True)
+        context = layer.attended(query, *keys_values(params, y, stack, turned, dtype), seen, within_chunk=True)
         return output(params, context, stack, dtype)
 
     return layer.sublayers(x, {"self_attn": attention})

@@ -22,8 +22,8 @@ from jax_simcas.backbones.ops.layers import TRANSPOSED, activation, dropped, few
 from jax_simcas.backbones.ops.matmul import Dimensions, product
 from jax_simcas.backbones.ops.memory import PRODUCT, SUM
 from jax_simcas.backbones.t5gemma.config import StackConfig, T5GemmaConfig
+from jax_simcas.common.trees import Params
 
-Params = Any  # nested dict of arrays
 Flag = Bool[Array, ""] | bool  # a Python value where the program has one layer after the other
 ATTENTION_PLACES = 8  # of keys for dropout in a layer, after those of its sublayers
 Angles = tuple[Float[Array, "T F"], Float[Array, "T F"]]  # cosines and sines
@@ -192,7 +192,7 @@ class Layer(NamedTuple):
         value: Float[Array, "G C Dh"],
         mask: Bool[Array, "#T C"],
         place: int = 0,
-        chunks: bool = False,
+        within_chunk: bool = False,
     ) -> Float[Array, "G R_T Dh"]:
         """softmax(q k^T) v; with dropout of the weights by a slower way, which keeps all of them."""
         scale, cap = self.limits["scale"], self.limits["cap"]
@@ -201,8 +201,9 @@ class Layer(NamedTuple):
             return self.weighted(weights, value, place)
         if cap is None and self.attend is not attention:
             rescaled = query * (scale * query.shape[-1] ** 0.5)  # it divides by the root of the width
-            return self.attend(rescaled, key, value, in_rows(mask, self.stack), chunks)
-        return attention(query, key, value, mask, chunks, None, scale, cap)  # repeats the mask within, and has a cap
+            return self.attend(rescaled, key, value, in_rows(mask, self.stack), within_chunk)
+        # It repeats the mask within, and has a cap.
+        return attention(query, key, value, mask, within_chunk, None, scale, cap)
 
     def weighted(
         self, weights: Float[Array, "G R_T C"], value: Float[Array, "G C Dh"], place: int = 0
