@@ -3,13 +3,14 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import ROOT, TINY, fully_optimised, read_config
+from helpers import ROOT, TINY, fully_optimised, read_config, tiny_config
 from jax.sharding import SingleDeviceSharding
 
 from jax_simcas.backbones.bart.backbone import Bart
@@ -310,6 +311,21 @@ def test_a_small_model_is_compiled_for_four_chips(tmp_path):
     assert sum(place["cycles"] for place in train["places"]) == train["cycles"]
     assert "where the estimated time goes" in done.stdout and "has no estimate for" in done.stdout
     assert ppo["flops"] > generation["flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        ("train", {"encode", "select", "compact", "decode", "loss", "update"}),
+        ("ppo", {"encode", "select", "compact", "decode", "values", "reward", "ppo"}),
+        ("generate", {"encode", "select", "compact", "generate"}),
+    ],
+)
+def test_operations_name_the_part_of_the_method_that_they_belong_to(stage, parts):
+    settings = tiny_config()
+    program = programs.STAGES[stage](settings, programs.BatchShape(documents=1, tokens=30, target=8, chunks=2))
+    text = jax.jit(program.function).lower(program.model, program.batch).as_text(debug_info=True)
+    assert {cost.scope(name) for name in re.findall(r'loc\("([^"]*)"', text)} - {""} == parts <= {*cost.SCOPES}
 
 
 def test_options_are_those_of_a_kind_of_device():

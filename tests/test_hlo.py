@@ -94,6 +94,12 @@ def test_shares_name_the_place_in_the_program_and_the_phase():
     assert cost.phase("jit(step)/transpose(jvp())/rematted_computation/dot") == "recomputed"
 
 
+def test_shares_of_the_parts_of_the_method():
+    assert cost.analyze(MODULE.replace("layer)", "encode)")).scopes() == {"encode": 1000 + 120, "": 400}
+    assert cost.scope("jit(step)/vmap(transpose(jvp(decode)))/while/body/select/dot_general") == "decode"
+    assert cost.scope("jit(step)/jit(selected)/select") == cost.scope("") == ""  # the last is the operation's own name
+
+
 def test_what_has_no_estimate_is_listed():
     analysis = cost.analyze(MODULE)
     assert analysis.kernels == (("jit(step)/flash", 1),)

@@ -16,6 +16,8 @@ from jax_simcas.compile_check.loops import Execution, Loop, executions, loop_of
 
 KERNEL = "tpu_custom_call"  # a Pallas (Mosaic) kernel
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# What the method's functions name their parts by.
+SCOPES = ("encode", "select", "compact", "decode", "loss", "values", "reward", "ppo", "update", "generate")
 NAMES_ONLY = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call")
 # Opcodes that do work even without an estimate; others start or await a copy, or handle a scalar.
 WORK = ("fusion", "sort", "gather", "scatter", "reduce", "reduce-window", "convolution", "dot", "copy")
@@ -100,6 +102,13 @@ class Analysis:
             totals[instruction.source, instruction.phase] += instruction.total_cycles
         return tuple(PlaceCost(*key, cycles) for key, cycles in totals.most_common() if cycles)
 
+    def scopes(self) -> dict[str, int]:
+        """Cycles per part of the method (`jax.named_scope`, the outermost of SCOPES), most first; "" for the rest."""
+        totals: Counter[str] = Counter()
+        for instruction in self.instructions:
+            totals[scope(instruction.op_name)] += instruction.total_cycles
+        return {name: cycles for name, cycles in totals.most_common() if cycles}
+
     def slowest(self, count: int) -> tuple[Scheduled, ...]:
         return tuple(sorted(self.instructions, key=lambda instruction: -instruction.total_cycles)[:count])
 
@@ -165,6 +174,12 @@ def phase(op_name: str) -> str:
     if "transpose(" in op_name:
         return "backward"
     return "forward" if "jvp(" in op_name else ""
+
+
+def scope(op_name: str) -> str:
+    """The outermost part of the method in the path of an operation, "jit(step)/transpose(jvp(encode))/dot"; or ""."""
+    parts = (re.sub(r"^(?:\w+\()*|\)*$", "", part) for part in op_name.split("/")[:-1])
+    return next((part for part in parts if part in SCOPES), "")
 
 
 def _unestimated(instruction: Instruction) -> str:

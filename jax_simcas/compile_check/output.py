@@ -75,7 +75,7 @@ def _listed(counts: Sequence[tuple[str, int]]) -> str:
 
 
 def slowest_tables(analysis: cost.Analysis, count: int, clock: float | None) -> str:
-    """The slowest places in the program, the slowest instructions, and the largest arrays: these alone if no clock."""
+    """Time per part of the method, the slowest places and instructions, the largest arrays: these alone if no clock."""
     arrays = [
         {"MiB": each.bytes / MIB, "opcode": each.opcode, "phase": each.phase, "place": each.source, "shape": each.shape}
         for each in analysis.largest(count)
@@ -85,8 +85,12 @@ def slowest_tables(analysis: cost.Analysis, count: int, clock: float | None) -> 
 
 
 def _timed_rows(analysis: cost.Analysis, count: int, clock: float) -> tuple[list[dict[str, Any]], ...]:
-    """The slowest places, and the slowest instructions."""
+    """The parts of the method, the slowest places, and the slowest instructions."""
     total = max(analysis.cycles, 1)
+    parts = [
+        {"ms": 1e3 * cycles / clock, "%": 100 * cycles / total, "part": part or "others"}
+        for part, cycles in analysis.scopes().items()
+    ]
     places = [
         {"ms": 1e3 * p.cycles / clock, "%": 100 * p.cycles / total, "phase": p.phase, "place": p.source}
         for p in analysis.places()[:count]
@@ -103,7 +107,7 @@ def _timed_rows(analysis: cost.Analysis, count: int, clock: float) -> tuple[list
         }
         for each in analysis.slowest(count)
     ]
-    return places, instructions
+    return parts, places, instructions
 
 
 def as_json(result: Result, count: int) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def as_json(result: Result, count: int) -> dict[str, Any]:
             "kernels": dict(analysis.kernels),
             "missing": dict(analysis.missing),
             "loops": [dataclasses.asdict(loop) for loop in analysis.loops],
+            "parts": analysis.scopes(),
             "places": [dataclasses.asdict(place) for place in analysis.places()],
             "slowest": [dataclasses.asdict(each) for each in analysis.slowest(count)],
             "largest": [dataclasses.asdict(each) for each in analysis.largest(count)],

@@ -29,6 +29,7 @@ class Generation(NamedTuple):
     score: Float[Array, "*B"]  # sum of log-probabilities / generated tokens ** length_penalty, nats
 
 
+@jax.named_scope("generate")
 def generate(
     params: Params,
     model: SimCAS,

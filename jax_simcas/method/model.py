@@ -152,6 +152,7 @@ def encode_chunks(
     return constrain(backbone.encoder_end(params, x, dtype), "chunks", None, None), layer_inputs
 
 
+@jax.named_scope("encode")
 def encode(
     params: Params, model: SimCAS, document: Document, key: Array | None = None
 ) -> tuple[Float[Array, "K S D"], Float[Array, "L K S D"]]:
@@ -268,6 +269,7 @@ def encode_and_select(
     return Encoded(hidden, selection, select_lib.compact(hidden, document.chunk_mask, selection, model.capacity))
 
 
+@jax.named_scope("decode")
 def decode_selected(
     params: Params,
     model: SimCAS,

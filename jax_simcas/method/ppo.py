@@ -217,6 +217,7 @@ def visit_minibatch(
     return PPOState(selector, optimizer_state, kl, state.active), (losses, taken)
 
 
+@jax.named_scope("ppo")
 def ppo_update(
     selector: Params,
     optimizer: optax.GradientTransformation,

@@ -204,6 +204,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 
+@jax.named_scope("select")
 def select(
     selector: Params,
     hidden: Float[Array, "K S D"],
@@ -362,6 +363,7 @@ def _rows_at(hidden: Float[Array, "K S D"], position: Int[Array, " M"]) -> Float
     return jax.vmap(own)(parts, starts).sum(axis=0)
 
 
+@jax.named_scope("compact")
 def compact(
     hidden: Float[Array, "K S D"],
     chunk_mask: Bool[Array, " K"],

@@ -69,6 +69,7 @@ def init_state(
     )
 
 
+@jax.named_scope("loss")
 def smoothed_cross_entropy(
     logits: Float[Array, "T V"],
     target: Target,
@@ -198,6 +199,7 @@ def transformer_step(
     return state, metrics
 
 
+@jax.named_scope("update")
 def updated_if(
     finite: Bool[Array, ""],
     optimizer: optax.GradientTransformation,
@@ -242,12 +244,14 @@ def rollout(
         hidden, selection, _ = out.encoded
         hidden = constrain(hidden, None, "tokens", None)  # the layout that the policy scanned and PPO visits
         mask = selection.candidate_mask
-        value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden, selection.state)[:, 1:]
-        reward = model.reward(params, model, example, out)
-        rewards = model.credit(reward, out)
-        # `advantages` scans over the chunks; sharded, each of its steps would gather them.
-        rewards, value, mask = (constrain(x, None, None) for x in (rewards, value, mask))
-        advantage, returns = advantages(rewards, value, mask, config.discount, config.trace)
+        with jax.named_scope("values"):
+            value = jax.vmap(select_lib.state_values, (None, 0, 0))(params["selector"], hidden, selection.state)[:, 1:]
+        with jax.named_scope("reward"):
+            reward = model.reward(params, model, example, out)
+            rewards = model.credit(reward, out)
+            # `advantages` scans over the chunks; sharded, each of its steps would gather them.
+            rewards, value, mask = (constrain(x, None, None) for x in (rewards, value, mask))
+            advantage, returns = advantages(rewards, value, mask, config.discount, config.trace)
         done = (selection.action, selection.log_prob, value, advantage, returns, mask)
         return Rollout(hidden, selection.state, *done), reward, out.encoded
 
