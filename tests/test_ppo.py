@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jax_simcas.common.sharding import make_mesh
 from jax_simcas.method.ppo import (
     Minibatch,
     Orders,
@@ -158,3 +160,25 @@ def test_learns_to_keep_what_is_rewarded():
 def test_bad_settings_are_named(field):
     with pytest.raises(ValueError, match=f"^{field}=0: expected at least 1"):
         PPOConfig(**{field: 0})
+
+
+def test_devices_take_their_part_of_every_step():
+    """Two documents on four devices each: the loops carry a quarter of each kernel and of its moments."""
+    selector, rows, optimizer = init_selector(jax.random.key(0), D), rollout(), optax.adam(1e-2)
+    config = PPOConfig(minibatch_size=3, max_kl=1e9)
+    orders = draw_orders(jax.random.key(1), rows.mask, config)
+
+    def update(selector, rows, orders):
+        return ppo_update(selector, optimizer, optimizer.init(selector), rows, orders, config)
+
+    mesh = make_mesh({"data": 2, "fsdp": 1, "chunk": 2, "tensor": 2}, jax.devices())
+    documents = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(update).lower(selector, jax.device_put(rows, documents), orders).compile()
+        shared = jax.device_get(compiled(selector, jax.device_put(rows, documents), orders))
+    alone = jax.device_get(jax.jit(update)(selector, rows, orders))
+    for got, expected in zip(jax.tree.leaves(shared), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
+    assert any("f32[4,2]" in line and "f32[2,8]" in line for line in loops)
+    assert not any("f32[4,8]" in line or "f32[8,8]" in line for line in loops)

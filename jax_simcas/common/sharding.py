@@ -39,6 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),  # "heads/4" where the dimension holds 4 of them, none of which is cut
     "inner": ("tensor",),
     "vocabulary": ("tensor",),
+    "selector inner": ("chunk", "tensor"),  # of the selector's layers while PPO visits minibatches
 }
 
 # The end of a parameter's path (a regular expression) -> what its last dimensions mean; earlier ones, such as that of
@@ -166,6 +167,18 @@ def constrain(x: Array, *dimensions: str | None) -> Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, partition(divided(dimensions, x.shape, mesh.shape)))
+
+
+def constrain_tree(tree: Any, rules: Sequence[ShardingRule]) -> Any:
+    """`constrain` of every leaf for which there is a rule, by its path and rank; the others stay as they are."""
+
+    def one(keys: tuple, leaf: Array) -> Array:
+        path = path_of(keys)
+        fitting = (d for pattern, d in rules if len(d) == leaf.ndim and re.search(f"({pattern})$", path))
+        dimensions = next(fitting, None)
+        return leaf if dimensions is None else constrain(leaf, *dimensions)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def over_documents(function: Callable, in_axes: Any = 0) -> Callable:

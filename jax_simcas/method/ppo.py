@@ -12,9 +12,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_simcas.common import checks
-from jax_simcas.common.sharding import constrain, over_documents
+from jax_simcas.common.sharding import ShardingRule, constrain, constrain_tree, over_documents
 from jax_simcas.common.trees import Params
 from jax_simcas.method.select import action_logits, state_values
+
+# How the selector and its optimizer's state lie on a mesh while minibatches are visited: devices that share a document,
+# and so a minibatch, each compute and update a part of the inner layer, and add up what it makes of the candidates.
+IN_PIECES: tuple[ShardingRule, ...] = (
+    (r"dense_[12]/kernel", (None, "selector inner")),
+    (r"dense_3/kernel", ("selector inner", None)),
+)
 
 
 @dataclass(frozen=True)
@@ -232,8 +239,8 @@ def ppo_update(
     approximate KL exceeds `config.max_kl`, the remaining epochs are skipped.
     Source: docs/method.md, "Dual update" (released code, there with one document per batch).
 
-    On a mesh all devices of a document compute its whole minibatch: its states are a small part (1/64 for BART-large)
-    of the gradient that they would otherwise exchange. Only that gradient is exchanged, between documents.
+    On a mesh, devices that share a document share the work; see IN_PIECES. Those with documents of their own exchange
+    gradients, and each take the whole step of the optimizer.
 
     Returns:
       new parameters and optimizer state; the losses of every step, [E * R * K] each; and which steps were taken.
@@ -260,6 +267,7 @@ def ppo_update(
         state, out = lax.scan(one_round, state, (rounds, chunk_order))
         return state._replace(active=state.active & (state.kl <= config.max_kl)), out
 
+    selector, optimizer_state = constrain_tree((selector, optimizer_state), IN_PIECES)
     state = PPOState(selector, optimizer_state, jnp.zeros(()), jnp.array(True))
     losses: Losses
     taken: Array
