@@ -82,7 +82,7 @@ def sentence_at(text: str, start: int, end: int, mark_them: bool = True) -> str:
     return f"{text[before:start]}{word}{text[end:after]}".strip()
 
 
-def told(summary: Summary, row: Row) -> Iterator[str]:
+def facts(summary: Summary, row: Row) -> Iterator[str]:
     """The facts of the document that answer its question, and whether they were kept."""
     for start, end in row.evidence or ():
         kept = any(a < end and start < b for a, b in summary.kept_spans)
@@ -104,7 +104,7 @@ def report(summary: Summary, row: Row) -> str:
             *lines,
             "",
             "The facts that answer the question:",
-            *told(summary, row),
+            *facts(summary, row),
             "",
             f"question:            {question}",
             f"expected answer:     {row.summary}",

@@ -21,7 +21,7 @@ from jax_simcas.method.select import GREEDY, POLICIES, Policy
 from jax_simcas.run.method_config import SimcasConfig, UpdateConfig, backbone_of, policy_of, resolve
 
 
-def plain_attention(query, key, value, mask, chunks):
+def plain_attention(query, key, value, mask, within_chunk):
     """One's own attention: with all scores in memory."""
     return attend_with_weights(query, key, value, mask)[0]
 

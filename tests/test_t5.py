@@ -307,9 +307,9 @@ def test_another_attention_reads_the_selected_states(rate):
     """It divides by sqrt(d_kv), as all do: T5's scores are not divided."""
     calls = []
 
-    def own(query, key, value, mask, chunks):
+    def own(query, key, value, mask, within_chunk):
         calls.append(query.shape)
-        return attention(query, key, value, mask, chunks)
+        return attention(query, key, value, mask, within_chunk)
 
     config = dataclasses.replace(TINY, dropout_rate=rate)
     key = jax.random.key(3) if rate else None

@@ -35,8 +35,8 @@ def test_the_bias_of_attention_takes_no_memory_to_speak_of():
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(layer, x, mask).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    def without(query, key, value, mask, chunks=False, bias=None, scale=None):
-        return attention(query, key, value, mask, chunks, None, scale)
+    def without(query, key, value, mask, within_chunk=False, bias=None, scale=None):
+        return attention(query, key, value, mask, within_chunk, None, scale)
 
     with pytest.MonkeyPatch.context() as patch:
         plain, biased = temporaries(without, patch), temporaries(attention, patch)

@@ -75,7 +75,7 @@ def run(arguments: Any) -> int:
     print(table(outcomes))
     start, *others = whole.values()
     for other, given in zip(list(names)[1:], others, strict=True):
-        print(f"without a change, {names[other]} differs from the first by {_told(*differences(given, start))}")
+        print(f"without a change, {names[other]} differs from the first by {_differences(*differences(given, start))}")
     problems = [f"{first}, then {second}: {made.problem}" for first, second, made in outcomes if made.problem]
     for problem in problems:
         print(f"fault: {problem}")
@@ -132,7 +132,7 @@ def judged(ended: Ended, given: Result | None, whole: Result, same: bool) -> Out
         return Outcome(problem="trained anew, without a word about the checkpoint")
     figures, params = differences(given, whole)
     limit = 0.0 if same else ROUNDING
-    problem = "" if max(figures, params) <= limit else f"differs by {_told(figures, params)}"
+    problem = "" if max(figures, params) <= limit else f"differs by {_differences(figures, params)}"
     return Outcome(figures, params, problem=problem)
 
 
@@ -169,7 +169,7 @@ def differences(given: Result, expected: Result) -> tuple[float, float]:
     return figures, apart / norm
 
 
-def _told(figures: float, params: float) -> str:
+def _differences(figures: float, params: float) -> str:
     return f"{figures:.1g} in figures and {params:.1g} in parameters"
 
 

@@ -5,8 +5,9 @@ fsdp    documents; parameters and optimizer state are sharded, and gathered one 
 chunk   the chunks of one document; parameters and optimizer state are sharded too
 tensor  heads, the inner width of feed-forward layers, and the vocabulary
 
-Any of them may be 1. The functions of the method do not know the mesh: they name the dimensions of an array
-(`constrain`), which does nothing until a program enters a mesh with `jax.set_mesh`.
+Any of them may be 1. During PPO the selector's inner layer lies on `chunk` and `tensor`. The functions of the method do
+not know the mesh: they name the dimensions of an array (`constrain`), which does nothing until a program enters a mesh
+with `jax.set_mesh`.
 """
 
 from __future__ import annotations

@@ -44,7 +44,12 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--target", type=cli.none_or(3), default=256, help="tokens of a target or summary; 0: the maximum"
     )
-    made.add_argument("--slowest", type=cli.natural, default=0, help="how many slowest places and instructions to list")
+    made.add_argument(
+        "--slowest",
+        type=cli.natural,
+        default=0,
+        help="how many slowest places and instructions to list, after the time per part of the method",
+    )
     made.add_argument("--json", type=cli.text, metavar="FILE", help="for all figures")
     return made
 
