@@ -4,7 +4,7 @@
 # Expected: an array in pieces that is asked for whole (`out_shardings`, `with_sharding_constraint`) is an all-gather,
 # at any size. Seen, for float32 [1024, 2048] in pieces of 4 rows on 256 chips of a v5e: each chip writes its rows into a
 # whole array of zeros, and an all-reduce adds up 256 of these with a floating-point add. Twice the bytes pass the links,
-# every chip fills the whole array first, and -0.0 comes back as what -0.0 and zeros add up to, 0.0. The same array in 16
+# every chip fills the whole array first, and by the rules of that add -0.0 becomes 0.0. The same array in 16
 # pieces, or one of 4,096 rows in 256, is an all-gather. So an optimizer's state that is split over all chips in order to
 # exchange no more than before (ZeRO's first stage) exchanges half as much again or more, without a word of it.
 # No TPU is needed: libtpu compiles for chips that are not there. With jax 0.12.0.1 and libtpu 0.0.50.1 it is the same.

@@ -174,9 +174,7 @@ def constrain_tree(tree: Any, rules: Sequence[ShardingRule]) -> Any:
     """`constrain` of every leaf for which there is a rule, by its path and rank; the others stay as they are."""
 
     def one(keys: tuple, leaf: Array) -> Array:
-        path = path_of(keys)
-        fitting = (d for pattern, d in rules if len(d) == leaf.ndim and re.search(f"({pattern})$", path))
-        dimensions = next(fitting, None)
+        dimensions = _dimensions(path_of(keys), leaf.ndim, rules)
         return leaf if dimensions is None else constrain(leaf, *dimensions)
 
     return jax.tree_util.tree_map_with_path(one, tree)
@@ -195,12 +193,20 @@ def parameter_dimensions(path: str, rank: int, rules: Iterable[ShardingRule]) ->
     Raises:
       ValueError: no rule fits.
     """
+    dimensions = _dimensions(path, rank, rules)
+    if dimensions is None:
+        raise ValueError(
+            f"parameter {path} with {rank} dimensions: no sharding rule fits; add one to those of the backbone"
+        )
+    return dimensions
+
+
+def _dimensions(path: str, rank: int, rules: Iterable[ShardingRule]) -> tuple[str | None, ...] | None:
+    """Of the first rule that fits; None without one."""
     for pattern, dimensions in rules:
         if re.search(f"({pattern})$", path) and rank >= len(dimensions):
             return (None,) * (rank - len(dimensions)) + dimensions
-    raise ValueError(
-        f"parameter {path} with {rank} dimensions: no sharding rule fits; add one to those of the backbone"
-    )
+    return None
 
 
 def state_shardings(mesh: Mesh, state: Any, rules: Sequence[ShardingRule]) -> Any:
